@@ -1,0 +1,37 @@
+PYTHON ?= python3
+THREADS ?= 2
+BIN := .venv/bin
+DONE := .venv/.installed
+
+.PHONY: setup demo test test-slow lint types bench base
+
+setup: $(DONE)
+
+$(DONE): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: expected Python >= 3.11; found %s; run make with PYTHON=python3.11 or newer" % sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	@touch $@
+
+demo: $(DONE)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/parallel-r1 demo
+
+test: lint types
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+test-slow: $(DONE)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+
+lint: $(DONE)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DONE)
+	$(BIN)/mypy
+
+bench: $(DONE)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/engine.py
+
+base: $(DONE)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/parallel-r1 sft recipes/tiny/base.toml --out runs/tiny-base

@@ -1,0 +1,55 @@
+"""The method in one sitting: a fork, who sees whom, an answer, a reward, an update. `python examples/tour.py`"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import islice
+
+from parallel_r1 import models
+from parallel_r1.algorithms import grpo
+from parallel_r1.attention import layout
+from parallel_r1.batch import collate, score
+from parallel_r1.config import GRPO, Budget, Sampling
+from parallel_r1.evaluate import answer
+from parallel_r1.parity import measure
+from parallel_r1.rewards import Outcome, parse_reward
+from parallel_r1.tasks import load_task
+from parallel_r1.trace import EXACT_SCORER, parse
+
+policy = models.load("models/tiny-base")
+
+# 1. An answer is a tree written as text. The tags are single tokens; parsing never fails, it reports defects.
+text = "<Parallel><Path>3*5=15</Path><Path>7-5=2, 2*3=6</Path></Parallel>\n<Summary>15</Summary>\nFinal Answer: 3*5+7"
+trace = parse(policy.encode(text), policy.tags)
+print("forks", trace.forks, "| defects", trace.defects)
+
+# 2. One relation says who sees whom. Paths are blind to each other and stand at the same positions.
+laid = layout(trace.runs)
+for span in trace.spans:
+    print(f"  {'sampled' if span.sampled else 'given  '}  {span.address!s:<12} {policy.decode(span.token_ids)!r}")
+print("critical path", laid.critical_path, "of", len(laid.positions), "tokens")
+
+# 3. Drawing: decode to a fork, run the paths at once, join, go on. The tiny base has not learnt to fork yet.
+task = load_task("countdown-easy")
+problems = list(islice(task.problems("train", seed=0), 4))
+sampling = Sampling(paths=4, budget=Budget(critical_path=60, path=34, forks=1))
+rollouts = answer(policy, task, problems, 8, sampling, seed=0)
+print("\n" + rollouts[0].problem.prompt + rollouts[0].text)
+
+# 4. What is sampled is what is scored: forks are forced here, so that any model shows it.
+print("\nlargest difference of log-probabilities:", measure(policy, "isolated", "isolated", paths=4).max_abs)
+
+# 5. Rewards are functions; advantages compare the answers to one problem.
+reward = parse_reward("alternate(accuracy(), bonus(0.2), period=10, second=2)")
+rewards = [reward(Outcome(r.correct, r.trace.forks, r.trace.well_formed), 1) for r in rollouts]
+advantages = [
+    value for start in range(0, len(rewards), 8) for value in grpo.advantages(rewards[start : start + 8], True)
+]
+print("rewards", rewards[:8])
+
+# 6. One loss over one batch. Only sampled tokens count.
+batch = collate([rollout.trace for rollout in rollouts], EXACT_SCORER["isolated"], advantages)
+loss = partial(grpo.loss, settings=GRPO(clip_high=0.28))
+value, metrics = loss(score(policy.model, batch), batch, int(batch.sampled.sum()))
+value.backward()
+print("loss", round(value.item(), 4), metrics)

@@ -1,0 +1,1 @@
+"""Credit and loss, one algorithm a file."""

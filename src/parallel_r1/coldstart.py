@@ -1,0 +1,134 @@
+"""Answers to imitate: from a file, or from a task's procedural teacher."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from parallel_r1.config import Data
+from parallel_r1.errors import UserError
+from parallel_r1.models import Policy
+from parallel_r1.rollout import Problem
+from parallel_r1.tasks import load_task
+from parallel_r1.trace import TAGS, Sampler, Span, Trace, parse, parse_text
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and an answer to imitate; `rehearsal` if its first token is given, so that nothing is taught about the
+    choice between forking and not."""
+
+    prompt: str
+    text: str
+    rehearsal: bool = False
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A task that can also write answers. An answer that did not solve its problem is None."""
+
+    def sequential_answer(self, problem: Problem, rng: random.Random, most: int) -> str | None: ...
+
+    def parallel_answer(
+        self, problem: Problem, rng: random.Random, paths: int, most: int, after: int
+    ) -> str | None: ...
+
+
+def examples(data: Data, seed: int) -> Iterator[Example]:
+    """Endless prompts and answers, the same for the same seed.
+
+    Raises:
+        UserError: a task without a teacher, or a file that cannot be read.
+    """
+    if data.file is not None:
+        yield from _repeat(read_examples(Path(data.file)), seed)
+    rng = random.Random(f"coldstart/{seed}")
+    sources = {
+        name: (_teacher(name), load_task(name).problems("train", seed)) for name in {**data.tasks, **data.rehearse}
+    }
+    while True:
+        rehearsal = rng.random() < data.rehearsal
+        weights = data.rehearse if rehearsal else data.tasks
+        teacher, problems = sources[rng.choices(list(weights), list(weights.values()))[0]]
+        fork = not rehearsal and rng.random() < data.parallel
+        text = None
+        while text is None:
+            problem = next(problems)
+            text = (
+                teacher.parallel_answer(problem, rng, data.paths, data.tries, data.sequential_tries)
+                if fork
+                else teacher.sequential_answer(problem, rng, data.sequential_tries)
+            )
+        yield Example(problem.prompt, text, rehearsal)
+
+
+def _teacher(name: str) -> Teacher:
+    task = load_task(name)
+    if not isinstance(task, Teacher):
+        raise UserError("a task with a procedural teacher", f"'{name}'", "give a file of answers instead")
+    return task
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Prompts and answers of a JSONL file of {"prompt", "text"}; answers that break the format are refused.
+
+    Raises:
+        UserError: no such file, a line that is no such object, a malformed answer, or no line at all.
+    """
+    if not path.is_file():
+        raise UserError("a JSONL file of answers", f"no file {path}", "check data.file")
+    found: list[Example] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            prompt, text = row["prompt"], row["text"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                '{"prompt": .., "text": ..} on every line', f"{path}:{number}: {error!r}", "mend that line"
+            ) from error
+        defects = parse_text(text).defects
+        if defects:
+            raise UserError(
+                "well-formed answers", f"{path}:{number}: {defects[0].message}", f"run parallel-r1 check {path}"
+            )
+        found.append(Example(prompt, text))
+    if not found:
+        raise UserError("a file with answers", f"{path} is empty", "check data.file")
+    return found
+
+
+def _repeat(found: list[Example], seed: int) -> Iterator[Example]:
+    """Epoch after epoch, shuffled anew each time."""
+    epoch = 0
+    while True:
+        order = list(found)
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+        yield from order
+        epoch += 1
+
+
+def to_trace(example: Example, policy: Policy, sampler: Sampler) -> Trace:
+    """An example as a trace that ends with the end of text."""
+    token_ids = [*policy.encode(example.text), *policy.tags.eos]
+    trace = parse(token_ids, policy.tags, sampler=sampler, prompt_ids=policy.encode(example.prompt))
+    if not example.rehearsal:
+        return trace
+    first, *rest = trace.spans
+    given = Span(first.token_ids[:1], first.address, False)
+    kept = [replace(first, token_ids=first.token_ids[1:])] if len(first.token_ids) > 1 else []
+    return replace(trace, spans=(given, *kept, *rest))
+
+
+def plain_texts(data: Data, seed: int, count: int) -> Iterator[str]:
+    """Texts to train a tokenizer on: examples cut at their tags, so that no merge crosses one. Parallel and
+    sequential answers both, whatever the data's share."""
+    for share in (0.0, 1.0):
+        source = examples(data.model_copy(update={"parallel": share, "rehearsal": 0.0}), seed)
+        for _ in range(count // 2):
+            example = next(source)
+            yield from re.split("|".join(TAGS), example.prompt + example.text)

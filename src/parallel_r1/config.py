@@ -1,0 +1,355 @@
+"""Recipes: TOML files read into pydantic models. An unknown key or a value out of range is one clear line."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from parallel_r1.errors import UserError, nearest
+from parallel_r1.trace import EXACT_SCORER, Sampler, Scorer
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A table of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Architecture(Section):
+    """A Qwen3 model with random weights and a tokenizer trained on the tasks' own text."""
+
+    hidden: Count = 128
+    layers: Count = 4
+    heads: Count = 4
+    kv_heads: Count = 2
+    intermediate: Count = 448
+    positions: Count = 512
+    vocabulary: Annotated[int, Field(ge=263)] = 512
+
+
+class Model(Section):
+    """Where the policy comes from: a folder or hub id, or an architecture to start from nothing."""
+
+    path: str | None = None
+    architecture: Architecture | None = None
+    attention: str = "sdpa"
+
+    @model_validator(mode="after")
+    def one_source(self) -> Model:
+        if (self.path is None) == (self.architecture is None):
+            raise ValueError("exactly one of path and architecture must be given")
+        return self
+
+
+class Budget(Section):
+    """What one answer may spend, in tokens with the given ones counted, and in forks. The prompt is not counted.
+
+    Attributes:
+        total: over all paths.
+        critical_path: over the longest chain of tokens drawn one after the other: latency.
+        path: one path, its tags included.
+        forks: how many forks an answer may open; a later `<Parallel>` is plain text and the trunk goes on.
+        depth: how deep forks may nest; 1 means no fork inside a path.
+    """
+
+    total: Count = 512
+    critical_path: Count = 256
+    path: Count = 128
+    forks: Annotated[int, Field(ge=0)] = 4
+    depth: Count = 1
+
+
+class Sampling(Section):
+    """How answers are drawn."""
+
+    sampler: Sampler = "isolated"
+    paths: Annotated[int, Field(ge=1, le=64)] = 2
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    rows: Count = 128
+    budget: Budget = Budget()
+
+
+class Optimizer(Section):
+    """AdamW with a warm-up and a constant or cosine learning rate.
+
+    Attributes:
+        embeddings: which rows of the embedding table learn: all, or those of tokens that are used in the batch. The
+            softmax pushes every row a little, and Adam makes a large step of a small push, so training on a narrow
+            task wrecks the rows of tokens that it never uses; `used` keeps them.
+    """
+
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: Share = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    embeddings: Literal["all", "used"] = "all"
+
+
+class Data(Section):
+    """What supervised fine-tuning reads: a JSONL file of {"prompt", "text"}, or what a procedural teacher writes.
+
+    Attributes:
+        file: the JSONL file; the other fields are then unused.
+        tasks: task -> weight, for the teacher.
+        rehearse: task -> weight, for what the base could do already; in the share `rehearsal` of the examples. These
+            are sequential answers whose first token, the choice between forking and not, is given: they keep the
+            skill and teach nothing about when to fork.
+        parallel: the share of the other answers that have a fork.
+        paths: paths of a fork.
+        tries: how many tries the teacher makes in a path.
+        sequential_tries: and in an answer without a fork, or after a fork in which no path succeeded.
+    """
+
+    file: str | None = None
+    tasks: dict[str, Annotated[float, Field(gt=0)]] = {}
+    rehearse: dict[str, Annotated[float, Field(gt=0)]] = {}
+    rehearsal: Share = 0.0
+    parallel: Share = 0.0
+    paths: Annotated[int, Field(ge=2)] = 2
+    tries: Count = 3
+    sequential_tries: Count = 5
+
+    @model_validator(mode="after")
+    def one_source(self) -> Data:
+        if (self.file is None) == (not self.tasks):
+            raise ValueError("exactly one of file and tasks must be given")
+        if (self.rehearsal > 0) != bool(self.rehearse):
+            raise ValueError("rehearse and rehearsal go together: tasks, and the share of examples from them")
+        return self
+
+
+class Stage(Section):
+    """What every stage has.
+
+    Attributes:
+        start: the stage whose weights it continues, or "base"; the stage before it if None.
+        steps: optimiser updates.
+        scorer: how answers are scored; must be the sampler's exact partner unless `allow_mismatch`.
+        micro_tokens: padded tokens of one forward pass.
+        precision: of forward passes in training; weights and optimiser stay fp32.
+    """
+
+    start: str | None = None
+    steps: Count
+    scorer: Scorer = "isolated"
+    allow_mismatch: bool = False
+    sampling: Sampling = Sampling()
+    optimizer: Optimizer = Optimizer()
+    micro_tokens: Count = 4096
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def exact(self) -> Stage:
+        exact = EXACT_SCORER[self.sampling.sampler]
+        if self.scorer != exact and not self.allow_mismatch:
+            raise ValueError(
+                f"sampler '{self.sampling.sampler}' needs scorer '{exact}', found '{self.scorer}'; "
+                "set allow_mismatch = true to study the difference"
+            )
+        return self
+
+
+class SFT(Stage):
+    """Supervised fine-tuning."""
+
+    kind: Literal["sft"]
+    data: Data
+    batch: Count = 64
+
+
+class GRPO(Section):
+    """Group-relative policy optimisation.
+
+    Attributes:
+        clip_low, clip_high: the ratio of new to behaviour probability counts within [1 - clip_low, 1 + clip_high].
+        std: divide advantages by the group's standard deviation.
+        minibatches: optimiser updates from one batch of answers; 1 is strictly on-policy.
+    """
+
+    clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    std: bool = True
+    minibatches: Count = 1
+
+
+class RL(Stage):
+    """Reinforcement learning. `steps` counts batches of answers; each makes `grpo.minibatches` updates."""
+
+    kind: Literal["rl"]
+    task: str
+    reward: str = "accuracy()"
+    problems: Count = 16
+    group: Annotated[int, Field(ge=2)] = 8
+    grpo: GRPO = GRPO()
+    save_rollouts_every: Count = 10
+
+
+class Evaluation(Section):
+    """How every stage is measured on held-out problems."""
+
+    tasks: tuple[str, ...] = ()
+    problems: Count = 200
+    samples: Count = 8
+    seed: int = 1234
+
+
+class Recipe(Section):
+    """A whole run: a model, stages in order, and what to measure.
+
+    Attributes:
+        compare: pairs (stage, against) that the table compares, paired by problem.
+    """
+
+    name: str
+    seed: int = 0
+    model: Model
+    evaluation: Evaluation = Evaluation()
+    stages: dict[str, Annotated[SFT | RL, Field(discriminator="kind")]] = Field(min_length=1)
+    compare: tuple[tuple[str, str], ...] = ()
+
+    @model_validator(mode="after")
+    def known_starts(self) -> Recipe:
+        seen = ["base"]
+        for name, stage in self.stages.items():
+            if name == "base":
+                raise ValueError("no stage may be called 'base': that is the model itself")
+            if stage.start is not None and stage.start not in seen:
+                raise ValueError(f"stages.{name}.start is '{stage.start}'; {nearest(stage.start, seen)}")
+            seen.append(name)
+        for name in (name for pair in self.compare for name in pair):
+            if name not in seen:
+                raise ValueError(f"compare names '{name}'; {nearest(name, seen)}")
+        return self
+
+    def start_of(self, name: str) -> str:
+        """The stage whose weights a stage continues."""
+        names = ["base", *self.stages]
+        return self.stages[name].start or names[names.index(name) - 1]
+
+    def only(self, kind: Literal["sft", "rl"]) -> Recipe:
+        """The recipe with its stages of one kind; a stage whose start is left out continues the one before it.
+
+        Raises:
+            UserError: it has none of this kind.
+        """
+        kept = {name: stage for name, stage in self.stages.items() if stage.kind == kind}
+        if not kept:
+            raise UserError(
+                f"a recipe with a stage of kind '{kind}'",
+                f"stages {', '.join(self.stages)}",
+                "use `train`, or another recipe",
+            )
+        known = {"base", *kept}
+        chain = {
+            name: stage if stage.start in known else stage.model_copy(update={"start": None})
+            for name, stage in kept.items()
+        }
+        pairs = tuple(pair for pair in self.compare if known.issuperset(pair))
+        return self.model_copy(update={"stages": chain, "compare": pairs})
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe, apply `a.b=value` overrides, fill in defaults, check everything.
+
+    A `[defaults]` table is laid under every stage, so that stages say only what differs.
+
+    Raises:
+        UserError: no such file, bad TOML, an unknown key, a value out of range.
+    """
+    if not path.is_file():
+        raise UserError("a recipe file", f"no file {path}", "see recipes/ for some that work")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError("a recipe in TOML", f"{path}: {error}", "mend the line that it names") from error
+    for override in overrides or []:
+        apply_override(tree, override)
+    _spread_defaults(tree, path)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(error, path) from error
+
+
+def _spread_defaults(tree: dict[str, Any], path: Path) -> None:
+    """Lay the `[defaults]` table under every stage that knows its keys, in place."""
+    defaults, stages = tree.pop("defaults", {}), tree.get("stages", {})
+    kinds: dict[str, type[Stage]] = {"sft": SFT, "rl": RL}
+    known = {key for kind in kinds.values() for key in kind.model_fields}
+    for key in defaults:
+        if key not in known:
+            raise UserError("keys of a stage in [defaults]", f"'{key}' in {path}", nearest(key, known))
+    for name, stage in stages.items() if isinstance(stages, dict) else ():
+        if isinstance(stage, dict) and stage.get("kind") in kinds:
+            fields = kinds[stage["kind"]].model_fields
+            stages[name] = _merge({key: value for key, value in defaults.items() if key in fields}, stage)
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one value of a nested table in place: `a.b=3`. The value is read as TOML, else as a string."""
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError("--set section.key=value", f"'{override}'", "write it like --set stages.easy.steps=10")
+    node: Any = tree
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise UserError(f"a section '{part}'", f"a value in --set {override}", "name a key of a section")
+    try:
+        node[parts[-1]] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        node[parts[-1]] = value
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as TOML: everything that a run used, defaults filled in."""
+    import tomli_w
+
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _explain(error: ValidationError, path: Path) -> UserError:
+    """The first problem of a recipe as one line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in ("sft", "rl"))
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(first["loc"][:-1])
+        return UserError("a known key", f"'{where}' in {path}", nearest(str(first["loc"][-1]), known))
+    message = first["msg"].removeprefix("Value error, ")
+    found = f" (found {first['input']!r})" if not isinstance(first["input"], dict) else ""
+    return UserError("a valid recipe", f"{path}: {where or 'recipe'}{found}", message)
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section at a location of a validation error may have."""
+    section: type[BaseModel] = Recipe
+    for part in location:
+        if part in ("sft", "rl"):
+            section = SFT if part == "sft" else RL
+        elif part in section.model_fields:
+            kinds = [kind for kind in _kinds(section.model_fields[str(part)].annotation)]
+            section = kinds[0] if kinds else section
+    return list(section.model_fields)
+
+
+def _kinds(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [kind for inner in getattr(annotation, "__args__", ()) for kind in _kinds(inner)]

@@ -1,0 +1,190 @@
+"""What the command line shows: progress while a run goes on, tables, and traces in colour."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from parallel_r1 import report
+from parallel_r1.evaluate import Result
+from parallel_r1.rollout import Rollout
+from parallel_r1.trace import FORK_OPEN, SUMMARY_OPEN, TRUNK, Address, parse_text, text_pieces
+
+PATH_COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
+
+
+class RunProgress:
+    """Follows a run: a bar that moves in a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, console: Console, every: int = 10) -> None:
+        self.console, self.every = console, every
+        self.bars = (
+            Progress(
+                TextColumn("[bold]{task.description:<12}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            if console.is_terminal
+            else None
+        )
+        self.bar: Any = None
+        self.stage = ""
+        self.started = time.monotonic()
+
+    def __enter__(self) -> RunProgress:
+        if self.bars:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars:
+            self.bars.stop()
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        if row["kind"] == "evaluation":
+            self.evaluation(row)
+            return
+        figures = self.figures(row)
+        if self.bars:
+            if row["stage"] != self.stage:
+                self.bar = self.bars.add_task(row["stage"], total=row["stage_steps"], figures="")
+            self.bars.update(self.bar, completed=row["stage_step"], figures=figures)
+        elif row["stage_step"] % self.every == 0 or row["stage_step"] in (1, row["stage_steps"]):
+            left = row["seconds"] * (row["stage_steps"] - row["stage_step"])
+            self.console.print(
+                f"{time.monotonic() - self.started:5.0f} s  {row['stage']:<12} step {row['stage_step']}/"
+                f"{row['stage_steps']}  {figures}  left {left:.0f} s",
+                soft_wrap=True,
+                highlight=False,
+            )
+        self.stage = row["stage"]
+
+    def figures(self, row: dict[str, Any]) -> str:
+        first = (
+            f"reward {row['reward']:+.2f}  accuracy {row['accuracy']:.2f}"
+            if "reward" in row
+            else (f"loss {row['loss']:.3f}")
+        )
+        return f"{first}  parallel {row['parallel_ratio']:.2f}  {row['tokens_per_second']:,.0f} tokens/s"
+
+    def evaluation(self, row: dict[str, Any]) -> None:
+        self.console.print(
+            f"{time.monotonic() - self.started:5.0f} s  {row['stage']:<12} {row['task']}: mean@{row['samples']} "
+            f"{100 * row['mean']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}], parallel "
+            f"{100 * row['parallel_ratio']:.0f} %, critical path {row['critical_path']:.0f}, tokens {row['total']:.0f}",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def results(console: Console, found: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> None:
+    """Print the tables and comparisons of a run."""
+    for task in report.tasks(found):
+        # Narrow enough for the 80 columns that a pipe or a log has.
+        table = Table(
+            title=report.title(found, task), title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False
+        )
+        for index, name in enumerate(report.HEADER):
+            table.add_column("\n".join(name.rsplit(" ", 1)), justify="right" if index else "left", no_wrap=True)
+        for row in report.rows(found, task):
+            table.add_row(*row)
+        console.print(table)
+    for line in report.comparisons(found, pairs):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def colour(address: Address) -> str:
+    """The colour of a place in the tree: plain for the trunk, one of six by path."""
+    return "default" if address == TRUNK else PATH_COLOURS[address[-1][1] % len(PATH_COLOURS)]
+
+
+def rollout(console: Console, shown: Rollout) -> None:
+    """Print an answer with its structure: the trunk as it reads, every path in its own colour."""
+    verdict = Text("correct", "bold green") if shown.correct else Text("wrong", "bold red")
+    head = Text.assemble(shown.problem.prompt.strip(), "  ", verdict)
+    if shown.reward is not None:
+        head.append(f"  reward {shown.reward:+.2f}")
+    head.append(f"  critical path {shown.critical_path}, tokens {shown.total}", "dim")
+    tree = Tree(head, guide_style="dim")
+    draw_text(tree, shown.text)
+    for defect in shown.trace.defects:
+        tree.add(Text(f"{defect.kind} at token {defect.at}: {defect.message}", "red"))
+    console.print(tree)
+
+
+def draw_text(tree: Tree, text: str) -> None:
+    """Hang an answer's text on a tree: a branch per path, the trunk's text beside them in reading order."""
+    nodes: dict[Address, Tree] = {TRUNK: tree}
+    label = ""
+    for (piece, read), address in zip(text_pieces(text), parse_text(text).addresses, strict=True):
+        if address not in nodes:
+            name = Text(f"path {address[-1][1] + 1}", f"bold {colour(address)}")
+            nodes[address] = nodes[address[:-1]].add(name)
+        if read.tag == FORK_OPEN:
+            nodes[address].add(Text("fork", "bold"))
+        elif read.tag == SUMMARY_OPEN:
+            label = "summary: "
+        elif read.tag is None and not read.blank:
+            nodes[address].add(Text(label + piece.strip("\n"), colour(address)))
+            label = ""
+
+
+class LiveAnswer:
+    """Shows one answer while it is drawn: the trunk, and the open paths side by side below it."""
+
+    def __init__(self, console: Console, decode: Any) -> None:
+        self.console, self.decode = console, decode
+        self.parts: list[tuple[Address, list[int]]] = []
+        self.live = Live(console=console, refresh_per_second=20) if console.is_terminal else None
+
+    def __enter__(self) -> LiveAnswer:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.update(self.view())
+            self.live.stop()
+        else:
+            self.console.print(self.view())
+
+    def __call__(self, answer: int, address: Address, token: int, sampled: bool) -> None:
+        for known, tokens in reversed(self.parts):
+            if known == address:
+                tokens.append(token)
+                break
+            if len(known) < len(address) or address == TRUNK:
+                self.parts.append((address, [token]))
+                break
+        else:
+            self.parts.append((address, [token]))
+        if self.live:
+            self.live.update(self.view())
+
+    def view(self) -> Group:
+        """All parts drawn so far: trunk text, and a panel for every path."""
+        shown: list[Any] = []
+        for address, tokens in self.parts:
+            text = self.decode(tokens)
+            if address == TRUNK:
+                shown.append(Text(text))
+            else:
+                name = " > ".join(f"fork {fork + 1} path {path + 1}" for fork, path in address)
+                shown.append(
+                    Panel(Text(text, colour(address)), title=name, title_align="left", border_style=colour(address))
+                )
+        return Group(*shown)

@@ -1,0 +1,174 @@
+"""How good answers are: mean@k, pass@k, parallel ratio, latency, with intervals and paired comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from math import comb
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from parallel_r1.attention import layout
+from parallel_r1.config import Evaluation, Sampling
+from parallel_r1.engines.local import LocalEngine
+from parallel_r1.errors import UserError
+from parallel_r1.fork_join import OnToken, draw
+from parallel_r1.models import Policy, check_length
+from parallel_r1.rollout import Problem, Rollout, group
+from parallel_r1.tasks import Task, load_task
+from parallel_r1.trace import EXACT_SCORER, Trace
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a policy does on held-out problems.
+
+    Attributes:
+        mean: share of correct answers (mean@k), with its 95 % interval `low`..`high` over problems.
+        passed: chance that one of k answers is correct (pass@k).
+        parallel_ratio: share of answers with a fork.
+        well_formed: share of the answers with a fork whose form is right; None if none forked.
+        critical_path, total: tokens of an answer, on average.
+        by_problem: problem id -> share of its answers that are correct.
+    """
+
+    stage: str
+    task: str
+    problems: int
+    samples: int
+    mean: float
+    low: float
+    high: float
+    passed: float
+    parallel_ratio: float
+    well_formed: float | None
+    forks: float
+    critical_path: float
+    total: float
+    by_problem: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as one JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better one policy is than another on the same problems: mean difference with its 95 % interval, and the
+    relative difference of the means."""
+
+    mean: float
+    low: float
+    high: float
+    relative: float
+
+
+def judge(problem: Problem, trace: Trace, task: Task, policy: Policy) -> Rollout:
+    """Verify an answer by its trunk and count what it cost."""
+    correct = task.verify(problem, policy.decode(trace.trunk_ids))
+    laid = layout(trace.runs, EXACT_SCORER[trace.sampler])
+    return Rollout(problem, trace, policy.decode(trace.token_ids), correct, laid.critical_path, len(laid.positions))
+
+
+def answer(
+    policy: Policy,
+    task: Task,
+    problems: Sequence[Problem],
+    samples: int,
+    sampling: Sampling,
+    seed: int | str,
+    on_token: OnToken | None = None,
+) -> list[Rollout]:
+    """Draw `samples` answers to every problem and judge them. The answers to a problem stand together."""
+    asked = [problem for problem in problems for _ in range(samples)]
+    prompts = {problem.prompt: policy.encode(problem.prompt) for problem in problems}
+    check_length(policy, max(map(len, prompts.values())), sampling.budget.critical_path)
+    traces = draw(
+        LocalEngine(policy.model),
+        policy.tags,
+        [prompts[problem.prompt] for problem in asked],
+        sampling,
+        seed,
+        policy_version=policy.version,
+        on_token=on_token,
+    )
+    return [judge(problem, trace, task, policy) for problem, trace in zip(asked, traces, strict=True)]
+
+
+def held_out(task: Task, count: int, seed: int) -> list[Problem]:
+    """Different problems that no stage ever trains on.
+
+    Raises:
+        UserError: the task does not seem to have so many.
+    """
+    found: dict[str, Problem] = {}
+    for problem in islice(task.problems("test", seed), 20 * count + 1000):
+        found.setdefault(problem.id, problem)
+        if len(found) == count:
+            return list(found.values())
+    raise UserError(f"{count} held-out problems of {task.name}", f"{len(found)}", "ask for fewer problems")
+
+
+def evaluate(policy: Policy, task_name: str, settings: Evaluation, sampling: Sampling, stage: str = "") -> Result:
+    """Measure a policy on the held-out problems of a task."""
+    task = load_task(task_name)
+    problems = held_out(task, settings.problems, settings.seed)
+    return summarise(answer(policy, task, problems, settings.samples, sampling, settings.seed), stage)
+
+
+def summarise(rollouts: Sequence[Rollout], stage: str = "") -> Result:
+    """The figures of a set of judged answers, the same number for every problem."""
+    groups = group(rollouts)
+    counts = [sum(rollout.correct for rollout in members.rollouts) for members in groups]
+    samples = len(groups[0].rollouts)
+    means = [count / samples for count in counts]
+    forked = [rollout for rollout in rollouts if rollout.trace.forks]
+    low, high = interval(means)
+    return Result(
+        stage=stage,
+        task=rollouts[0].problem.source,
+        problems=len(groups),
+        samples=samples,
+        mean=fmean(means),
+        low=low,
+        high=high,
+        passed=fmean(pass_at(samples, count, samples) for count in counts),
+        parallel_ratio=len(forked) / len(rollouts),
+        well_formed=fmean(rollout.trace.well_formed for rollout in forked) if forked else None,
+        forks=fmean(rollout.trace.forks for rollout in rollouts),
+        critical_path=fmean(rollout.critical_path for rollout in rollouts),
+        total=fmean(rollout.total for rollout in rollouts),
+        by_problem=dict(zip((members.problem.id for members in groups), means, strict=True)),
+    )
+
+
+def pass_at(k: int, correct: int, drawn: int) -> float:
+    """Unbiased estimate of the chance that one of k answers is correct, from `correct` of `drawn`.
+    Source: Chen et al. 2021, arXiv 2107.03374."""
+    return 1.0 - comb(drawn - correct, k) / comb(drawn, k)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % bootstrap interval of a mean: the values, one per problem, are resampled with replacement."""
+    data = np.asarray(values, dtype=float)
+    rng = np.random.default_rng(0)
+    means = np.concatenate(
+        [data[rng.integers(0, len(data), (RESAMPLES // 10, len(data)))].mean(axis=1) for _ in range(10)]
+    )
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def compare(ours: Result, theirs: Result) -> Difference:
+    """The paired difference of two results over the problems they share."""
+    shared = [problem for problem in ours.by_problem if problem in theirs.by_problem]
+    differences = [ours.by_problem[problem] - theirs.by_problem[problem] for problem in shared]
+    low, high = interval(differences)
+    base = fmean(theirs.by_problem[problem] for problem in shared)
+    mean = fmean(differences)
+    return Difference(mean, low, high, mean / base if base else float("inf"))

@@ -1,0 +1,238 @@
+"""Hugging Face models and tokenizers, with the six tags as tokens. No transformer of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parallel_r1.errors import UserError
+from parallel_r1.trace import TAGS, Tags
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclass
+class Policy:
+    """A model with its tokenizer and tags, and the number of updates it has seen."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    tags: Tags
+    version: int = 0
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, tags included, the end of text left out."""
+        kept = [token for token in token_ids if token not in self.tags.eos]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+
+def tag_ids(tokenizer: PreTrainedTokenizerBase) -> Tags:
+    """The ids of the tags in a tokenizer.
+
+    Raises:
+        UserError: a tag is missing, or is split into several tokens.
+    """
+    ids = {}
+    for tag in TAGS:
+        found = tokenizer.encode(tag, add_special_tokens=False)
+        if len(found) != 1 or found[0] == tokenizer.unk_token_id:
+            raise UserError(
+                f"a tokenizer in which {tag} is one token",
+                f"{len(found)} tokens {tokenizer.convert_ids_to_tokens(found)}",
+                f"add the six tags {' '.join(TAGS)} to the tokenizer as special tokens and resize the model",
+            )
+        ids[tag] = found[0]
+    if tokenizer.eos_token_id is None:
+        raise UserError("a tokenizer with an end-of-text token", "none", "set eos_token in its tokenizer_config.json")
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    blank = frozenset(token for token, text in enumerate(texts) if text and not text.strip())
+    breaks = frozenset(token for token in blank if "\n" in texts[token])
+    newline = tuple(tokenizer.encode("\n", add_special_tokens=False))
+    return Tags(ids, newline, frozenset([tokenizer.eos_token_id]), blank, breaks)
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or the hub."""
+    from transformers import AutoTokenizer
+
+    _check_folder(path, "tokenizer_config.json")
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "a Hugging Face model folder, or a hub id that can be reached",
+            f"'{path}' ({str(error).splitlines()[0]})",
+            "check the path, or the network",
+        ) from error
+
+
+def load(path: str, *, attention: str = "sdpa") -> Policy:
+    """Load a causal model with its tokenizer, ready for forks.
+
+    Args:
+        path: a Hugging Face model folder or a hub id.
+        attention: the attention implementation. Only `sdpa` is known to respect the mask of a fork: on CPU `eager`
+            misreads a boolean mask and `flex_attention` aborts the process.
+
+    Raises:
+        UserError: no such folder, an attention that would ignore the mask, sliding windows, or missing tags.
+    """
+    check_attention(attention)
+    tokenizer = load_tokenizer(path)
+    tags = tag_ids(tokenizer)
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=attention, dtype=torch.float32)
+    check_model(model)
+    return Policy(model.eval(), tokenizer, tags)
+
+
+def check_attention(attention: str) -> None:
+    """Refuse attention implementations that would ignore or misread the mask of a fork."""
+    if attention != "sdpa":
+        raise UserError(
+            "the attention implementation 'sdpa', which respects a fork's mask",
+            f"'{attention}', which ignores or misreads it",
+            "leave model.attention at 'sdpa'",
+        )
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Refuse models whose attention differs from plain causal attention in a way that forks do not know."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if "sliding_attention" in kinds if kinds else getattr(config, "sliding_window", None) is not None:
+        raise UserError(
+            "a model with full attention in every layer",
+            "layers with a sliding window",
+            "choose another model, or set its layer_types to 'full_attention'",
+        )
+    if getattr(config, "attn_logit_softcapping", None):
+        raise UserError(
+            "a model with plain softmax attention", "attention logits with a soft cap", "choose another model"
+        )
+    if not hasattr(config, "rope_parameters") and not hasattr(config, "rope_theta"):
+        raise UserError(
+            "a model with rotary positions",
+            f"model type '{config.model_type}' without them",
+            "choose a model such as Qwen3, Llama or Mistral",
+        )
+
+
+def check_length(policy: Policy, prompt: int, answer: int) -> None:
+    """Refuse a prompt that leaves no room for its answer in the positions that the model knows."""
+    most = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and prompt + answer > most:
+        raise UserError(
+            f"a prompt of at most {max(0, most - answer)} tokens: the model knows {most} positions and the critical "
+            f"path may take {answer}",
+            f"{prompt} tokens",
+            "shorten the prompt or lower the critical-path budget",
+        )
+
+
+def _check_folder(path: str, file: str) -> None:
+    """A local path must be a model folder; anything that looks like a hub id is left to transformers."""
+    folder = Path(path)
+    looks_local = path.startswith((".", "/", "~")) or folder.exists() or path.count("/") != 1
+    if looks_local and not (folder / file).is_file():
+        found = f"folder {path} without it" if folder.is_dir() else f"no folder {path}"
+        raise UserError(f"a Hugging Face model folder with {file}", found, "check the path")
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer trained on texts. Numbers of up to three digits may become one token and never merge
+    with what stands beside them; the six tags and the end of text are special tokens.
+
+    Args:
+        texts: what to learn the merges from.
+        vocabulary: how many tokens, the 256 bytes and the special tokens included.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d{1,3}"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT, *TAGS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        additional_special_tokens=list(TAGS),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def random_model(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    hidden: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    intermediate: int,
+    positions: int,
+    seed: int,
+) -> PreTrainedModel:
+    """A Qwen3 model with random weights for a tokenizer; tied embeddings.
+
+    Args:
+        hidden, layers, heads, kv_heads, intermediate: the architecture; a head has `hidden / heads` dimensions.
+        positions: the longest sequence it is meant for.
+        seed: of the weights.
+    """
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=hidden // heads,
+        intermediate_size=intermediate,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    config._attn_implementation = "sdpa"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config).eval()
+
+
+def save(policy: Policy, folder: Path) -> None:
+    """Write an ordinary Hugging Face model folder."""
+    policy.model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+
+
+def parameter_count(model: PreTrainedModel) -> int:
+    """Trainable and frozen parameters, tied ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,110 @@
+"""What a run found, for people: one table, and one picture of the run against its steps."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+from parallel_r1.evaluate import Result, compare
+
+HEADER = ("stage", "mean@k %", "95 % interval", "pass@k %", "parallel %", "well-formed %", "critical path", "tokens")
+
+
+def rows(results: Sequence[Result], task: str) -> list[tuple[str, ...]]:
+    """The table of one task, a row for every stage, as text under `HEADER`."""
+    return [
+        (
+            result.stage,
+            f"{100 * result.mean:.1f}",
+            f"{100 * result.low:.1f} .. {100 * result.high:.1f}",
+            f"{100 * result.passed:.1f}",
+            f"{100 * result.parallel_ratio:.1f}",
+            "-" if result.well_formed is None else f"{100 * result.well_formed:.1f}",
+            f"{result.critical_path:.1f}",
+            f"{result.total:.1f}",
+        )
+        for result in results
+        if result.task == task
+    ]
+
+
+def title(results: Sequence[Result], task: str) -> str:
+    """What the table of a task was measured on."""
+    first = next(result for result in results if result.task == task)
+    return f"{task}: {first.problems} held-out problems, k = {first.samples} answers to each"
+
+
+def comparisons(results: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """The paired differences that a recipe asks for, one sentence each."""
+    found = {(result.stage, result.task): result for result in results}
+    lines = []
+    for task in tasks(results):
+        for ours, theirs in pairs:
+            difference = compare(found[ours, task], found[theirs, task])
+            mean, low, high, relative = (100 * value for value in astuple(difference))
+            lines.append(
+                f"{task}: {ours} - {theirs} = {mean:+.1f} points [{low:+.1f}, {high:+.1f}], {relative:+.1f} % relative"
+            )
+    return lines
+
+
+def tasks(results: Sequence[Result]) -> list[str]:
+    """The tasks of some results, in order."""
+    return list(dict.fromkeys(result.task for result in results))
+
+
+def markdown(results: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> str:
+    """All tables and comparisons of a run."""
+    parts = []
+    for task in tasks(results):
+        lines = [HEADER, tuple("---" for _ in HEADER), *rows(results, task)]
+        parts.append(f"## {title(results, task)}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+    differences = "".join(f"* {line}\n" for line in comparisons(results, pairs))
+    if differences:
+        parts.append(f"## Paired by problem, with 95 % intervals\n\n{differences}")
+    return "\n".join(parts)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def picture(metrics: Sequence[dict[str, Any]], path: Path) -> bool:
+    """Draw reward, accuracy and parallel ratio of the RL stages against the step. False if matplotlib is not there, or
+    if there was no RL stage."""
+    stages = list(dict.fromkeys(row["stage"] for row in metrics if row["kind"] == "rl"))
+    if not stages or importlib.util.find_spec("matplotlib") is None:
+        return False
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    panels = figure.subplots(3, 1, sharex=True)
+    for panel, key, label in zip(
+        panels, ("reward", "accuracy", "parallel_ratio"), ("reward", "accuracy", "parallel ratio"), strict=True
+    ):
+        for index, stage in enumerate(stages):
+            mine = [row for row in metrics if row["stage"] == stage and row["kind"] == "rl"]
+            steps, values = [row["step"] for row in mine], [row[key] for row in mine]
+            panel.plot(steps, values, color=f"C{index}", alpha=0.25, linewidth=1)
+            panel.plot(steps, _smooth(values), color=f"C{index}", linewidth=2, label=stage)
+        panel.set_ylabel(label)
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[2].set_ylim(-0.03, 1.03)
+    panels[0].legend(ncols=len(stages), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    panels[2].set_xlabel("step (thin: each step; thick: moving average)")
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def _smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:
+    """An exponential moving average that starts at the first value."""
+    smoothed: list[float] = []
+    for value in values:
+        smoothed.append(weight * smoothed[-1] + (1 - weight) * value if smoothed else value)
+    return smoothed

@@ -1,0 +1,243 @@
+"""Countdown: reach a target from a few numbers with + - *, each number used once.
+
+Problems, their verification in exact integers, and a procedural teacher. The teacher guesses: it draws chains of steps
+with weight exp(-|result - target| / distance), so it has a noisy sense of which chains come near, and it says of every
+try whether it reached the target. `sequential_answer` tries one chain after the other; `parallel_answer` opens a fork
+whose paths are independent draws. Both are honest: an answer in which nothing reached the target is thrown away, and
+no try is ever made to succeed.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import math
+import operator
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from parallel_r1.rollout import Problem
+from parallel_r1.tasks import Split, final_answer
+from parallel_r1.trace import FORK_CLOSE, FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, SUMMARY_OPEN
+
+OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+_NODES: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+}
+HELD_OUT = 8  # one problem in this many is never trained on
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A way to combine all numbers: steps like `3*5=15, 15+7=22`, the expression `3*5+7`, and its value."""
+
+    steps: tuple[str, ...]
+    expression: str
+    value: int
+
+    @property
+    def line(self) -> str:
+        """The steps as they are written in a try."""
+        return ", ".join(self.steps)
+
+
+@lru_cache(maxsize=4096)
+def chains(numbers: tuple[int, ...], limit: int) -> tuple[Chain, ...]:
+    """All chains over sorted numbers whose intermediate values lie in 1..limit. A chain combines two numbers, then
+    joins one number after the other to the result, on either side."""
+    found: dict[tuple[str, ...], Chain] = {}
+
+    def grow(steps: tuple[str, ...], text: str, last: str, value: int, rest: tuple[int, ...]) -> None:
+        if not rest:
+            found[steps] = Chain(steps, text, value)
+        for index, number in enumerate(rest):
+            if index and number in rest[:index]:
+                continue
+            remaining = rest[:index] + rest[index + 1 :]
+            for sign, result, flipped in (
+                ("+", value + number, False),
+                ("*", value * number, False),
+                ("-", value - number, False),
+                ("-", number - value, True),
+            ):
+                if not 1 <= result <= limit:
+                    continue
+                wrap = (sign == "*" and last in "+-") or (flipped and last in "+-")
+                inner = f"({text})" if wrap else text
+                step = f"{number}{sign}{value}={result}" if flipped else f"{value}{sign}{number}={result}"
+                whole = f"{number}{sign}{inner}" if flipped else f"{inner}{sign}{number}"
+                grow((*steps, step), whole, sign, result, remaining)
+
+    for index, number in enumerate(numbers):
+        # Combining a and b from a first step covers both orders, so the start never comes after its partner.
+        rest = numbers[:index] + numbers[index + 1 :]
+        for partner_index, partner in enumerate(numbers):
+            if partner_index <= index:
+                continue
+            remaining = rest[: partner_index - 1] + rest[partner_index:]
+            high, low = max(number, partner), min(number, partner)
+            for sign, first, second in (("+", number, partner), ("*", number, partner), ("-", high, low)):
+                result = OPERATORS[sign](first, second)
+                if 1 <= result <= limit:
+                    text = f"{first}{sign}{second}"
+                    grow((f"{text}={result}",), text, sign, result, remaining)
+    return tuple(found.values())
+
+
+def evaluate_expression(text: str) -> tuple[int, list[int]] | None:
+    """The exact value of an expression of integers, + - * and parentheses, with the numbers it uses; None if it is
+    anything else. Hostile text costs no more than honest text: length and nesting are bounded before parsing."""
+    if len(text) > 120 or any(character not in "0123456789+-*() " for character in text) or "**" in text:
+        return None
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+    numbers: list[int] = []
+
+    def value(node: ast.expr) -> int | None:
+        if isinstance(node, ast.Constant) and type(node.value) is int:
+            numbers.append(node.value)
+            return node.value
+        if isinstance(node, ast.BinOp) and type(node.op) in _NODES:
+            left, right = value(node.left), value(node.right)
+            return None if left is None or right is None else _NODES[type(node.op)](left, right)
+        return None
+
+    result = value(tree)
+    return None if result is None else (result, numbers)
+
+
+@dataclass(frozen=True)
+class Countdown:
+    """A family of countdown problems.
+
+    Attributes:
+        count: how many numbers a problem has.
+        low, high: their range, both ends included.
+        target_low, target_high: the range of targets.
+        distance: the teacher's sense of distance in units of the target; small means sharp.
+        chance: no problem is easier than this: the teacher's chance that its first guess reaches the target.
+    """
+
+    name: str
+    count: int
+    low: int
+    high: int
+    target_low: int
+    target_high: int
+    distance: float
+    chance: float = 1.0
+
+    def problem(self, numbers: tuple[int, ...], target: int) -> Problem:
+        """The problem with these numbers in this order."""
+        listed = ", ".join(map(str, numbers))
+        return Problem(f"{self.name}/{listed}/{target}", f"Use {listed} to make {target}.\n", str(target), self.name)
+
+    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+        """Endless solvable problems of a split, the same for the same seed. The splits share no problem in any order
+        of its numbers: a digest of the sorted numbers and the target decides."""
+        rng = random.Random(f"{self.name}/{split}/{seed}")
+        while True:
+            numbers = tuple(rng.randint(self.low, self.high) for _ in range(self.count))
+            values = {chain.value for chain in chains(tuple(sorted(numbers)), self.limit)}
+            targets = sorted(v for v in values if self.target_low <= v <= self.target_high)
+            if not targets:
+                continue
+            target = rng.choice(targets)
+            if self.chance < 1.0 and self.first_guess(numbers, target) > self.chance:
+                continue
+            key = f"{sorted(numbers)}/{target}".encode()
+            held_out = hashlib.blake2b(key, digest_size=8).digest()[0] % HELD_OUT == 0
+            if held_out == (split == "test"):
+                yield self.problem(numbers, target)
+
+    @property
+    def limit(self) -> int:
+        """The largest intermediate value that the teacher writes."""
+        return 3 * self.target_high // 2
+
+    def verify(self, problem: Problem, trunk: str) -> bool:
+        """Whether the last final answer of the trunk uses every number once and equals the target exactly."""
+        answer = final_answer(trunk)
+        found = None if answer is None else evaluate_expression(answer)
+        if found is None:
+            return False
+        value, used = found
+        numbers, target = self.parse(problem)
+        return value == target and sorted(used) == sorted(numbers)
+
+    def parse(self, problem: Problem) -> tuple[tuple[int, ...], int]:
+        """The numbers and the target of a problem."""
+        _, listed, target = problem.id.split("/")
+        return tuple(map(int, listed.split(", "))), int(target)
+
+    def weight(self, chain: Chain, target: int) -> float:
+        """How much the teacher is drawn to a chain."""
+        return math.exp(-abs(chain.value - target) / self.distance)
+
+    def first_guess(self, numbers: tuple[int, ...], target: int) -> float:
+        """The teacher's chance that its first guess reaches the target."""
+        pool = chains(tuple(sorted(numbers)), self.limit)
+        hits = sum(self.weight(chain, target) for chain in pool if chain.value == target)
+        return hits / sum(self.weight(chain, target) for chain in pool)
+
+    def tries(
+        self, problem: Problem, rng: random.Random, most: int, known: Sequence[Chain] = ()
+    ) -> list[tuple[Chain, bool]]:
+        """Up to `most` different chains as the teacher guesses them, each with whether it reached the target; the last
+        one only may have. Chains that are `known` are not tried again."""
+        numbers, target = self.parse(problem)
+        pool = [chain for chain in chains(tuple(sorted(numbers)), self.limit) if chain not in known]
+        weights = [self.weight(chain, target) for chain in pool]
+        made: list[tuple[Chain, bool]] = []
+        while any(weights) and len(made) < most:
+            (index,) = rng.choices(range(len(pool)), weights)
+            chain = pool.pop(index)
+            weights.pop(index)
+            made.append((chain, chain.value == target))
+            if made[-1][1]:
+                break
+        return made
+
+    def sequential_answer(self, problem: Problem, rng: random.Random, most: int) -> str | None:
+        """An answer that tries one chain after the other; None if `most` tries were not enough."""
+        return _conclude(self.tries(problem, rng, most))
+
+    def parallel_answer(self, problem: Problem, rng: random.Random, paths: int, most: int, after: int) -> str | None:
+        """An answer with a fork whose paths each try up to `most` chains, independently. If none of them reaches the
+        target, the summary says so and the trunk tries up to `after` other chains; None if that was not enough.
+
+        The summary names the path that reached the target by what it found: paths at shared positions have no number.
+        """
+        drawn = [self.tries(problem, rng, most) for _ in range(paths)]
+        found = [made[-1][0].expression for made in drawn if made[-1][1]]
+        body = "".join(f"{PATH_OPEN}{_write(made)}{PATH_CLOSE}" for made in drawn)
+        if found:
+            best = rng.choice(found)
+            rest: str | None = f"Final Answer: {best}"
+        else:
+            best = "None"
+            rest = _conclude(self.tries(problem, rng, after, [chain for made in drawn for chain, _ in made]))
+        summary = f"{SUMMARY_OPEN}{best} reached {problem.answer}.{SUMMARY_CLOSE}"
+        return None if rest is None else f"{FORK_OPEN}{body}{FORK_CLOSE}\n{summary}\n{rest}"
+
+
+def _conclude(made: list[tuple[Chain, bool]]) -> str | None:
+    """Tries and the final answer; None if no try reached the target."""
+    if not made or not made[-1][1]:
+        return None
+    return f"{_write(made)}\nFinal Answer: {made[-1][0].expression}"
+
+
+def _write(made: list[tuple[Chain, bool]]) -> str:
+    return "\n".join(f"{chain.line} yes: {chain.expression}" if hit else f"{chain.line} no" for chain, hit in made)
+
+
+EASY = Countdown("countdown-easy", count=3, low=1, high=9, target_low=10, target_high=99, distance=10.0)
+MEDIUM = Countdown("countdown-medium", count=3, low=2, high=12, target_low=20, target_high=149, distance=20.0)
+HARD = Countdown("countdown-hard", count=3, low=2, high=12, target_low=20, target_high=149, distance=20.0, chance=0.12)

@@ -1,0 +1,405 @@
+"""One answer as spans in reading order: tags, addresses, parsing, rendering and defects.
+
+A *trace* is a tree written as text. Its trunk may open a fork; a fork holds paths; a summary in the trunk follows the
+fork. Every token has an *address*, the (fork, path) pairs that it lies in, outermost first; the trunk has the empty
+address. Forks are numbered in reading order over the whole answer, the paths of a fork from 0.
+
+One scanner reads both texts (`parse_text`) and token ids (`parse`), so both agree on what a fork is. It never raises:
+whatever is wrong becomes a `Defect` with its place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Literal
+
+Address = tuple[tuple[int, int], ...]
+Sampler = Literal["isolated", "sequential"]
+"""How an answer was drawn: `isolated` runs the paths blind to each other; `sequential` decodes from left to right."""
+Scorer = Literal["isolated", "causal"]
+"""How an answer is scored: `isolated` with blind paths at shared positions, `causal` as plain text."""
+EXACT_SCORER: dict[Sampler, Scorer] = {"isolated": "isolated", "sequential": "causal"}
+"""The scorer that repeats what a sampler did."""
+Finish = Literal["stop", "length"]
+"""Why the trunk ended: it sampled the end of text, or a budget ran out."""
+
+TRUNK: Address = ()
+FORK_OPEN, FORK_CLOSE = "<Parallel>", "</Parallel>"
+PATH_OPEN, PATH_CLOSE = "<Path>", "</Path>"
+SUMMARY_OPEN, SUMMARY_CLOSE = "<Summary>", "</Summary>"
+TAGS = (FORK_OPEN, FORK_CLOSE, PATH_OPEN, PATH_CLOSE, SUMMARY_OPEN, SUMMARY_CLOSE)
+JOIN_TEXT = f"{FORK_CLOSE}\n{SUMMARY_OPEN}"
+"""What the runtime writes when all paths of a fork have ended."""
+
+
+@dataclass(frozen=True)
+class Tags:
+    """The ids of the six tags, of the newline between a fork and its summary, and of the end of text.
+
+    Attributes:
+        ids: tag text -> token id.
+        newline: the token ids of a line break.
+        eos: the ids that end an answer.
+        blank: the ids whose text is white space only.
+        breaks: those of them that hold a line break.
+    """
+
+    ids: dict[str, int]
+    newline: tuple[int, ...]
+    eos: frozenset[int]
+    blank: frozenset[int] = frozenset()
+    breaks: frozenset[int] = frozenset()
+
+    @property
+    def join(self) -> tuple[int, ...]:
+        """The ids of `JOIN_TEXT`."""
+        return (self.ids[FORK_CLOSE], *self.newline, self.ids[SUMMARY_OPEN])
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of tokens with one writer and one place in the tree.
+
+    Attributes:
+        token_ids: the tokens, at least one.
+        address: where they lie.
+        sampled: True if the policy drew them, False if they were given to it.
+        logprobs: natural-log probabilities under the distribution they were drawn from, one per token; None if unknown.
+    """
+
+    token_ids: tuple[int, ...]
+    address: Address
+    sampled: bool
+    logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One place where a text breaks the format. `at` is a character of the text, or a token of the answer."""
+
+    kind: str
+    at: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One answer.
+
+    Attributes:
+        prompt_ids: the prompt. Tags in it are text, never structure.
+        spans: the answer in reading order.
+        finish: why the trunk ended.
+        sampler: how it was drawn; a fact, whatever scores it later.
+        policy_version: the number of updates the policy had seen.
+        defects: where the answer breaks the format.
+    """
+
+    prompt_ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+    finish: Finish = "stop"
+    sampler: Sampler = "sequential"
+    policy_version: int = 0
+    defects: tuple[Defect, ...] = ()
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The answer's tokens in reading order, without the prompt."""
+        return tuple(token for span in self.spans for token in span.token_ids)
+
+    @property
+    def runs(self) -> list[tuple[Address, int]]:
+        """The answer as (address, number of tokens) runs in reading order; what `attention` reads."""
+        return [(span.address, len(span.token_ids)) for span in self.spans]
+
+    @property
+    def trunk_ids(self) -> tuple[int, ...]:
+        """The tokens outside every path: what a reader of the answer alone is told."""
+        return tuple(token for span in self.spans if span.address == TRUNK for token in span.token_ids)
+
+    @property
+    def forks(self) -> int:
+        """How many forks the answer opened, nested ones included."""
+        return len({pair[0] for span in self.spans for pair in span.address})
+
+    @property
+    def well_formed(self) -> bool:
+        """Whether nothing is wrong with the format."""
+        return not self.defects
+
+
+@dataclass
+class _Frame:
+    """An open element while scanning."""
+
+    kind: Literal["root", "fork", "path", "summary"]
+    at: int
+    address: Address
+    fork: int = -1
+    paths: int = 0
+    full_paths: int = 0
+    has_text: bool = False
+    awaiting_summary: int | None = None  # where the fork that still needs its summary closed
+    newline_seen: bool = False
+    gap: set[str] = field(default_factory=set)  # defects reported since the last path of this fork
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A unit that the scanner reads: a tag, or a run of other text."""
+
+    tag: str | None
+    at: int
+    blank: bool = False
+    newline: bool = False
+    ends: bool = False
+
+
+@dataclass
+class Structure:
+    """What the scanner found: for every piece its address and whether the runtime writes it; defects; forks."""
+
+    addresses: list[Address] = field(default_factory=list)
+    given: list[bool] = field(default_factory=list)
+    defects: list[Defect] = field(default_factory=list)
+    fork_at: list[int] = field(default_factory=list)
+    paths: list[int] = field(default_factory=list)
+
+
+class _Scanner:
+    """A stack machine that recovers from every error: an unexpected tag is text, an unclosed element is closed."""
+
+    def __init__(self) -> None:
+        self.out = Structure()
+        self.stack = [_Frame("root", 0, TRUNK)]
+
+    @property
+    def top(self) -> _Frame:
+        return self.stack[-1]
+
+    def defect(self, kind: str, at: int, message: str) -> None:
+        self.out.defects.append(Defect(kind, at, message))
+
+    def emit(self, address: Address, given: bool = False) -> None:
+        self.out.addresses.append(address)
+        self.out.given.append(given)
+
+    def read(self, piece: Piece) -> None:
+        if piece.tag is None:
+            self.text(piece)
+            return
+        if piece.tag != SUMMARY_OPEN:
+            self.missing_summary()
+        handlers: dict[str, Callable[[Piece], None]] = {
+            FORK_OPEN: self.fork_open,
+            FORK_CLOSE: self.fork_close,
+            PATH_OPEN: self.path_open,
+            PATH_CLOSE: self.path_close,
+            SUMMARY_OPEN: self.summary_open,
+            SUMMARY_CLOSE: self.summary_close,
+        }
+        handlers[piece.tag](piece)
+
+    def text(self, piece: Piece) -> None:
+        top = self.top
+        if top.awaiting_summary is not None and piece.blank:
+            top.newline_seen |= piece.newline
+            self.emit(top.address, given=True)
+            return
+        self.missing_summary()
+        if piece.ends and top.kind != "root":
+            self.defect("end-inside", piece.at, f"the text ends inside an open {top.kind}")
+        if top.kind == "fork":
+            kind = "space-between-tags" if piece.blank else "text-between-paths"
+            if kind not in top.gap:  # one report per gap, however many tokens fill it
+                top.gap.add(kind)
+                self.defect(kind, piece.at, "only paths may stand inside a fork")
+        top.has_text |= not piece.blank
+        self.emit(top.address)
+
+    def stray(self, piece: Piece, why: str) -> None:
+        self.defect("stray-tag", piece.at, f"{piece.tag} {why}")
+        self.top.has_text = True
+        self.emit(self.top.address)
+
+    def fork_open(self, piece: Piece) -> None:
+        if self.top.kind not in ("root", "path"):
+            self.stray(piece, f"may not open inside a {self.top.kind}")
+            return
+        self.top.has_text = True
+        self.emit(self.top.address)
+        self.stack.append(_Frame("fork", piece.at, self.top.address, fork=len(self.out.fork_at)))
+        self.out.fork_at.append(piece.at)
+        self.out.paths.append(0)
+
+    def path_open(self, piece: Piece) -> None:
+        if self.top.kind == "path":
+            self.unclosed_path()
+        if self.top.kind != "fork":
+            self.stray(piece, f"may only open inside {FORK_OPEN}")
+            return
+        fork = self.top
+        fork.gap.clear()
+        address = (*fork.address, (fork.fork, fork.paths))
+        fork.paths += 1
+        self.out.paths[fork.fork] = fork.paths
+        self.stack.append(_Frame("path", piece.at, address))
+        self.emit(address, given=True)
+
+    def path_close(self, piece: Piece) -> None:
+        if self.top.kind != "path":
+            self.stray(piece, "closes no path")
+            return
+        self.emit(self.top.address)
+        self.end_path()
+
+    def end_path(self) -> None:
+        path = self.stack.pop()
+        if path.has_text:
+            self.top.full_paths += 1
+        else:
+            self.defect("empty-path", path.at, "a path must say something")
+
+    def unclosed_path(self) -> None:
+        self.defect("unclosed-path", self.top.at, f"{PATH_OPEN} is never closed")
+        self.end_path()
+
+    def fork_close(self, piece: Piece) -> None:
+        if self.top.kind == "path":
+            self.unclosed_path()
+        if self.top.kind != "fork":
+            self.stray(piece, "closes no fork")
+            return
+        fork = self.stack.pop()
+        self.emit(fork.address, given=True)
+        if fork.full_paths < 2:
+            self.defect("too-few-paths", fork.at, f"a fork needs at least 2 paths with text, found {fork.full_paths}")
+        self.top.awaiting_summary, self.top.newline_seen = piece.at, False
+
+    def missing_summary(self) -> None:
+        if self.top.awaiting_summary is not None:
+            self.defect("missing-summary", self.top.awaiting_summary, f"{SUMMARY_OPEN} must follow {FORK_CLOSE}")
+            self.top.awaiting_summary = None
+
+    def summary_open(self, piece: Piece) -> None:
+        top = self.top
+        if top.awaiting_summary is None:
+            self.stray(piece, f"must follow {FORK_CLOSE}, once")
+            return
+        if not top.newline_seen:
+            self.defect("missing-newline", piece.at, f"a line break must stand between {FORK_CLOSE} and {SUMMARY_OPEN}")
+        top.awaiting_summary = None
+        self.emit(top.address, given=True)
+        self.stack.append(_Frame("summary", piece.at, top.address))
+
+    def summary_close(self, piece: Piece) -> None:
+        if self.top.kind != "summary":
+            self.stray(piece, "closes no summary")
+            return
+        summary = self.stack.pop()
+        self.emit(summary.address)
+        if not summary.has_text:
+            self.defect("empty-summary", summary.at, "a summary must say something")
+
+    def finish(self) -> Structure:
+        while True:
+            self.missing_summary()
+            if self.top.kind == "root":
+                break
+            if self.top.kind == "path":
+                self.unclosed_path()
+                continue
+            self.defect(f"unclosed-{self.top.kind}", self.top.at, f"the {self.top.kind} is never closed")
+            self.stack.pop()
+        self.out.defects.sort(key=lambda defect: defect.at)
+        return self.out
+
+
+def scan(pieces: Iterable[Piece]) -> Structure:
+    """Find the structure of a sequence of pieces. Never raises; the lists of the result have one entry per piece."""
+    scanner = _Scanner()
+    for piece in pieces:
+        scanner.read(piece)
+    return scanner.finish()
+
+
+_TAG = re.compile("(" + "|".join(TAGS) + ")")
+
+
+def text_pieces(text: str) -> list[tuple[str, Piece]]:
+    """A text cut at its tags, each part with what the scanner reads of it."""
+    pieces, at = [], 0
+    for part in _TAG.split(text):
+        if part:
+            tag = part if part in TAGS else None
+            pieces.append((part, Piece(tag, at, blank=not part.strip(), newline="\n" in part)))
+        at += len(part)
+    return pieces
+
+
+def parse_text(text: str) -> Structure:
+    """Find the structure of a text. Places are characters of the text."""
+    return scan(piece for _, piece in text_pieces(text))
+
+
+def parse_ids(token_ids: Sequence[int], tags: Tags) -> Structure:
+    """Find the structure of an answer's token ids. Places are tokens of the answer, and the lists of the result have
+    one entry per token."""
+    kinds: dict[int, str] = dict.fromkeys(tags.blank, "blank") | dict.fromkeys(tags.breaks, "break")
+    kinds |= dict.fromkeys(tags.eos, "end") | {token: tag for tag, token in tags.ids.items()}
+    pieces: list[Piece] = []
+    lengths: list[int] = []
+    at = 0
+    for kind, run in groupby(token_ids, key=kinds.get):  # a run of plain text is one piece
+        length = len(list(run))
+        tag = kind if kind in TAGS else None
+        each = 1 if tag else length
+        for start in range(at, at + length, each):
+            pieces.append(Piece(tag, start, kind in ("blank", "break"), kind == "break", kind == "end"))
+            lengths.append(each)
+        at += length
+    found = scan(pieces)
+    found.addresses = [address for address, n in zip(found.addresses, lengths, strict=True) for _ in range(n)]
+    found.given = [given for given, n in zip(found.given, lengths, strict=True) for _ in range(n)]
+    return found
+
+
+def parse(
+    token_ids: Sequence[int], tags: Tags, *, sampler: Sampler = "isolated", prompt_ids: Sequence[int] = ()
+) -> Trace:
+    """Read an answer as a trace. Never raises; `render` gives the same ids back.
+
+    Args:
+        token_ids: the answer, without the prompt.
+        tags: the ids of the tags.
+        sampler: who would write which tokens. Under `isolated` the runtime writes `<Path>`, `</Parallel>`, the line
+            break and `<Summary>`, so these are given; under `sequential` the policy writes everything.
+        prompt_ids: the prompt, kept as it is.
+    """
+    found = parse_ids(token_ids, tags)
+    spans: list[Span] = []
+    run: list[int] = []
+    key: tuple[Address, bool] | None = None
+    for token, address, given in zip(token_ids, found.addresses, found.given, strict=True):
+        now = (address, sampler == "sequential" or not given)
+        if now != key and key is not None:
+            spans.append(Span(tuple(run), *key))
+            run = []
+        key = now
+        run.append(token)
+    if key is not None:
+        spans.append(Span(tuple(run), *key))
+    return Trace(tuple(prompt_ids), tuple(spans), sampler=sampler, defects=tuple(found.defects))
+
+
+def render(trace: Trace, decode: Callable[[Sequence[int]], str]) -> str:
+    """The answer as text, tags included."""
+    return decode(trace.token_ids)
+
+
+def outline(trace: Trace, decode: Callable[[Sequence[int]], str]) -> list[tuple[Address, bool, str]]:
+    """The answer as (address, sampled, text) for a viewer, one entry per span."""
+    return [(span.address, span.sampled, decode(span.token_ids)) for span in trace.spans]

@@ -1,0 +1,73 @@
+"""Shapes are checked in the rooms that hold tensors; models are small and random, or the one that ships."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    ["parallel_r1.attention", "parallel_r1.batch", "parallel_r1.algorithms", "parallel_r1.engines"], "beartype.beartype"
+)
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from transformers.utils import logging
+
+from parallel_r1 import models
+from parallel_r1.models import Policy
+
+# No test is about time: a busy machine must not fail one.
+settings.register_profile("house", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
+logging.disable_progress_bar()
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "models" / "tiny-base"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return models.load_tokenizer(str(TINY))
+
+
+@pytest.fixture(scope="session")
+def tags(tokenizer):
+    return models.tag_ids(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Policy:
+    """The model that ships with the project."""
+    return models.load(str(TINY))
+
+
+def small_model(tokenizer, seed: int = 0):
+    """A random model whose distributions are far from uniform, so that a wrong mask or position shows."""
+    model = models.random_model(
+        tokenizer, hidden=32, layers=2, heads=4, kv_heads=2, intermediate=64, positions=1024, seed=seed
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4.0)
+    return model
+
+
+@pytest.fixture
+def policy(tokenizer, tags) -> Policy:
+    """A small random policy of the test's own, free to be trained."""
+    return Policy(small_model(tokenizer), tokenizer, tags)
+
+
+@pytest.fixture(scope="session")
+def frozen(tokenizer, tags) -> Policy:
+    """A small random policy that no test changes."""
+    return Policy(small_model(tokenizer), tokenizer, tags)

@@ -1,0 +1,26 @@
+"""Slow and obvious versions of fast code, written from the definitions token by token."""
+
+from parallel_r1.trace import Address
+
+
+def sees(addresses: list[Address], i: int, j: int) -> bool:
+    """Whether token i sees token j: not later, and no strangers."""
+    if j > i:
+        return False
+    for place in range(min(len(addresses[i]), len(addresses[j]))):
+        (fork_i, path_i), (fork_j, path_j) = addresses[i][place], addresses[j][place]
+        if fork_i != fork_j or path_i != path_j:
+            return not (fork_i == fork_j and path_i != path_j)
+    return True
+
+
+def mask(addresses: list[Address]) -> list[list[bool]]:
+    return [[sees(addresses, i, j) for j in range(len(addresses))] for i in range(len(addresses))]
+
+
+def positions(addresses: list[Address]) -> list[int]:
+    """One more than the largest position that a token sees among those before it."""
+    found: list[int] = []
+    for i in range(len(addresses)):
+        found.append(max((found[j] + 1 for j in range(i) if sees(addresses, i, j)), default=0))
+    return found

@@ -1,0 +1,100 @@
+"""Scoring does not depend on padding, on the company of other rows, or on how a batch is cut."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel_r1.batch import collate, score, split
+from parallel_r1.trace import Span, Trace, parse
+
+FORKED = (
+    "try <Parallel><Path>3+5=8</Path><Path>5*7=35, 35-3=32 no</Path></Parallel>\n<Summary>c</Summary>\nFinal Answer: 8"
+)
+NESTED = FORKED.replace("3+5=8", FORKED)
+PLAIN = "3*5=15, 15+7=22 yes: 3*5+7\nFinal Answer: 3*5+7"
+
+
+def traces_of(policy, texts=(FORKED, PLAIN, NESTED), sampler="isolated"):
+    prompt = policy.encode("Use 3, 5, 7 to make 22.\n")
+    return [parse(policy.encode(text), policy.tags, sampler=sampler, prompt_ids=prompt) for text in texts]
+
+
+@torch.no_grad()
+def scores(policy, traces, scorer):
+    batch = collate(traces, scorer)
+    found = score(policy.model, batch)
+    return [row[: len(t.prompt_ids) + len(t.token_ids)] for row, t in zip(found, traces, strict=True)]
+
+
+@pytest.mark.parametrize("scorer", ["isolated", "causal"])
+def test_rows_do_not_depend_on_each_other(frozen, scorer):
+    traces = traces_of(frozen)
+    together = scores(frozen, traces, scorer)
+    for trace, row in zip(traces, together, strict=True):
+        assert torch.allclose(row, scores(frozen, [trace], scorer)[0], atol=1e-5)
+
+
+def test_padding_is_never_seen(frozen):
+    traces = traces_of(frozen)
+    with torch.no_grad():
+        first = score(frozen.model, collate(traces, "isolated", pad_id=0))
+        other = score(frozen.model, collate(traces, "isolated", pad_id=77))
+    batch = collate(traces, "isolated")
+    assert torch.allclose(first[batch.sampled], other[batch.sampled], atol=1e-6)
+
+
+def test_no_fork_no_difference(frozen):
+    """Without a fork both scorers are plain causal scoring, bit for bit."""
+    traces = traces_of(frozen, (PLAIN, PLAIN[:20]))
+    isolated, causal = collate(traces, "isolated"), collate(traces, "causal")
+    assert isolated.plain
+    assert causal.plain
+    with torch.no_grad():
+        assert torch.equal(score(frozen.model, isolated), score(frozen.model, causal))
+        plain = frozen.model(isolated.token_ids).logits.log_softmax(-1)
+    taken = plain[:, :-1].gather(-1, isolated.token_ids[:, 1:, None]).squeeze(-1)
+    with torch.no_grad():
+        assert torch.equal(score(frozen.model, isolated)[:, 1:], taken)
+
+
+def test_the_masked_forward_equals_the_plain_one_where_nothing_is_hidden(frozen):
+    """The path with a mask and positions says the same as causal attention for an answer without a fork."""
+    batch = collate(traces_of(frozen, (PLAIN,)), "causal")
+    with torch.no_grad():
+        assert torch.allclose(score(frozen.model, batch), score(frozen.model, replace(batch, plain=False)), atol=1e-5)
+
+
+def test_siblings_do_not_matter_to_each_other(frozen):
+    """Changing one path changes nothing in the other, and does change what follows the join."""
+    one, other = traces_of(frozen, (FORKED, FORKED.replace("5*7=35", "5*7=99")))
+    a, b = scores(frozen, [one], "isolated")[0], scores(frozen, [other], "isolated")[0]
+    prompt = len(one.prompt_ids)
+    spans, at = {}, prompt
+    for span in one.spans:
+        spans.setdefault(span.address, []).extend(range(at, at + len(span.token_ids)))
+        at += len(span.token_ids)
+    assert torch.equal(a[spans[((0, 0),)]], b[spans[((0, 0),)]])
+    assert not torch.allclose(a[-4:], b[-4:], atol=1e-4)
+
+
+def test_the_loss_mask_is_where_the_policy_drew(frozen):
+    trace = traces_of(frozen)[0]
+    batch = collate([trace], "isolated")
+    expected = [False] * len(trace.prompt_ids) + [s.sampled for s in trace.spans for _ in s.token_ids]
+    assert batch.sampled[0].tolist() == expected
+    given = [token for span in trace.spans if not span.sampled for token in span.token_ids]
+    ids = frozen.tags.ids
+    assert given == [ids["<Path>"], ids["<Path>"], *frozen.tags.join]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(1, 200))
+def test_micro_batches_hold_every_trace_once(lengths, most):
+    traces = [Trace((1,), (Span((2,) * length, (), True),)) for length in lengths]
+    chunks = list(split(traces, most))
+    assert sorted(index for chunk in chunks for index in chunk) == list(range(len(traces)))
+    for chunk in chunks:
+        padded = len(chunk) * (1 + max(lengths[index] for index in chunk))
+        assert padded <= most or len(chunk) == 1

@@ -1,0 +1,78 @@
+import json
+from itertools import islice
+
+import pytest
+
+from parallel_r1.coldstart import examples, plain_texts, read_examples, to_trace
+from parallel_r1.config import Data
+from parallel_r1.errors import UserError
+from parallel_r1.trace import TAGS, parse_text
+
+TEACHER = Data(tasks={"countdown-easy": 1.0}, parallel=0.7, paths=3, tries=2)
+FORKED = "<Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>c</Summary>\nFinal Answer: 1"
+
+
+def write(tmp_path, *rows):
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_teacher_writes_the_share_that_was_asked_for():
+    found = list(islice(examples(TEACHER, 0), 400))
+    forked = [parse_text(each.text) for each in found if "<Parallel>" in each.text]
+    assert 0.6 < len(forked) / len(found) < 0.8
+    assert all(each.paths == [3] and not each.defects for each in forked)
+    assert found == list(islice(examples(TEACHER, 0), 400))
+
+
+def test_a_trace_ends_with_the_end_of_text(frozen):
+    trace = to_trace(next(examples(TEACHER, 0)), frozen, "isolated")
+    assert trace.token_ids[-1] in frozen.tags.eos
+    assert trace.spans[-1].sampled
+    assert trace.well_formed
+
+
+def test_rehearsal_teaches_nothing_about_forking(frozen):
+    data = TEACHER.model_copy(update={"rehearse": {"countdown-hard": 1.0}, "rehearsal": 0.4})
+    found = list(islice(examples(data, 0), 300))
+    rehearsed = [each for each in found if each.rehearsal]
+    assert 0.3 < len(rehearsed) / len(found) < 0.5
+    for each in rehearsed:
+        trace = to_trace(each, frozen, "isolated")
+        assert trace.forks == 0
+        assert (len(trace.spans[0].token_ids), trace.spans[0].sampled) == (1, False)
+        assert all(span.sampled for span in trace.spans[1:])
+        assert frozen.decode(trace.token_ids) == each.text
+
+
+def test_a_file_is_read_epoch_after_epoch(tmp_path):
+    rows = [{"prompt": str(index), "text": FORKED} for index in range(5)]
+    path = write(tmp_path, *rows)
+    found = [each.prompt for each in islice(examples(Data(file=str(path)), 0), 15)]
+    for epoch in (found[:5], found[5:10], found[10:]):
+        assert sorted(epoch) == list("01234")
+    assert found[:5] != found[5:10] or found[5:10] != found[10:]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [("{oops\n", "t.jsonl:2"), ({"prompt": "x"}, "t.jsonl:2"), ({"prompt": "x", "text": "<Path>"}, "t.jsonl:2")],
+)
+def test_a_bad_line_is_named(tmp_path, row, said):
+    path = write(tmp_path, {"prompt": "x", "text": FORKED}, row)
+    with pytest.raises(UserError, match=said):
+        read_examples(path)
+
+
+def test_empty_and_missing_files(tmp_path):
+    with pytest.raises(UserError, match="no file"):
+        read_examples(tmp_path / "none")
+    with pytest.raises(UserError, match="empty"):
+        read_examples(write(tmp_path))
+
+
+def test_tokenizer_texts_hold_no_tag():
+    texts = list(plain_texts(TEACHER, 0, 20))
+    assert texts
+    assert not any(tag in text for tag in TAGS for text in texts)

@@ -1,0 +1,227 @@
+"""Through the real command, in a process of its own, as a user meets it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY
+from test_train import RECIPE
+
+GOOD = "so <Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>c</Summary> Final Answer: 1"
+
+
+def run(*words, stdin=None, cwd=ROOT, width="100"):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": width}
+    return subprocess.run(
+        [sys.executable, "-m", "parallel_r1", *map(str, words)],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        cwd=cwd,
+        env=environment,
+        timeout=240,
+    )
+
+
+def refused(*words, said, **more):
+    """The command fails with one clear line and exit code 2."""
+    done = run(*words, **more)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: expected ")
+    for each in (said,) if isinstance(said, str) else said:
+        assert each in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small curriculum, run by the command."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "small.toml").write_text(RECIPE)
+    done = run("train", folder / "small.toml", "--out", folder / "run", "--set", "stages.sft.steps=1")
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_help_names_every_command():
+    text = run("--help").stdout
+    for command in ("demo", "sft", "rl", "train", "eval", "generate", "show", "parity", "check", "inspect"):
+        assert command in text
+        done = run(command, "--help")
+        assert done.returncode == 0
+        assert "Usage" in done.stdout
+
+
+def test_train_writes_a_run_folder_and_plain_lines(finished):
+    folder, done = finished
+    names = {path.name for path in (folder / "run").iterdir()}
+    assert names == {
+        "recipe.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "rollouts",
+        "checkpoints",
+        "eval",
+        "table.md",
+        "curves.png",
+    }
+    assert "\x1b" not in done.stdout
+    for part in ("step 1/1", "reward", "parallel", "tokens/s", "left", "mean@k", "rl - sft"):
+        assert part in done.stdout
+    assert "## countdown-easy" in (folder / "run" / "table.md").read_text()
+
+
+def test_a_second_run_overwrites_nothing(finished):
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
+    refused("train", folder / "small.toml", "--out", folder / "run", said=("holds something already", "--out"))
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
+
+
+def test_without_out_a_free_folder_is_taken(tmp_path):
+    (tmp_path / "small.toml").write_text(RECIPE)
+    for name in ("small", "small-2"):
+        done = run("sft", "small.toml", "--set", "evaluation.tasks=[]", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "runs" / name / "checkpoints" / "sft" / "model.safetensors").is_file()
+
+
+def test_sft_then_rl_on_its_checkpoint(finished):
+    folder, _ = finished
+    done = run(
+        "rl",
+        folder / "small.toml",
+        "--out",
+        folder / "rl",
+        "--set",
+        "model.architecture={}",
+        "--set",
+        "evaluation.tasks=[]",
+        "--set",
+        "stages.rl.steps=1",
+    )
+    assert done.returncode == 2  # an rl run needs a model to start from
+    assert "model.path" in done.stderr
+    text = (folder / "small.toml").read_text()
+    model = folder / "run" / "checkpoints" / "sft"
+    head, tail = text.split("[model.architecture]")
+    (folder / "rl.toml").write_text(f'{head}[model]\npath = "{model}"\n[evaluation]{tail.split("[evaluation]")[1]}')
+    done = run("rl", folder / "rl.toml", "--out", folder / "rl", "--set", "stages.rl.steps=1")
+    assert done.returncode == 0, done.stderr
+    stages = [json.loads(line)["stage"] for line in (folder / "rl" / "metrics.jsonl").read_text().splitlines()]
+    assert set(stages) == {"base", "rl", "plain"}
+
+
+def test_show(finished):
+    folder, _ = finished
+    done = run("show", folder / "run")
+    assert "countdown-easy" in done.stdout
+    assert {row["stage"] for row in json.loads(run("show", folder / "run", "--json").stdout)} == {"sft", "rl", "plain"}
+    rollouts = next((folder / "run" / "rollouts").iterdir())
+    done = run("show", rollouts, "--count", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Use ") == 2
+    rows = [json.loads(line) for line in run("show", rollouts, "--count", "3", "--json").stdout.splitlines()]
+    assert len(rows) == 3
+    assert {"prompt", "text", "correct", "spans", "defects"} <= set(rows[0])
+
+
+def test_eval(tmp_path):
+    out = tmp_path / "r.jsonl"
+    words = ("eval", TINY, "--task", "countdown-easy", "--problems", 4, "--samples", 2, "--rollouts", out)
+    (row,) = json.loads(run(*words, "--json").stdout)
+    assert row["task"] == "countdown-easy"
+    assert len(row["by_problem"]) == 4
+    assert len(out.read_text().splitlines()) == 8
+    refused(*words, said="exists")
+    assert "mean@k" in run(*words[:-2]).stdout
+
+
+def test_generate():
+    prompt = r"Use 3, 5, 7 to make 22.\n"
+    done = run("generate", TINY, "--prompt", prompt, "--paths", 3)
+    assert "critical path" in done.stdout
+    row = json.loads(run("generate", TINY, "--prompt", prompt, "--json", "--seed", 4).stdout)
+    assert row == json.loads(run("generate", TINY, "--prompt", prompt, "--json", "--seed", 4).stdout)
+    assert "".join(span["text"] for span in row["spans"]) == row["text"]
+
+
+@pytest.mark.parametrize("paths", [1, 3, 5])
+def test_parity(paths):
+    row = json.loads(
+        run("parity", TINY, "--sampler", "isolated", "--scorer", "isolated", "--paths", paths, "--json").stdout
+    )
+    assert list(row) == ["max_abs", "mean_abs", "after_fork", "after_join", "tokens"]
+    assert row["max_abs"] <= 1e-4
+    assert row["tokens"] > 100
+
+
+def test_check_reads_files_and_standard_input(tmp_path):
+    lines = [json.dumps({"text": GOOD}), '{"text": "<Path>"}', "{broken", '{"other": 1}', '{"text": 3}', "[]", "\udcff"]
+    path = tmp_path / "t.jsonl"
+    path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    done = run("check", path)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1
+    assert [row["valid"] for row in rows] == [True] + [False] * 6
+    assert rows[0] == {
+        "valid": True,
+        "defects": [],
+        "forks": 1,
+        "paths": [2],
+        "relative_positions": [round(3 / len(GOOD), 4)],
+    }
+    assert set(rows[1]["defects"][0]) == {"kind", "at", "message"}
+    good = run("check", "-", stdin=lines[0] + "\n\n" + lines[0])
+    assert good.returncode == 0
+    assert len(good.stdout.splitlines()) == 2
+    refused("check", tmp_path / "none", said="no file")
+
+
+def test_inspect():
+    row = json.loads(run("inspect", TINY, "--text", GOOD, "--scorer", "isolated", "--json").stdout)
+    assert set(row) == {"tokens", "token_ids", "addresses", "positions", "mask", "critical_path", "total"}
+    assert "".join(row["tokens"]) == GOOD
+    assert row["critical_path"] < row["total"] == len(row["mask"]) == len(row["mask"][0])
+    a, b = row["tokens"].index("a"), row["tokens"].index("b")
+    assert row["addresses"][a] == [[0, 0]]
+    assert row["mask"][b][a] == 0
+    assert row["positions"][a] == row["positions"][b]
+    causal = json.loads(run("inspect", TINY, "--text", GOOD, "--scorer", "causal", "--json").stdout)
+    assert causal["critical_path"] == causal["total"]
+    assert causal["mask"][b][a] == 1
+    assert "critical path" in run("inspect", TINY, "--text", GOOD).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("train", "none.toml"), "no file none.toml"),
+        (("train", "recipes/tiny/demo.toml", "--set", "sede=1"), "did you mean 'seed'"),
+        (("train", "recipes/tiny/demo.toml", "--set", "evaluation.samples=0"), "evaluation.samples"),
+        (("train", "recipes/tiny/demo.toml", "--set", "model.attention=eager"), "sdpa"),
+        (("train", "recipes/tiny/demo.toml", "--set", "model.path=nowhere"), "nowhere"),
+        (("sft", "recipes/tiny/demo.toml", "--set", "stages.cold-start.data.tasks={nothing=1}"), "nothing"),
+        (("eval", "models/none", "--task", "countdown-easy"), "models/none"),
+        (("eval", "models/tiny-base", "--task", "countdown-esy"), "did you mean 'countdown-easy'"),
+        (("generate", "models/tiny-base", "--prompt", "x" * 2000), "shorten the prompt"),
+        (("generate", "models/tiny-base", "--prompt", ""), "empty"),
+        (("generate", "models/tiny-base", "--prompt", "x", "--sampler", "isolate"), "did you mean 'isolated'"),
+        (("parity", "models/tiny-base", "--scorer", "cause"), "did you mean 'causal'"),
+        (("inspect", "recipes", "--text", "x"), "recipes"),
+        (("show", "none"), "no file none"),
+        (("show", "recipes"), "table.md"),
+    ],
+)
+def test_bad_input_is_one_clear_line(words, said, tmp_path):
+    before = sorted(ROOT.glob("runs/*"))
+    refused(*words, said=said)
+    assert sorted(ROOT.glob("runs/*")) == before
+
+
+def test_the_tiny_model_path_exists():
+    assert Path(TINY).is_dir()

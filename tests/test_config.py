@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import pytest
+
+from parallel_r1.config import apply_override, dump_recipe, load_recipe
+from parallel_r1.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted(ROOT.glob("recipes/**/*.toml"))
+SMALL = """
+name = "x"
+[model]
+path = "models/tiny-base"
+[defaults.sampling]
+paths = 3
+budget = { path = 20 }
+[stages.one]
+kind = "sft"
+steps = 3
+data = { tasks = { countdown-easy = 1 } }
+[stages.two]
+kind = "rl"
+task = "countdown-hard"
+steps = 2
+scorer = "causal"
+sampling = { sampler = "sequential" }
+"""
+
+
+def write(tmp_path, text):
+    (tmp_path / "r.toml").write_text(text)
+    return tmp_path / "r.toml"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_load_and_survive_being_written(path, tmp_path):
+    recipe = load_recipe(path)
+    assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
+
+
+def test_defaults_lie_under_every_stage(tmp_path):
+    recipe = load_recipe(write(tmp_path, SMALL))
+    assert recipe.stages["one"].sampling.paths == 3
+    assert recipe.stages["two"].sampling.budget.path == 20
+    assert recipe.stages["two"].sampling.sampler == "sequential"
+    assert recipe.start_of("one") == "base"
+    assert recipe.start_of("two") == "one"
+
+
+def test_overrides(tmp_path):
+    recipe = load_recipe(
+        write(tmp_path, SMALL),
+        [
+            "seed=7",
+            "stages.one.steps=9",
+            "model.path=elsewhere",
+            "stages.two.reward=bonus(0.3)",
+            "defaults.sampling.paths=5",
+            "stages.two.sampling.budget.total=33",
+        ],
+    )
+    assert (recipe.seed, recipe.stages["one"].steps, recipe.model.path) == (7, 9, "elsewhere")
+    assert recipe.stages["two"].reward == "bonus(0.3)"
+    assert recipe.stages["two"].sampling.paths == 5
+    assert recipe.stages["two"].sampling.budget.total == 33
+    tree = {}
+    apply_override(tree, "a.b=[1, 2]")
+    assert tree == {"a": {"b": [1, 2]}}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sede=1", "did you mean 'seed'"),
+        ("stages.one.stepz=1", "did you mean 'steps'"),
+        ("stages.two.sampling.budget.pth=1", "did you mean 'path'"),
+        ("stages.two.grpo.clip_hihg=1", "did you mean 'clip_high'"),
+        ("defaults.stpes=1", "did you mean 'steps'"),
+        ("stages.one.steps=0", "greater than or equal to 1"),
+        ("stages.one.steps=many", "stages.one.steps"),
+        ("stages.two.scorer=isolated", "allow_mismatch"),
+        ("stages.two.start=three", "three"),
+        ("stages.two.kind=rll", "stages.two"),
+        ("steps", "--set section.key=value"),
+        (".=1", "--set section.key=value"),
+        ("seed.x=1", "seed"),
+        ('compare=[["one", "tow"]]', "did you mean 'two'"),
+        ("stages.one.data.file=x.jsonl", "exactly one of file and tasks"),
+    ],
+)
+def test_a_mistake_is_one_clear_error(tmp_path, override, said):
+    with pytest.raises(UserError, match="expected") as caught:
+        load_recipe(write(tmp_path, "seed = 1\n" + SMALL), [override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(UserError, match="no file"):
+        load_recipe(tmp_path / "none.toml")
+    with pytest.raises(UserError, match="TOML"):
+        load_recipe(write(tmp_path, "a = = 1"))
+    with pytest.raises(UserError, match="stages"):
+        load_recipe(write(tmp_path, 'name = "x"\n[model]\npath = "y"'))
+
+
+def test_one_kind_of_stage_only(tmp_path):
+    recipe = load_recipe(write(tmp_path, SMALL + 'start = "one"\n'))
+    assert list(recipe.only("rl").stages) == ["two"]
+    assert recipe.only("rl").start_of("two") == "base"
+    with pytest.raises(UserError, match="'rl'"):
+        recipe.only("sft").only("rl")

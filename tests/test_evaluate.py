@@ -1,0 +1,98 @@
+from itertools import combinations
+from math import comb
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel_r1.config import Budget, Evaluation, Sampling
+from parallel_r1.errors import UserError
+from parallel_r1.evaluate import compare, evaluate, held_out, interval, judge, pass_at, summarise
+from parallel_r1.rollout import Problem
+from parallel_r1.tasks.countdown import EASY
+from parallel_r1.trace import Span, Trace, parse
+
+
+@given(st.integers(1, 8), st.data())
+def test_pass_at_k_equals_counting_subsets(drawn, data):
+    k, correct = data.draw(st.integers(1, drawn)), data.draw(st.integers(0, drawn))
+    marks = [True] * correct + [False] * (drawn - correct)
+    hits = sum(any(subset) for subset in combinations(marks, k))
+    assert pass_at(k, correct, drawn) == pytest.approx(hits / comb(drawn, k))
+
+
+def test_an_interval_covers_and_shrinks():
+    low, high = interval([0.0, 1.0] * 50)
+    assert low == pytest.approx(0.4, abs=0.02)
+    assert high == pytest.approx(0.6, abs=0.02)
+    assert interval([0.3] * 9) == (pytest.approx(0.3), pytest.approx(0.3))
+
+
+def rollouts(policy, answers, samples):
+    """Judged answers: problem i solved as often as answers[i] says."""
+    found = []
+    for index, correct in enumerate(answers):
+        problem = EASY.problem((3, 5, 7 + index % 2), 22 + index % 2)
+        problem = Problem(problem.id, problem.prompt, problem.answer, problem.source)
+        for sample in range(samples):
+            text = f"Final Answer: 3*5+{7 + index % 2}" if sample < correct else "Final Answer: 1"
+            found.append(judge(problem, parse(policy.encode(text), policy.tags), EASY, policy))
+    return found
+
+
+def test_a_summary_by_hand(frozen):
+    result = summarise(rollouts(frozen, [4, 1], 4), "x")
+    assert result.mean == (1.0 + 0.25) / 2
+    assert result.passed == 1.0
+    assert result.parallel_ratio == 0
+    assert result.well_formed is None
+    assert (result.problems, result.samples) == (2, 4)
+
+
+def test_a_comparison_is_paired(frozen):
+    better, worse = summarise(rollouts(frozen, [4, 2], 4)), summarise(rollouts(frozen, [2, 0], 4))
+    found = compare(better, worse)
+    assert found.mean == found.low == found.high == 0.5
+    assert found.relative == 2.0
+
+
+def test_answers_inside_a_path_do_not_count(frozen):
+    problem = EASY.problem((3, 5, 7), 22)
+    forked = "<Parallel><Path>{}</Path><Path>x</Path></Parallel>\n<Summary>y</Summary>\n{}"
+    right, wrong = "Final Answer: 3*5+7", "Final Answer: 1"
+    inside = judge(problem, parse(frozen.encode(forked.format(right, wrong)), frozen.tags), EASY, frozen)
+    outside = judge(problem, parse(frozen.encode(forked.format(wrong, right)), frozen.tags), EASY, frozen)
+    assert not inside.correct
+    assert outside.correct
+    assert outside.critical_path < outside.total
+
+
+def test_latency_is_that_of_the_sampler(frozen):
+    """An answer with a fork that was drawn from left to right took as long as it has tokens."""
+    ids = frozen.encode("<Parallel><Path>abc</Path><Path>d</Path></Parallel>\n<Summary>y</Summary>")
+    problem = EASY.problem((3, 5, 7), 22)
+    sequential = judge(problem, parse(ids, frozen.tags, sampler="sequential"), EASY, frozen)
+    isolated = judge(problem, parse(ids, frozen.tags), EASY, frozen)
+    assert sequential.critical_path == sequential.total == isolated.total == len(ids)
+    assert isolated.critical_path < len(ids)
+
+
+def test_held_out_problems_differ():
+    found = held_out(EASY, 50, 0)
+    assert len({problem.id for problem in found}) == 50
+    with pytest.raises(UserError, match="ask for fewer"):
+        held_out(EASY, 100_000, 0)
+
+
+def test_the_shipped_model_solves_easy_problems(tiny):
+    settings = Evaluation(problems=16, samples=2)
+    sampling = Sampling(sampler="sequential", budget=Budget(critical_path=60))
+    easy = evaluate(tiny, "countdown-easy", settings, sampling)
+    assert easy.mean > 0.35
+    assert easy == evaluate(tiny, "countdown-easy", settings, sampling)
+
+
+def test_a_malformed_answer_is_judged(frozen):
+    everything = tuple(range(len(frozen.tokenizer)))
+    trace = Trace((1,), (Span(everything, (), True),))
+    assert not judge(EASY.problem((3, 5, 7), 22), trace, EASY, frozen).correct

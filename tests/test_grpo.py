@@ -1,0 +1,144 @@
+"""Credit and loss: against hand numbers, and against TRL's own loss on the same tensors."""
+
+from functools import partial
+
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from trl import GRPOConfig, GRPOTrainer
+
+from parallel_r1.algorithms import grpo, sft
+from parallel_r1.batch import collate, score
+from parallel_r1.config import GRPO
+from parallel_r1.trace import Span, Trace
+
+
+def plain_traces(policy, count=6):
+    """Answers without a fork, of different lengths behind prompts of different lengths, drawn by nobody: the
+    behaviour log-probabilities are the policy's, disturbed, so that ratios fall on both sides of the clip range."""
+    generator = torch.Generator().manual_seed(0)
+    traces = []
+    for index in range(count):
+        prompt = tuple(policy.encode("Use 3, 5, 7 to make 22.\n" * (1 + index % 2)))
+        answer = tuple(torch.randint(10, 200, (5 + 3 * index,), generator=generator).tolist())
+        batch = collate([Trace(prompt, (Span(answer, (), True),))], "causal")
+        with torch.no_grad():
+            exact = score(policy.model, batch)[0, len(prompt) :]
+        noise = 0.3 * torch.randn(len(answer), generator=generator)
+        traces.append(Trace(prompt, (Span(answer, (), True, tuple((exact + noise).tolist())),)))
+    return traces
+
+
+def gradient(model):
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.2), (0.2, 0.28)])
+def test_loss_and_gradient_equal_trl(policy, tmp_path, low, high):
+    traces = plain_traces(policy)
+    advantages = [1.5, -0.5, 0.7, -1.2, 0.3, -0.8]
+    tokens = sum(len(trace.token_ids) for trace in traces)
+
+    batch = collate(traces, "causal", advantages)
+    settings = GRPO(clip_low=low, clip_high=high)
+    ours, metrics = grpo.loss(score(policy.model, batch), batch, tokens, settings)
+    ours.backward()
+    our_gradient = gradient(policy.model)
+    policy.model.zero_grad()
+    assert 0.05 < metrics["clip_fraction"] < 0.95
+
+    trainer = GRPOTrainer(
+        model=policy.model,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=GRPOConfig(
+            output_dir=str(tmp_path),
+            loss_type="dapo",
+            beta=0.0,
+            epsilon=low,
+            epsilon_high=high,
+            use_cpu=True,
+            report_to=[],
+            per_device_train_batch_size=2,
+            num_generations=2,
+            bf16=False,
+        ),
+        train_dataset=Dataset.from_dict({"prompt": ["x"]}),
+        processing_class=policy.tokenizer,
+    )
+    longest_prompt = max(len(trace.prompt_ids) for trace in traces)
+    longest = max(len(trace.token_ids) for trace in traces)
+    pad = policy.tokenizer.pad_token_id
+    left = [longest_prompt - len(trace.prompt_ids) for trace in traces]
+    right = [longest - len(trace.token_ids) for trace in traces]
+    inputs = {
+        "prompt_ids": torch.tensor([[pad] * n + [*t.prompt_ids] for n, t in zip(left, traces, strict=True)]),
+        "prompt_mask": torch.tensor([[0] * n + [1] * len(t.prompt_ids) for n, t in zip(left, traces, strict=True)]),
+        "completion_ids": torch.tensor([[*t.token_ids] + [pad] * n for n, t in zip(right, traces, strict=True)]),
+        "completion_mask": torch.tensor([[1] * len(t.token_ids) + [0] * n for n, t in zip(right, traces, strict=True)]),
+        "old_per_token_logps": torch.tensor(
+            [[*t.spans[0].logprobs] + [0.0] * n for n, t in zip(right, traces, strict=True)]
+        ),
+        "advantages": torch.tensor(advantages),
+        "num_items_in_batch": torch.tensor(float(tokens)),
+    }
+    policy.model.eval()
+    theirs = trainer._compute_loss(policy.model, inputs)
+    theirs.backward()
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
+    assert torch.allclose(our_gradient, gradient(policy.model), atol=1e-6)
+
+
+def test_advantages_by_hand():
+    assert grpo.advantages([1.0] * 3, std=True) == [0, 0, 0]
+    half = grpo.advantages([1.2] * 4 + [1.0] * 4, std=True)
+    assert half[0] == pytest.approx(0.935, abs=1e-3)
+    assert half[-1] == pytest.approx(-0.935, abs=1e-3)
+    assert grpo.advantages([1.2] + [1.0] * 7, std=True)[0] == pytest.approx(2.475, abs=1e-3)
+    assert grpo.advantages([1.0, -1.0, -1.0, 1.0], std=False) == [1, -1, -1, 1]
+
+
+@given(st.lists(st.floats(-2, 2), min_size=2, max_size=9), st.booleans())
+def test_advantages_sum_to_nothing(rewards, std):
+    assert sum(grpo.advantages(rewards, std)) == pytest.approx(0, abs=1e-3)
+
+
+def test_the_first_update_has_ratio_one(policy):
+    """Drawn by the policy itself, the loss is minus the token-weighted mean advantage and nothing is clipped."""
+    traces = plain_traces(policy, 2)
+    batch = collate(traces, "causal", [1.0, -1.0])
+    logprobs = score(policy.model, batch)
+    same = collate(
+        [
+            Trace(
+                t.prompt_ids,
+                (Span(t.token_ids, (), True, tuple(row[len(t.prompt_ids) :][: len(t.token_ids)].tolist())),),
+            )
+            for t, row in zip(traces, logprobs, strict=True)
+        ],
+        "causal",
+        [1.0, -1.0],
+    )
+    lengths = [len(trace.token_ids) for trace in traces]
+    loss, metrics = grpo.loss(logprobs, same, sum(lengths), GRPO())
+    assert loss.item() == pytest.approx(-(lengths[0] - lengths[1]) / sum(lengths), abs=1e-5)
+    assert metrics["clip_fraction"] == 0
+    assert metrics["mismatch_mean"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [sft.loss, partial(grpo.loss, settings=GRPO())])
+def test_given_tokens_have_no_gradient(policy, loss):
+    """With the loss's own gradient on log-probabilities: zero wherever a token was given."""
+    trace = plain_traces(policy, 1)[0]
+    span = trace.spans[0]
+    cut = len(span.token_ids) // 2
+    halves = (
+        Span(span.token_ids[:cut], (), False),
+        Span(span.token_ids[cut:], (), True, span.logprobs[cut:]),
+    )
+    batch = collate([Trace(trace.prompt_ids, halves)], "causal")
+    logprobs = score(policy.model, batch).detach().requires_grad_()
+    loss(logprobs, batch, 3)[0].backward()
+    assert (logprobs.grad[~batch.sampled] == 0).all()
+    assert (logprobs.grad[batch.sampled] != 0).any()

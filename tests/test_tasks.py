@@ -1,0 +1,144 @@
+import random
+from fractions import Fraction
+from itertools import islice
+
+import pytest
+import reasoning_gym
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel_r1.errors import UserError
+from parallel_r1.tasks import final_answer, load_task
+from parallel_r1.tasks.countdown import EASY, HARD, MEDIUM, chains, evaluate_expression
+from parallel_r1.trace import parse_text
+
+TASKS = pytest.mark.parametrize("task", [EASY, MEDIUM, HARD], ids=lambda task: task.name)
+
+
+def numbers_and_target(task, problem):
+    numbers, target = task.parse(problem)
+    return tuple(sorted(numbers)), target
+
+
+@TASKS
+def test_train_and_held_out_problems_never_overlap(task):
+    train = {numbers_and_target(task, problem) for problem in islice(task.problems("train", 0), 5000)}
+    test = {numbers_and_target(task, problem) for problem in islice(task.problems("test", 1), 1000)}
+    assert train
+    assert test
+    assert not train & test
+
+
+@TASKS
+def test_problems_repeat_for_a_seed_and_differ_between_seeds(task):
+    first, again, other = (list(islice(task.problems("train", seed), 50)) for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
+
+
+@TASKS
+def test_answers_agree_with_reasoning_gym(task):
+    """Right and wrong expressions alike get the verdict of reasoning-gym's own verifier."""
+    judge = reasoning_gym.create_dataset("countdown", size=1, seed=0)
+    rng = random.Random(0)
+    verdicts = []
+    for problem in islice(task.problems("test", 7), 60):
+        numbers, target = task.parse(problem)
+        chain = rng.choice(chains(tuple(sorted(numbers)), task.limit))
+        right = next(each for each in chains(tuple(sorted(numbers)), task.limit) if each.value == target)
+        for expression in (chain.expression, right.expression, str(target), f"{right.expression}+0"):
+            ours = task.verify(problem, f"Final Answer: {expression}")
+            entry = {"metadata": {"numbers": list(numbers), "target": target}}
+            assert ours == (judge.score_answer(expression, entry) == 1.0), expression
+            verdicts.append(ours)
+    assert 0.2 < sum(verdicts) / len(verdicts) < 0.8
+
+
+@TASKS
+def test_every_chain_is_what_it_says(task):
+    for problem in islice(task.problems("train", 5), 20):
+        numbers, _ = task.parse(problem)
+        for chain in chains(tuple(sorted(numbers)), task.limit):
+            assert evaluate_expression(chain.expression) is not None
+            value, used = evaluate_expression(chain.expression)
+            assert (value, sorted(used)) == (chain.value, sorted(numbers))
+            for step in chain.steps:
+                left, right = step.split("=")
+                assert evaluate_expression(left)[0] == int(right)
+
+
+@TASKS
+def test_the_teacher_is_honest(task):
+    """Answers are right and well-formed; every try says truly whether it reached the target; some paths fail."""
+    rng = random.Random(0)
+    written, failed = 0, 0
+    for problem in islice(task.problems("train", 2), 200):
+        target = int(problem.answer)
+        for text in (task.sequential_answer(problem, rng, 4), task.parallel_answer(problem, rng, 4, 2, 3)):
+            if text is None:
+                continue
+            written += 1
+            assert parse_text(text).defects == []
+            assert task.verify(problem, text)
+            body = text.split("</Parallel>")[0].split("\nFinal")[0].replace("<Path>", "\n").replace("</Path>", "\n")
+            for line in body.replace("<Parallel>", "").split("\n"):
+                if line:
+                    value = int(line.split(" ")[-2 if line.endswith("no") else -3].split("=")[1])
+                    assert (value == target) == (" yes" in line)
+                    failed += line.endswith("no")
+    assert written > 150
+    assert failed > 50
+
+
+def test_paths_of_a_fork_are_independent_draws():
+    """The second path's first try does not depend on the first path's: the joint frequency is near the product."""
+    problem = next(EASY.problems("train", 0))
+    rng = random.Random(0)
+    pairs = [[EASY.tries(problem, rng, 1)[0][0].line for _ in range(2)] for _ in range(4000)]
+    common = max({line for line, _ in pairs}, key=[first for first, _ in pairs].count)
+    first = sum(a == common for a, _ in pairs) / len(pairs)
+    second = sum(b == common for _, b in pairs) / len(pairs)
+    both = sum(a == common and b == common for a, b in pairs) / len(pairs)
+    assert abs(both - first * second) < 0.03
+
+
+def test_verification_is_exact_arithmetic():
+    problem = EASY.problem((3, 5, 7), 22)
+    for right in ("3*5+7", "7 + 5*3", "(5*3)+7"):
+        assert EASY.verify(problem, f"so\nFinal Answer: {right}")
+    for wrong in ("22", "3*5+6", "3*5+7+0", "3*5", "3**5", "", "(3*5+7", "3*5+7 = 22", "7+15", "3*5+7.0", "3*5+7j"):
+        assert not EASY.verify(problem, f"Final Answer: {wrong}")
+    assert not EASY.verify(problem, "3*5+7")
+    assert EASY.verify(problem, "Final Answer: 1\nFinal Answer: 3*5+7")
+    assert not EASY.verify(problem, "Final Answer: 3*5+7\nFinal Answer: 1")
+
+
+@given(
+    st.recursive(
+        st.integers(0, 50).map(str),
+        lambda inner: st.tuples(inner, st.sampled_from("+-*"), inner).map(
+            lambda parts: f"({parts[0]}{parts[1]}{parts[2]})"
+        ),
+        max_leaves=8,
+    )
+)
+def test_expressions_equal_fractions(text):
+    found = evaluate_expression(text)
+    if len(text) <= 120:
+        assert Fraction(found[0]) == Fraction(eval(text))  # our own digits and operators only
+
+
+@given(st.text(max_size=200) | st.text(alphabet="0123456789+-*() ", max_size=300))
+def test_no_expression_breaks_the_verifier(text):
+    evaluate_expression(text)
+    final_answer(text)
+
+
+@pytest.mark.parametrize("hostile", ["9" * 10_000, "9**9**9**9", "(" * 1000, "1+" * 5000 + "1", "()" * 50, "\x00"])
+def test_hostile_expressions_are_wrong_and_cheap(hostile):
+    assert not EASY.verify(EASY.problem((3, 5, 7), 22), f"Final Answer: {hostile}")
+
+
+def test_an_unknown_task_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'countdown-easy'"):
+        load_task("countdown-esy")
