@@ -227,7 +227,7 @@ def _sampling(
 ) -> Sampling:
     from parallel_r1.config import Budget, Sampling
 
-    _one_of("--sampler", sampler, ("isolated", "sequential"))
+    _one_of("--sampler", sampler, get_args(Sampler))
     budget = Budget(total=total, critical_path=critical_path, path=path, forks=forks)
     return Sampling(sampler=sampler, paths=paths, temperature=temperature, budget=budget)  # type: ignore[arg-type]
 
@@ -286,8 +286,8 @@ def parity(
     as_json: AsJson = False,
 ) -> None:
     """Check that what is sampled is what is scored: compare log-probabilities on answers with forks."""
-    _one_of("--sampler", sampler, ("isolated", "sequential"))
-    _one_of("--scorer", scorer, ("isolated", "causal"))
+    _one_of("--sampler", sampler, get_args(Sampler))
+    _one_of("--scorer", scorer, get_args(Scorer))
     from parallel_r1 import models
     from parallel_r1.parity import measure, to_json
     from parallel_r1.trace import EXACT_SCORER
@@ -355,7 +355,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show how an answer is laid out: every token's address and position, who sees whom, the critical path."""
-    _one_of("--scorer", scorer, ("isolated", "causal"))
+    _one_of("--scorer", scorer, get_args(Scorer))
     from parallel_r1.attention import layout
     from parallel_r1.models import load_tokenizer, tag_ids
     from parallel_r1.trace import parse

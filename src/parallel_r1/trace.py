@@ -17,11 +17,14 @@ from itertools import groupby
 from typing import Literal
 
 Address = tuple[tuple[int, int], ...]
-Sampler = Literal["isolated", "sequential"]
-"""How an answer was drawn: `isolated` runs the paths blind to each other; `sequential` decodes from left to right."""
-Scorer = Literal["isolated", "causal"]
-"""How an answer is scored: `isolated` with blind paths at shared positions, `causal` as plain text."""
-EXACT_SCORER: dict[Sampler, Scorer] = {"isolated": "isolated", "sequential": "causal"}
+Sampler = Literal["isolated", "causal_join", "sequential"]
+"""How an answer was drawn: `isolated` runs the paths blind to each other, and what follows the join sees what they have
+read; `causal_join` runs them blind too, and then reads their text again from left to right, as any server does;
+`sequential` decodes from left to right and forks nothing."""
+Scorer = Literal["isolated", "replay", "causal"]
+"""How an answer is scored: `isolated` with blind paths at shared positions; `replay` with blind paths where they were
+drawn and a copy of them, read from left to right, as the context of what follows; `causal` as plain text."""
+EXACT_SCORER: dict[Sampler, Scorer] = {"isolated": "isolated", "causal_join": "replay", "sequential": "causal"}
 """The scorer that repeats what a sampler did."""
 Finish = Literal["stop", "length"]
 """Why the trunk ended: it sampled the end of text, or a budget ran out."""
