@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from rich.console import Console
@@ -226,15 +226,18 @@ def _sampling(
     sampler: str, paths: int, temperature: float, total: int, critical_path: int, path: int, forks: int
 ) -> Sampling:
     from parallel_r1.config import Budget, Sampling
+    from parallel_r1.trace import Sampler
 
-    _one_of("--sampler", sampler, get_args(Sampler))
+    _one_of("--sampler", sampler, Sampler)
     budget = Budget(total=total, critical_path=critical_path, path=path, forks=forks)
     return Sampling(sampler=sampler, paths=paths, temperature=temperature, budget=budget)  # type: ignore[arg-type]
 
 
-def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+def _one_of(option: str, value: str, names: Any) -> None:
+    """Refuse a value that is none of a Literal's."""
     from parallel_r1.errors import nearest
 
+    known = get_args(names)
     if value not in known:
         raise UserError(f"{option} one of {', '.join(known)}", f"'{value}'", nearest(value, known))
 
@@ -286,11 +289,12 @@ def parity(
     as_json: AsJson = False,
 ) -> None:
     """Check that what is sampled is what is scored: compare log-probabilities on answers with forks."""
-    _one_of("--sampler", sampler, get_args(Sampler))
-    _one_of("--scorer", scorer, get_args(Scorer))
     from parallel_r1 import models
     from parallel_r1.parity import measure, to_json
-    from parallel_r1.trace import EXACT_SCORER
+    from parallel_r1.trace import EXACT_SCORER, Sampler, Scorer
+
+    _one_of("--sampler", sampler, Sampler)
+    _one_of("--scorer", scorer, Scorer)
 
     _quiet()
     policy = models.load(model)
@@ -355,10 +359,11 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show how an answer is laid out: every token's address and position, who sees whom, the critical path."""
-    _one_of("--scorer", scorer, get_args(Scorer))
     from parallel_r1.attention import layout
     from parallel_r1.models import load_tokenizer, tag_ids
-    from parallel_r1.trace import parse
+    from parallel_r1.trace import Scorer, parse
+
+    _one_of("--scorer", scorer, Scorer)
 
     _quiet()
     tokenizer = load_tokenizer(model)
