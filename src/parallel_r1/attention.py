@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from parallel_r1.trace import TRUNK, Address, Scorer
+from parallel_r1.trace import TRUNK, Address, Scorer, Trace
 
 Run = tuple[Address, int]
 
@@ -74,3 +74,9 @@ def layout(runs: Sequence[Run], scorer: Scorer = "isolated") -> Layout:
             reach[own] = start + length
     empty = np.zeros(0, dtype=np.int64)
     return Layout(np.concatenate([empty, *address_ids]), np.concatenate([empty, *positions]), sees)
+
+
+def latency(trace: Trace) -> int:
+    """Tokens of an answer that had to be drawn one after the other: its critical path, however it is scored. What a
+    `causal_join` reads again is not drawn and does not count."""
+    return layout(trace.runs, "causal" if trace.sampler == "sequential" else "isolated").critical_path
