@@ -24,3 +24,14 @@ def positions(addresses: list[Address]) -> list[int]:
     for i in range(len(addresses)):
         found.append(max((found[j] + 1 for j in range(i) if sees(addresses, i, j)), default=0))
     return found
+
+
+def read_before(addresses: list[Address], i: int) -> list[int]:
+    """What the writer of token i has read when the token is drawn, itself included: all text before it, except what
+    other paths of a fork that it stands in have written."""
+    return [j for j in range(i + 1) if sees(addresses, i, j)]
+
+
+def views(mask: list[list[bool]]) -> list[list[int]]:
+    """For every place of a row the places that it sees, itself included."""
+    return [[j for j, seen in enumerate(row) if seen] for row in mask]

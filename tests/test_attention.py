@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from strategies import anything, well_formed
 from torch.nn.attention.flex_attention import create_mask
 
-from parallel_r1.attention import layout, strangers
+from parallel_r1.attention import layout, pack, strangers
 from parallel_r1.batch import collate
 from parallel_r1.trace import TRUNK, parse, parse_text, text_pieces
 
@@ -42,6 +42,66 @@ def test_the_causal_scorer_erases_addresses(text):
     laid = layout(runs_of(text), "causal")
     assert laid.positions.tolist() == list(range(len(text)))
     assert (laid.mask() == np.tri(len(text), dtype=bool)).all()
+
+
+@given(st.lists(st.tuples(addresses, st.integers(0, 3)), max_size=8), st.sampled_from(["isolated", "replay", "causal"]))
+def test_every_token_has_one_place_and_is_predicted_by_what_it_sees_last(runs, scorer):
+    laid = layout(runs, scorer)
+    assert sorted(laid.source[laid.drawn].tolist()) == list(range(sum(length for _, length in runs)))
+    for place, view in enumerate(oracles.views(laid.mask().tolist())):
+        assert laid.previous[place] == ([-1, *view][-2])
+
+
+@given(st.lists(st.tuples(addresses, st.integers(0, 3)), max_size=8) | anything.map(runs_of))
+def test_under_replay_every_token_reads_a_plain_text(runs):
+    """Whatever the tree: what a place sees is what its predecessor saw and the place itself, at positions 0, 1, ..;
+    no token is there twice, and all are in reading order."""
+    laid = layout(runs, "replay")
+    views = oracles.views(laid.mask().tolist())
+    for place, view in enumerate(views):
+        assert view == [*(views[laid.previous[place]] if len(view) > 1 else []), place]
+        assert laid.positions[view].tolist() == list(range(len(view)))
+        sources = laid.source[view].tolist()
+        assert sources == sorted(set(sources))
+
+
+@given(well_formed)
+def test_under_replay_paths_are_blind_and_the_rest_reads_everything(text):
+    """A drawn token has read what its writer had: after a join all text before it, in a path nothing of the others."""
+    runs = runs_of(text)
+    by_token = [address for address, length in runs for _ in range(length)]
+    laid = layout(runs, "replay")
+    views = oracles.views(laid.mask().tolist())
+    for place in laid.drawn.nonzero()[0]:
+        token = laid.source[place]
+        assert laid.source[views[place]].tolist() == oracles.read_before(by_token, token)
+        if by_token[token] == TRUNK:
+            assert laid.positions[place] == token
+
+
+@given(anything)
+def test_under_replay_the_trunk_reads_everything_whatever_the_defects(text):
+    runs = runs_of(text)
+    trunk = [address == TRUNK for address, length in runs for _ in range(length)]
+    laid = layout(runs, "replay")
+    views = oracles.views(laid.mask().tolist())
+    for place in laid.drawn.nonzero()[0]:
+        if trunk[laid.source[place]]:
+            assert laid.source[views[place]].tolist() == list(range(laid.source[place] + 1))
+
+
+@given(st.lists(well_formed.map(runs_of), max_size=3), st.sampled_from(["isolated", "replay", "causal"]))
+@settings(max_examples=20)
+def test_sequences_of_a_row_are_laid_out_as_if_alone(sequences, scorer):
+    packed, alone = pack(sequences, scorer), [layout(runs, scorer) for runs in sequences]
+    assert packed.positions.tolist() == [position for laid in alone for position in laid.positions.tolist()]
+    expected = np.zeros((len(packed.positions),) * 2, dtype=bool)
+    at = 0
+    for laid in alone:
+        size = len(laid.positions)
+        expected[at : at + size, at : at + size] = laid.mask()
+        at += size
+    assert (packed.mask() == expected).all()
 
 
 @given(addresses, addresses)

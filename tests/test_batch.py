@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+import oracles
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_r1.batch import collate, score, split
-from parallel_r1.trace import Span, Trace, parse
+from parallel_r1.trace import TRUNK, Span, Trace, parse
 
 FORKED = (
     "try <Parallel><Path>3+5=8</Path><Path>5*7=35, 35-3=32 no</Path></Parallel>\n<Summary>c</Summary>\nFinal Answer: 8"
@@ -24,12 +25,12 @@ def traces_of(policy, texts=(FORKED, PLAIN, NESTED), sampler="isolated"):
 
 @torch.no_grad()
 def scores(policy, traces, scorer):
+    """For each trace the log-probabilities of its answer's tokens."""
     batch = collate(traces, scorer)
-    found = score(policy.model, batch)
-    return [row[: len(t.prompt_ids) + len(t.token_ids)] for row, t in zip(found, traces, strict=True)]
+    return batch.gather(score(policy.model, batch))
 
 
-@pytest.mark.parametrize("scorer", ["isolated", "causal"])
+@pytest.mark.parametrize("scorer", ["isolated", "replay", "causal"])
 def test_rows_do_not_depend_on_each_other(frozen, scorer):
     traces = traces_of(frozen)
     together = scores(frozen, traces, scorer)
@@ -57,7 +58,9 @@ def test_no_fork_no_difference(frozen):
         plain = frozen.model(isolated.token_ids).logits.log_softmax(-1)
     taken = plain[:, :-1].gather(-1, isolated.token_ids[:, 1:, None]).squeeze(-1)
     with torch.no_grad():
-        assert torch.equal(score(frozen.model, isolated)[:, 1:], taken)
+        found = score(frozen.model, isolated)
+    assert torch.equal(found[:, 1:][isolated.sampled[:, 1:]], taken[isolated.sampled[:, 1:]])
+    assert (found[isolated.previous == torch.arange(found.shape[1])] == 0).all()
 
 
 def test_the_masked_forward_equals_the_plain_one_where_nothing_is_hidden(frozen):
@@ -71,13 +74,61 @@ def test_siblings_do_not_matter_to_each_other(frozen):
     """Changing one path changes nothing in the other, and does change what follows the join."""
     one, other = traces_of(frozen, (FORKED, FORKED.replace("5*7=35", "5*7=99")))
     a, b = scores(frozen, [one], "isolated")[0], scores(frozen, [other], "isolated")[0]
-    prompt = len(one.prompt_ids)
-    spans, at = {}, prompt
+    spans, at = {}, 0
     for span in one.spans:
         spans.setdefault(span.address, []).extend(range(at, at + len(span.token_ids)))
         at += len(span.token_ids)
     assert torch.equal(a[spans[((0, 0),)]], b[spans[((0, 0),)]])
     assert not torch.allclose(a[-4:], b[-4:], atol=1e-4)
+
+
+@torch.no_grad()
+def alone(policy, trace, seen):
+    """The log-probability of the last of the answer's tokens `seen`, as the end of a plain text behind the prompt."""
+    text = torch.tensor([[*trace.prompt_ids, *(trace.token_ids[index] for index in seen)]])
+    return policy.model(text).logits[0, -2].log_softmax(-1)[text[0, -1]].item()
+
+
+@pytest.mark.parametrize("text", [FORKED, NESTED, FORKED + "<Parallel><Path>1</Path><Path>2</Path></Parallel>3"])
+def test_replay_scores_every_token_as_the_server_drew_it(frozen, text):
+    """Paths are scored as plain texts without their siblings, what follows a join as a plain text with all of them:
+    there `replay` says what `causal` says."""
+    (trace,) = traces_of(frozen, (text,))
+    found, causal = scores(frozen, [trace], "replay")[0], scores(frozen, [trace], "causal")[0]
+    by_token = [span.address for span in trace.spans for _ in span.token_ids]
+    for token, address in enumerate(by_token):
+        assert found[token].item() == pytest.approx(
+            alone(frozen, trace, oracles.read_before(by_token, token)), abs=1e-4
+        )
+        if address == TRUNK:
+            assert found[token].item() == pytest.approx(causal[token].item(), abs=1e-4)
+    assert not torch.allclose(found, causal, atol=1e-2)
+
+
+def test_the_first_tag_of_a_later_path_is_predicted_where_the_path_leaves_its_thread(frozen):
+    """Where the policy itself wrote `<Path>`, its predecessor is `<Parallel>`, whatever stands beside it in the row."""
+    (trace,) = traces_of(frozen, (FORKED,), "sequential")
+    opening = [at for at, token in enumerate(trace.token_ids) if token == frozen.tags.ids["<Path>"]]
+    fork = trace.token_ids.index(frozen.tags.ids["<Parallel>"])
+    for scorer in ("isolated", "replay"):
+        found = scores(frozen, [trace], scorer)[0]
+        for at in opening:
+            expected = alone(frozen, trace, [*range(fork + 1), at])
+            assert found[at].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_values_of_tokens_go_to_their_places_and_back(frozen):
+    traces = traces_of(frozen)
+    values = [torch.arange(1.0, 1.0 + len(trace.token_ids)) + 1000 * index for index, trace in enumerate(traces)]
+    for scorer in ("isolated", "replay", "causal"):
+        for rows in (None, [3], [1, 2]):
+            batch = collate(traces, scorer, [1.0, 2.0, 3.0], old=values, rows=rows)
+            for there, back in zip(values, batch.gather(batch.old), strict=True):
+                assert torch.equal(there, back)
+            assert (batch.old > 0).sum() == sum(len(trace.token_ids) for trace in traces)
+            assert batch.sampled.sum() == sum(len(s.token_ids) for t in traces for s in t.spans if s.sampled)
+            for weight, found in zip((1.0, 2.0, 3.0), batch.gather(batch.advantages), strict=True):
+                assert (found == weight).all()
 
 
 def test_the_loss_mask_is_where_the_policy_drew(frozen):
@@ -93,8 +144,8 @@ def test_the_loss_mask_is_where_the_policy_drew(frozen):
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(1, 200))
 def test_micro_batches_hold_every_trace_once(lengths, most):
     traces = [Trace((1,), (Span((2,) * length, (), True),)) for length in lengths]
-    chunks = list(split(traces, most))
-    assert sorted(index for chunk in chunks for index in chunk) == list(range(len(traces)))
+    chunks = list(split(traces, "isolated", most))
+    assert sorted(index for chunk in chunks for [index] in chunk) == list(range(len(traces)))
     for chunk in chunks:
-        padded = len(chunk) * (1 + max(lengths[index] for index in chunk))
+        padded = len(chunk) * (1 + max(lengths[index] for [index] in chunk))
         assert padded <= most or len(chunk) == 1

@@ -1,5 +1,6 @@
 """Credit and loss: against hand numbers, and against TRL's own loss on the same tensors."""
 
+import math
 from functools import partial
 
 import pytest
@@ -125,6 +126,22 @@ def test_the_first_update_has_ratio_one(policy):
     assert loss.item() == pytest.approx(-(lengths[0] - lengths[1]) / sum(lengths), abs=1e-5)
     assert metrics["clip_fraction"] == 0
     assert metrics["mismatch_mean"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_mismatch_is_weighed_by_truncated_importance():
+    """Drawn with probabilities e^-1 and e^-3, scored with e^-2 and e^-1: the weights are e^-1 and, cut, 2."""
+    trace = Trace((1,), (Span((2, 3), (), True, (-1.0, -3.0)),))
+    batch = collate([trace], "causal", [1.0], old=[torch.tensor([-2.0, -1.0])])
+    logprobs = batch.old.clone().requires_grad_()
+    plain, metrics = grpo.loss(logprobs, batch, 2, GRPO())
+    assert plain.item() == pytest.approx(-1)
+    assert metrics["mismatch_mean"] == pytest.approx(1.5)
+    assert metrics["mismatch_max"] == pytest.approx(2)
+    weighed, _ = grpo.loss(logprobs, batch, 2, GRPO(correction=2.0))
+    weighed.backward()
+    weights = [0.0, math.exp(-1), 2.0]
+    assert weighed.item() == pytest.approx(-sum(weights) / 2)
+    assert logprobs.grad[0].tolist() == pytest.approx([-weight / 2 for weight in weights])
 
 
 @pytest.mark.parametrize("loss", [sft.loss, partial(grpo.loss, settings=GRPO())])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,37 +13,46 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from parallel_r1.attention import Layout, layout
+from parallel_r1.attention import Layout, Run, arrange, pack
 from parallel_r1.trace import TRUNK, Scorer, Trace
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts and answers, one per row, padded on the right. b rows, n tokens, a addresses.
+    """Prompts and answers in rows, padded on the right. b rows, n places, a addresses.
 
     Attributes:
         token_ids: the tokens.
         positions: their positions.
-        address_ids: for every token the row of its address in `sees`; padding has its own address, seen by none.
+        previous: for every place the one that predicts it: the latest before it that it sees, itself if there is none.
+        address_ids: for every place the row of its address in `sees`; padding has its own address, seen by none.
         sees: whether tokens of two addresses may see each other.
+        source: which token stands there, counted through the answers of all traces; -1 for prompts, for copies that
+            a scorer reads again, and for padding. Every token of an answer has exactly one place.
+        sizes: by trace, the tokens of its answer.
         sampled: True where the policy drew the token: the only places with a loss.
         behaviour: log-probabilities under the policy that drew the tokens; 0 where unknown or not sampled.
-        advantages: one number a row; ones where nothing was compared.
-        plain: no row has a fork, so ordinary causal attention says the same.
+        old: log-probabilities under the scorer before the update that the batch is for; `behaviour` unless given.
+        advantages: those of the trace that the token is of; 0 outside answers.
+        plain: every row is one sequence without a fork, so ordinary causal attention says the same.
     """
 
     token_ids: Int[Tensor, "b n"]
     positions: Int[Tensor, "b n"]
+    previous: Int[Tensor, "b n"]
     address_ids: Int[Tensor, "b n"]
     sees: Bool[Tensor, "b a a"]
+    source: Int[Tensor, "b n"]
+    sizes: tuple[int, ...]
     sampled: Bool[Tensor, "b n"]
     behaviour: Float[Tensor, "b n"]
-    advantages: Float[Tensor, " b"]
+    old: Float[Tensor, "b n"]
+    advantages: Float[Tensor, "b n"]
     plain: bool
 
     def mask(self) -> Bool[Tensor, "b 1 n n"]:
-        """Entry (row, 0, i, j) tells whether token i sees token j. Every token sees itself, padding too."""
-        rows = torch.arange(len(self.token_ids))[:, None, None]
+        """Entry (row, 0, i, j) tells whether place i sees place j. Every place sees itself, padding too."""
+        rows = torch.arange(len(self.token_ids), device=self.sees.device)[:, None, None]
         related = self.sees[rows, self.address_ids[:, :, None], self.address_ids[:, None, :]]
         return related.tril()[:, None]
 
@@ -49,12 +60,26 @@ class Batch:
         """The same relation for FlexAttention's `create_block_mask`, which never builds it whole."""
         return lambda b, h, q, kv: (kv <= q) & self.sees[b, self.address_ids[b, q], self.address_ids[b, kv]]
 
+    def gather(self, values: Float[Tensor, "b n"]) -> list[Float[Tensor, " _"]]:
+        """What stands at the places of each trace's answer, in the order of `trace.token_ids`: one array a trace."""
+        flat = values.new_zeros(sum(self.sizes))
+        flat[self.source[self.source >= 0]] = values[self.source >= 0]
+        return list(flat.split(self.sizes))
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on a device."""
+        moved: dict[str, Any] = {name: each.to(device) for name, each in vars(self).items() if torch.is_tensor(each)}
+        return replace(self, **moved)
+
 
 def collate(
     traces: Sequence[Trace],
     scorer: Scorer,
     advantages: Sequence[float] | None = None,
     pad_id: int = 0,
+    *,
+    old: Sequence[Float[Tensor, " _"]] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Batch:
     """Lay traces out as one batch.
 
@@ -63,75 +88,123 @@ def collate(
         scorer: who sees whom.
         advantages: one per trace; ones if None.
         pad_id: any valid token id; padding is never seen and never scored.
+        old: for each trace one log-probability per token of its answer, as `Batch.gather` makes them.
+        rows: how many traces lie side by side in each row, in the order of `traces`; one in each if None.
     """
-    layouts = [layout([(TRUNK, len(trace.prompt_ids)), *trace.runs], scorer) for trace in traces]
-    rows, length = len(traces), max(len(laid.positions) for laid in layouts)
-    addresses = 1 + max(len(laid.sees) for laid in layouts)
-    token_ids = np.full((rows, length), pad_id, dtype=np.int64)
-    positions = np.zeros((rows, length), dtype=np.int64)
-    address_ids = np.full((rows, length), addresses - 1, dtype=np.int64)
-    sees = np.zeros((rows, addresses, addresses), dtype=bool)
-    sees[:, -1, -1] = True
-    sampled = np.zeros((rows, length), dtype=bool)
-    behaviour = np.zeros((rows, length), dtype=np.float32)
-    for row, (trace, laid) in enumerate(zip(traces, layouts, strict=True)):
-        _fill(row, trace, laid, token_ids, positions, address_ids, sees, sampled, behaviour)
+    sizes = [len(trace.token_ids) for trace in traces]
+    ends = np.cumsum(sizes)
+    tokens = [np.array((*trace.prompt_ids, *trace.token_ids), dtype=np.int64) for trace in traces]
+    answer = [  # for every token of a prompt and its answer, which answer token it is
+        np.concatenate([np.full(len(trace.prompt_ids), -1), np.arange(end - size, end)])
+        for trace, size, end in zip(traces, sizes, ends, strict=True)
+    ]
+    rest = iter(range(len(traces)))
+    members = [list(islice(rest, count)) for count in rows or [1] * len(traces)]
+    layouts = [pack([_runs(traces[index]) for index in row], scorer) for row in members]
+    filled = list(zip(members, layouts, strict=True))
+    source = _padded(
+        [np.where(laid.drawn, np.concatenate([answer[i] for i in row])[laid.source], -1) for row, laid in filled], -1
+    )
+    spans = [span for trace in traces for span in trace.spans]
+    known = _spread(
+        [span.logprobs if span.sampled and span.logprobs else [0.0] * len(span.token_ids) for span in spans], source
+    )
+    weights = [1.0] * len(traces) if advantages is None else advantages
     return Batch(
-        token_ids=torch.from_numpy(token_ids),
-        positions=torch.from_numpy(positions),
-        address_ids=torch.from_numpy(address_ids),
-        sees=torch.from_numpy(sees),
-        sampled=torch.from_numpy(sampled),
-        behaviour=torch.from_numpy(behaviour),
-        advantages=torch.ones(rows) if advantages is None else torch.tensor(advantages, dtype=torch.float32),
+        token_ids=_padded([np.concatenate([tokens[i] for i in row])[laid.source] for row, laid in filled], pad_id),
+        positions=_padded([laid.positions for laid in layouts], 0),
+        previous=_previous(layouts),
+        address_ids=_padded([laid.address_ids for laid in layouts], max(len(laid.sees) for laid in layouts)),
+        sees=_relations([laid.sees for laid in layouts]),
+        source=source,
+        sizes=tuple(sizes),
+        sampled=_spread([[float(span.sampled)] * len(span.token_ids) for span in spans], source).bool(),
+        behaviour=known,
+        old=known if old is None else _spread([each.tolist() for each in old], source),
+        advantages=_spread([[weight] * size for weight, size in zip(weights, sizes, strict=True)], source),
         plain=all(laid.sees.all() for laid in layouts),
     )
 
 
-def _fill(
-    row: int,
-    trace: Trace,
-    laid: Layout,
-    token_ids: np.ndarray,
-    positions: np.ndarray,
-    address_ids: np.ndarray,
-    sees: np.ndarray,
-    sampled: np.ndarray,
-    behaviour: np.ndarray,
-) -> None:
-    n, a = len(laid.positions), len(laid.sees)
-    token_ids[row, :n] = (*trace.prompt_ids, *trace.token_ids)
-    positions[row, :n] = laid.positions
-    address_ids[row, :n] = laid.address_ids
-    sees[row, :a, :a] = laid.sees
-    at = len(trace.prompt_ids)
-    for span in trace.spans:
-        end = at + len(span.token_ids)
-        sampled[row, at:end] = span.sampled
-        if span.sampled and span.logprobs is not None:
-            behaviour[row, at:end] = span.logprobs
-        at = end
+def _runs(trace: Trace) -> list[Run]:
+    """A prompt and its answer as one sequence."""
+    return [(TRUNK, len(trace.prompt_ids)), *trace.runs]
 
 
-def split(traces: Sequence[Trace], most_tokens: int) -> Iterator[list[int]]:
-    """Indices of traces in micro-batches of at most `most_tokens` padded tokens, similar lengths together. A trace
-    that is longer than `most_tokens` has a micro-batch of its own."""
-    lengths = [len(trace.prompt_ids) + len(trace.token_ids) for trace in traces]
-    chunk: list[int] = []
-    for index in sorted(range(len(traces)), key=lambda i: (-lengths[i], i)):
-        if chunk and (len(chunk) + 1) * lengths[chunk[0]] > most_tokens:
+def _padded(rows: Sequence[np.ndarray], fill: int) -> Int[Tensor, "b n"]:
+    """Rows of different lengths as one tensor."""
+    whole = np.full((len(rows), max(map(len, rows))), fill, dtype=np.int64)
+    for row, values in zip(whole, rows, strict=True):
+        row[: len(values)] = values
+    return torch.from_numpy(whole)
+
+
+def _previous(layouts: Sequence[Layout]) -> Int[Tensor, "b n"]:
+    """Who predicts each place; a place that nobody predicts stands for itself."""
+    found = _padded([laid.previous for laid in layouts], -1)
+    return torch.where(found < 0, torch.arange(found.shape[1]), found)
+
+
+def _relations(tables: Sequence[Bool[np.ndarray, "_ _"]]) -> Bool[Tensor, "b a a"]:
+    """The rows' relations with one more address, that of padding."""
+    most = 1 + max(map(len, tables))
+    whole = np.zeros((len(tables), most, most), dtype=bool)
+    whole[:, -1, -1] = True
+    for row, table in zip(whole, tables, strict=True):
+        row[: len(table), : len(table)] = table
+    return torch.from_numpy(whole)
+
+
+def _spread(values: Sequence[Sequence[float]], source: Int[Tensor, "b n"]) -> Float[Tensor, "b n"]:
+    """Values of the answers' tokens, one after the other, at their places; 0 elsewhere."""
+    flat = torch.tensor([*chain.from_iterable(values), 0.0])  # the last one stands at source -1
+    return flat[source]
+
+
+def split(
+    traces: Sequence[Trace], scorer: Scorer, most_tokens: int, *, packing: bool = False
+) -> Iterator[list[list[int]]]:
+    """Indices of traces in micro-batches of at most `most_tokens` padded places; a micro-batch is a list of rows. A
+    trace that is longer has a micro-batch of its own.
+
+    Without packing a row has one trace, and similar lengths lie together. With packing a micro-batch is one row of
+    traces side by side: each, the longest first, goes where it first fits.
+    """
+    lengths = [sum(piece.stop - piece.start for piece in arrange(_runs(trace), scorer)) for trace in traces]
+    order = sorted(range(len(traces)), key=lambda index: (-lengths[index], index))
+    if packing:
+        yield from ([row] for row in _first_fit(order, lengths, most_tokens))
+        return
+    chunk: list[list[int]] = []
+    for index in order:
+        if chunk and (len(chunk) + 1) * lengths[chunk[0][0]] > most_tokens:
             yield chunk
             chunk = []
-        chunk.append(index)
+        chunk.append([index])
     if chunk:
         yield chunk
 
 
-def score(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) -> Float[Tensor, "b n"]:
-    """Log-probability of every token of a batch under a model, in nats; 0 for the first token and for padding.
+def _first_fit(order: Sequence[int], lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Each index goes to the first row that has room for its length."""
+    rows: list[list[int]] = []
+    used: list[int] = []
+    for index in order:
+        fit = next((row for row, taken in enumerate(used) if taken + lengths[index] <= most), len(rows))
+        if fit == len(rows):
+            rows.append([])
+            used.append(0)
+        rows[fit].append(index)
+        used[fit] += lengths[index]
+    return rows
 
-    A token is predicted from the token before it in reading order. That is its true predecessor for every sampled
-    token: a path begins with a given tag, and so does what follows a join.
+
+def score(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) -> Float[Tensor, "b n"]:
+    """Log-probability of every token of a batch under a model, in nats; 0 for what nobody predicts: the first token of
+    a prompt, and padding.
+
+    A token is predicted from the token before it in the text that it sees, `Batch.previous`. In a row that is the
+    token beside it, but not for the first of a later path.
 
     Args:
         model: loaded with `models.load`.
@@ -144,6 +217,8 @@ def score(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) -> Flo
         logits = model(
             input_ids=batch.token_ids, attention_mask=batch.mask(), position_ids=batch.positions, use_cache=False
         ).logits
-    logprobs = torch.log_softmax(logits[:, :-1].float() / temperature, dim=-1)
-    taken = logprobs.gather(-1, batch.token_ids[:, 1:, None]).squeeze(-1)
-    return torch.nn.functional.pad(taken, (1, 0))
+    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
+    rows = torch.arange(len(logprobs), device=logprobs.device)[:, None]
+    places = torch.arange(logprobs.shape[1], device=logprobs.device)
+    found = logprobs[rows, batch.previous, batch.token_ids]
+    return torch.where(batch.previous == places, 0.0, found)

@@ -160,6 +160,7 @@ class Stage(Section):
         steps: optimiser updates.
         scorer: how answers are scored; must be the sampler's exact partner unless `allow_mismatch`.
         micro_tokens: padded tokens of one forward pass.
+        packing: lay several answers side by side in a row, so that short ones need no padding.
         precision: of forward passes in training; weights and optimiser stay fp32.
     """
 
@@ -170,6 +171,7 @@ class Stage(Section):
     sampling: Sampling = Sampling()
     optimizer: Optimizer = Optimizer()
     micro_tokens: Count = 4096
+    packing: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @model_validator(mode="after")
@@ -195,15 +197,18 @@ class GRPO(Section):
     """Group-relative policy optimisation.
 
     Attributes:
-        clip_low, clip_high: the ratio of new to behaviour probability counts within [1 - clip_low, 1 + clip_high].
+        clip_low, clip_high: the ratio of new to old probability counts within [1 - clip_low, 1 + clip_high].
         std: divide advantages by the group's standard deviation.
         minibatches: optimiser updates from one batch of answers; 1 is strictly on-policy.
+        correction: the largest importance weight of a token whose sampler is not the scorer's exact partner; no
+            weights if None.
     """
 
     clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
     clip_high: Annotated[float, Field(gt=0)] = 0.2
     std: bool = True
     minibatches: Count = 1
+    correction: Annotated[float, Field(gt=0)] | None = None
 
 
 class RL(Stage):

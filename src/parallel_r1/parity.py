@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from parallel_r1.batch import rescore
+from parallel_r1.batch import collate, score
 from parallel_r1.config import Budget, Sampling
 from parallel_r1.engines.local import LocalEngine
 from parallel_r1.fork_join import Force, draw
@@ -89,10 +89,11 @@ def compare(policy: Policy, traces: Sequence[Trace], sampler: Sampler, scorer: S
     differences: list[Tensor] = []
     after_fork: list[Tensor] = []
     after_join: list[Tensor] = []
-    for trace, scored in zip(traces, rescore(policy.model, traces, scorer), strict=True):
+    batch = collate(traces, scorer)
+    for trace, scored in zip(traces, batch.gather(score(policy.model, batch)), strict=True):
         known = [value for span in trace.spans for value in span.logprobs or [0.0] * len(span.token_ids)]
         sampled = torch.tensor([span.sampled for span in trace.spans for _ in span.token_ids])
-        difference = (torch.as_tensor(scored) - torch.tensor(known)).abs()
+        difference = (scored - torch.tensor(known)).abs()
         differences.append(difference[sampled])
         after_fork.append(difference[first_sampled(trace, (policy.tags.ids[PATH_OPEN],))])
         after_join.append(difference[first_sampled(trace, policy.tags.join)])

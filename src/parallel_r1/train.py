@@ -51,14 +51,19 @@ class Learner:
         self.model, self.optimizer, self.scheduler = self.accelerator.prepare(model, optimizer, scheduler)
 
     def update(
-        self, traces: Sequence[Trace], loss: Loss, advantages: Sequence[float] | None = None
+        self,
+        traces: Sequence[Trace],
+        loss: Loss,
+        advantages: Sequence[float] | None = None,
+        old: Sequence[Float[Tensor, " _"]] | None = None,
     ) -> dict[str, float]:
         """One optimiser update on all traces.
 
         The loss is a mean over the sampled tokens of the whole batch, however it is cut into micro-batches. A trace
         with advantage 0 counts in that mean and has no gradient, so it is not computed; a batch without any gradient
-        changes nothing and has no loss to report. Returns the loss's metrics, added up over micro-batches (`*_max`:
-        the largest).
+        changes nothing and has no loss to report. `old` holds what `logprobs` said of each trace before the step, if
+        that is not what the sampler said. Returns the loss's metrics, added up over micro-batches (`*_max`: the
+        largest).
         """
         stage = self.stage
         tokens = sum(len(span.token_ids) for trace in traces for span in trace.spans if span.sampled)
@@ -66,16 +71,12 @@ class Learner:
         useful = [index for index, weight in enumerate(weights) if weight]
         totals: dict[str, float] = {}
         self.model.train()
-        for chunk in split([traces[index] for index in useful], stage.micro_tokens):
-            chosen = [useful[index] for index in chunk]
-            batch = collate([traces[i] for i in chosen], stage.scorer, [weights[i] for i in chosen])
-            with torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16"):
-                logprobs = score(self.model, batch, stage.sampling.temperature or 1.0)
-            value, metrics = loss(logprobs, batch, tokens)
+        for _, batch in self.batches(traces, useful, weights, old):
+            value, metrics = loss(self.score(batch), batch, tokens)
             self.accelerator.backward(value)
             for key, number in metrics.items():
-                old = totals.get(key, 0.0)
-                totals[key] = max(old, number) if key.endswith("_max") else old + number
+                before = totals.get(key, 0.0)
+                totals[key] = max(before, number) if key.endswith("_max") else before + number
         self.model.eval()
         totals["lr"] = self.scheduler.get_last_lr()[0]
         if useful:
@@ -87,6 +88,39 @@ class Learner:
             self.scheduler.step()
             self.optimizer.zero_grad()
         return totals
+
+    @torch.no_grad()
+    def logprobs(self, traces: Sequence[Trace]) -> list[Float[Tensor, " _"]]:
+        """For each trace the log-probabilities of its answer's tokens under the stage's scorer, in nats."""
+        found: dict[int, Tensor] = {}
+        for chosen, batch in self.batches(traces, range(len(traces))):
+            found |= zip(chosen, batch.gather(self.score(batch)), strict=True)
+        return [found[index] for index in range(len(traces))]
+
+    def batches(
+        self,
+        traces: Sequence[Trace],
+        useful: Sequence[int],
+        advantages: Sequence[float] | None = None,
+        old: Sequence[Float[Tensor, " _"]] | None = None,
+    ) -> Iterator[tuple[list[int], Batch]]:
+        """The useful traces in micro-batches, each with the indices of its traces."""
+        stage = self.stage
+        for rows in split([traces[i] for i in useful], stage.scorer, stage.micro_tokens, packing=stage.packing):
+            chosen = [useful[index] for row in rows for index in row]
+            batch = collate(
+                [traces[index] for index in chosen],
+                stage.scorer,
+                None if advantages is None else [advantages[index] for index in chosen],
+                old=None if old is None else [old[index] for index in chosen],
+                rows=[len(row) for row in rows],
+            )
+            yield chosen, batch.to(self.accelerator.device)
+
+    def score(self, batch: Batch) -> Float[Tensor, "b n"]:
+        """`batch.score` with the stage's temperature and precision."""
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
+            return score(self.model, batch, self.stage.sampling.temperature or 1.0)
 
     def keep_unused_rows(self, traces: Sequence[Trace]) -> None:
         """Drop the gradients of embedding rows whose tokens are not in the batch."""

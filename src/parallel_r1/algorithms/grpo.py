@@ -34,29 +34,37 @@ def loss(
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """The clipped surrogate, as a mean over the sampled tokens of the whole batch.
 
+    The ratio is to `batch.old`, what the same scorer said before the step. Where the sampler is not that scorer's exact
+    partner, the step still starts from another distribution than the tokens were drawn from; `settings.correction`
+    weighs each token with exp(old - behaviour), at most the correction, as a constant.
+    Source: truncated importance sampling, as in "Your efficient RL framework secretly brings you off-policy RL
+    training".
+
     Args:
         logprobs: of the policy, from `batch.score`.
-        batch: a micro-batch with behaviour log-probabilities and advantages.
+        batch: a micro-batch with log-probabilities from before, and advantages.
         tokens: sampled tokens of the whole batch, so that micro-batch losses add up to the batch's mean.
-        settings: the clip range.
+        settings: the clip range and the correction.
 
     Returns:
         The loss, and means over the batch: of the loss, of the tokens whose ratio was clipped, of the k3 estimate of
-        the divergence from the behaviour policy, and of |log-ratio|. `mismatch_max` is the largest |log-ratio|.
+        the divergence from the behaviour policy, and of |log-ratio| to it, whose largest is `mismatch_max`.
     """
-    log_ratio = torch.where(batch.sampled, logprobs - batch.behaviour, 0.0)
-    ratio = log_ratio.exp()
-    advantage = batch.advantages[:, None]
+    ratio = torch.where(batch.sampled, logprobs - batch.old, 0.0).exp()
     clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
-    surrogate = torch.minimum(ratio * advantage, clipped * advantage)
+    surrogate = torch.minimum(ratio * batch.advantages, clipped * batch.advantages)
+    if settings.correction is not None:
+        surrogate = surrogate * (batch.old - batch.behaviour).exp().clamp(max=settings.correction)
     value = -(surrogate * batch.sampled).sum() / tokens
     with torch.no_grad():
-        low = (ratio < 1 - settings.clip_low) & (advantage < 0)
-        high = (ratio > 1 + settings.clip_high) & (advantage > 0)
+        low = (ratio < 1 - settings.clip_low) & (batch.advantages < 0)
+        high = (ratio > 1 + settings.clip_high) & (batch.advantages > 0)
+        drift = torch.where(batch.sampled, logprobs - batch.behaviour, 0.0)
         metrics = {
             "loss": value.item(),
             "clip_fraction": ((low | high) & batch.sampled).sum().item() / tokens,
-            "kl": (ratio - 1 - log_ratio).sum().item() / tokens,
-            "mismatch_mean": log_ratio.abs().sum().item() / tokens,
+            "kl": (drift.exp() - 1 - drift).sum().item() / tokens,
+            "mismatch_mean": drift.abs().sum().item() / tokens,
+            "mismatch_max": drift.abs().max().item(),
         }
     return value, metrics
