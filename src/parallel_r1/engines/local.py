@@ -301,7 +301,9 @@ class LocalEngine:
     ) -> Float[Tensor, "rk q d"]:
         """Attention to own columns and to the shared prompt, normalised together. A prompt's keys are read once for
         all answers to it."""
-        assert plan.members is not None and plan.prompt is not None and plan.place is not None
+        assert plan.members is not None
+        assert plan.prompt is not None
+        assert plan.place is not None
         rows, length = plan.shape[0], bias.shape[-1]
         (batch, queries, head), prompts = laid.shape, len(self.prompts.rows)
         key_heads, answers = batch // rows, 1 + int(plan.place.max())
