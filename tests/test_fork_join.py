@@ -1,21 +1,23 @@
 """The heart: what is drawn, what it costs, and that its log-probabilities are the scorer's."""
 
+import random
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from parallel_r1.attention import layout
 from parallel_r1.batch import collate, score
 from parallel_r1.config import Budget, Sampling
-from parallel_r1.engines import sample
 from parallel_r1.engines.local import LocalEngine
 from parallel_r1.errors import UserError
-from parallel_r1.fork_join import draw
+from parallel_r1.fork_join import Drawing, draw
 from parallel_r1.parity import measure
-from parallel_r1.trace import TRUNK, parse, parse_ids
+from parallel_r1.trace import EXACT_SCORER, TRUNK, Sampler, Scorer, parse, parse_ids
 
 
 def force_forks(tags, every=7, lengths=(4, 6, 5)):
@@ -109,10 +111,12 @@ def test_sequential_is_plain_decoding(frozen):
             max_new_tokens=40,
         )[0, len(prompt) :].tolist()
         assert list(trace.token_ids) == expected
-    assert mismatch(frozen, traces, "causal") <= 1e-4
+        assert set(trace.spans[0].logprobs) == {0.0}  # greedy: all probability is on one token
+    raw = [replace(trace, spans=tuple(replace(s, logprobs=s.raw_logprobs) for s in trace.spans)) for trace in traces]
+    assert mismatch(frozen, raw, "causal") <= 1e-4
 
 
-@pytest.mark.parametrize("sampler", ["isolated", "sequential"])
+@pytest.mark.parametrize("sampler", ["isolated", "causal_join", "sequential"])
 def test_a_seed_repeats_a_run_whatever_shares_the_batch(frozen, sampler):
     prompts = prompts_of(frozen, 6)
 
@@ -124,7 +128,7 @@ def test_a_seed_repeats_a_run_whatever_shares_the_batch(frozen, sampler):
             prompts,
             sampling,
             seed,
-            force=force_forks(frozen.tags) if sampler == "isolated" else None,
+            force=force_forks(frozen.tags) if sampler != "sequential" else None,
         )
         return [trace.token_ids for trace in traces]
 
@@ -227,30 +231,66 @@ def test_an_empty_prompt_is_refused(frozen):
         draw(LocalEngine(frozen.model), frozen.tags, [[5], []], Sampling(), 0)
 
 
+def wild(tags, seed, answers=()):
+    """A force that opens forks, closes paths and summaries and ends answers at random places, in any order; answers
+    that are named run without it."""
+    ids = tags.ids
+    menu = [ids["<Parallel>"]] * 3 + [ids["</Path>"]] * 2 + [ids["</Summary>"], *tags.eos]
+
+    def force(answer, address, size):
+        rng = random.Random(f"{seed}/{answer}/{address}/{size}")
+        return None if answer in answers or rng.random() < 0.7 else rng.choice(menu)
+
+    return force
+
+
+@pytest.mark.parametrize("sampler", ["isolated", "causal_join", "sequential"])
+@given(data=st.data())
+@settings(max_examples=25)
+def test_exact_pairs_are_exact(frozen, sampler, data):
+    """Any number of paths, forks anywhere and nested, paths that end at once or are cut, answers without forks beside
+    them, little memory: the log-probabilities of the sampler are those of its exact scorer."""
+    paths, depth = data.draw(st.integers(1, 16)), data.draw(st.integers(1, 3))
+    total = data.draw(st.integers(10, 250))
+    budget = Budget(
+        total=total,
+        critical_path=data.draw(st.integers(5, 120)),
+        path=data.draw(st.integers(3, 40)),
+        forks=data.draw(st.integers(0, 6)),
+        depth=depth,
+    )
+    prompts = prompts_of(frozen, 4) * 2
+    memory = max(map(len, prompts)) + total + data.draw(st.sampled_from([0, 50, 10_000]))
+    sampling = Sampling(sampler=sampler, paths=paths, rows=data.draw(st.integers(1, 8)), memory=memory, budget=budget)
+    engine = LocalEngine(frozen.model)
+    force = wild(frozen.tags, data.draw(st.integers(0, 10_000)), answers=(0, 5))
+    traces = draw(engine, frozen.tags, prompts, sampling, 0, force=force)
+    assert mismatch(frozen, traces, EXACT_SCORER[sampler]) <= 1e-4
+    assert engine.counts.peak_kv <= memory
+    assert engine.counts.kv == 0
+
+
 def test_parity_tells_exact_pairs_from_mismatches(frozen):
-    for paths in (1, 2, 3, 4, 5):
-        found = measure(frozen, "isolated", "isolated", paths)
-        assert found.max_abs <= 1e-4
-        assert found.forks >= 2
-        assert found.after_fork is not None
-        assert found.after_join is not None
-    assert measure(frozen, "sequential", "causal", 3).max_abs <= 1e-4
-    for sampler, scorer in (("isolated", "causal"), ("sequential", "isolated")):
-        wrong = measure(frozen, sampler, scorer, 3)
-        assert wrong.max_abs > 1e-2
-        assert wrong.after_join > 1e-3
+    for sampler in get_args(Sampler):
+        for paths in (1, 2, 5, 16):
+            for found in measure(frozen, sampler, get_args(Scorer), paths, forks=2):
+                if found.exact or paths == 1:  # one path is plain text, however it is read
+                    assert found.max_abs <= 1e-4
+                else:
+                    assert found.max_abs > 1e-2
+                assert found.after_fork is not None
+                assert found.after_join is not None
 
 
-def test_sampling_follows_the_distribution():
-    """Inverting the cumulative distribution on a grid of uniforms gives each token its probability."""
-    logits = torch.tensor([[0.0, 1.0, -torch.inf, 2.0]])
-    grid = [(index + 0.5) / 4000 for index in range(4000)]
-    tokens, logprobs = sample(logits.expand(4000, -1), grid, 1.0)
-    assert torch.allclose(torch.bincount(tokens, minlength=4) / 4000, logits.softmax(-1)[0], atol=1e-3)
-    assert torch.allclose(logprobs, logits.log_softmax(-1)[0, tokens])
-    assert sample(logits, [1 - 2**-53], 1.0)[0].item() == 3
-    assert sample(logits, [0.0], 1.0)[0].item() == 0
-    assert sample(logits, [0.1], 0.0)[0].item() == 3
+def test_where_the_mismatches_are(frozen):
+    """What re-reading changes comes after the join, what blindness changes comes after the fork."""
+    found = {
+        (each.sampler, each.scorer): each for s in get_args(Sampler) for each in measure(frozen, s, get_args(Scorer), 3)
+    }
+    assert found["causal_join", "causal"].after_join <= 1e-4 < found["causal_join", "causal"].after_fork
+    assert found["sequential", "replay"].after_join <= 1e-4 < found["sequential", "replay"].after_fork
+    assert found["isolated", "replay"].after_fork <= found["isolated", "replay"].after_join
+    assert found["causal_join", "isolated"].after_join > 1e-3
 
 
 def test_tags_only_matter_through_their_ids(frozen):
@@ -260,3 +300,185 @@ def test_tags_only_matter_through_their_ids(frozen):
     traces = draw(LocalEngine(frozen.model), endless, prompts_of(frozen, 2), sampling, 0)
     assert [len(trace.token_ids) for trace in traces] == [30, 30]
     assert {trace.finish for trace in traces} == {"length"}
+
+
+def answers_of(drawing):
+    """Run a drawing to its end."""
+    while drawing.queue or drawing.running:
+        drawing.step()
+
+
+@pytest.mark.parametrize("sampler", ["isolated", "causal_join"])
+def test_an_answer_that_had_to_wait_is_the_same(frozen, sampler):
+    """With little memory answers give theirs up and are read again; nothing that they drew changes."""
+    prompts = prompts_of(frozen, 6)
+    budget = Budget(total=150, critical_path=60, path=20, depth=2)
+
+    def run(memory):
+        drawing = Drawing(LocalEngine(frozen.model), frozen.tags, 6, memory, force=force_forks(frozen.tags))
+        sampling = Sampling(sampler=sampler, paths=3, budget=budget)
+        answers = [drawing.submit(prompt, sampling, index) for index, prompt in enumerate(prompts)]
+        answers_of(drawing)
+        return drawing, [answer.trace(0) for answer in answers]
+
+    free, expected = run(None)
+    tight, found = run(200)
+    assert free.preempted == 0 < tight.preempted
+    assert tight.engine.counts.peak_kv <= 200 < free.engine.counts.peak_kv
+    assert tight.engine.counts.prefilled > free.engine.counts.prefilled
+    assert [trace.token_ids for trace in found] == [trace.token_ids for trace in expected]
+    assert mismatch(frozen, found, EXACT_SCORER[sampler]) <= 1e-4
+
+
+def test_memory_of_a_fork(frozen):
+    """A fork holds its prefix once and every path's own tokens; a join of `isolated` reads nothing again, one of
+    `causal_join` the second and later paths, in their place."""
+    tags = frozen.tags
+
+    def force(answer, address, size):
+        if address == TRUNK:
+            return tags.ids["<Parallel>"] if size == 4 else None
+        return tags.ids["</Path>"] if size > 5 + address[-1][1] else 7
+
+    prompt = prompts_of(frozen, 1)[0]
+    for sampler in ("isolated", "causal_join"):
+        engine = LocalEngine(frozen.model)
+        drawing = Drawing(engine, tags, 1, force=force)
+        answer = drawing.submit(prompt, Sampling(sampler=sampler, paths=3, budget=Budget(path=30)), 0)
+        while answer.open_forks == 0:
+            drawing.step()
+        while answer.open_forks:
+            drawing.step()
+        paths = answer.trunk.parts[1]
+        lengths = [len(path.token_ids()) for path in paths]
+        assert engine.counts.peak_kv == len(prompt) + 5 + sum(lengths)
+        assert engine.counts.prefilled == len(prompt) - 1 + (sum(lengths[1:]) if sampler == "causal_join" else 0)
+        assert engine.counts.decoded == 1 + 5 + sum(lengths)
+        drawing.cancel(answer)
+        assert engine.counts.kv == 0
+
+
+def test_prompts_of_a_group_are_read_and_held_once(frozen):
+    """However few rows there are, a prompt is read once for all its answers, and they are what they are alone."""
+    prompts = [prompt for prompt in prompts_of(frozen, 3) for _ in range(4)]
+    lengths = [len(prompt) for prompt in prompts[::4]]
+    sampling = Sampling(budget=Budget(critical_path=30, path=10))
+    for rows in (12, 3, 1):
+        engine = LocalEngine(frozen.model)
+        found = draw(engine, frozen.tags, prompts, sampling.model_copy(update={"rows": rows}), 0)
+        assert engine.counts.prefilled == sum(lengths) - 3
+        for index in (0, 5, 11):
+            drawing = Drawing(LocalEngine(frozen.model), frozen.tags, 1)
+            alone = drawing.submit(prompts[index], sampling, f"0/{index}")
+            answers_of(drawing)
+            assert alone.trace(0).token_ids == found[index].token_ids
+
+
+def test_cancelling_in_mid_fork_frees_at_once_and_changes_nobody_else(frozen):
+    prompts = prompts_of(frozen, 3)
+    sampling = Sampling(paths=4, budget=Budget(critical_path=80, path=30))
+
+    def start():
+        drawing = Drawing(LocalEngine(frozen.model), frozen.tags, 3, force=force_forks(frozen.tags))
+        return drawing, [drawing.submit(prompt, sampling, index) for index, prompt in enumerate(prompts)]
+
+    whole, expected = start()
+    answers_of(whole)
+    drawing, answers = start()
+    while not answers[1].open_paths:
+        drawing.step()
+    held = drawing.engine.counts.kv
+    drawing.cancel(answers[1])
+    assert drawing.engine.counts.kv == held - len(prompts[1]) - answers[1].total + sum(
+        len(thread.feed) for thread in (answers[1].trunk, *answers[1].trunk.parts[-1])
+    )
+    answers_of(drawing)
+    assert drawing.engine.counts.kv == 0
+    for index in (0, 2):
+        assert answers[index].trace(0).token_ids == expected[index].trace(0).token_ids
+    cut = answers[1].trace(0)
+    assert cut.finish == "cancelled"
+    assert "unclosed-fork" in [defect.kind for defect in cut.defects]
+    drawing.cancel(answers[1])  # once more does nothing
+
+
+def test_logits_that_are_not_numbers_end_one_answer(policy):
+    """A NaN ends its answer with a defect; the answers beside it, and those that take its memory later, go on."""
+    poisoned = policy.encode("9")[0]
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight[poisoned] = torch.nan
+        policy.model.lm_head = torch.nn.Linear(32, len(policy.tokenizer), bias=False)
+    clean = policy.encode("Use 3, 5, 7 to make 22.\n")
+    assert poisoned not in clean
+
+    def force(answer, address, size):
+        return poisoned if answer == 1 and size == 5 else 7
+
+    sampling = Sampling(rows=2, budget=Budget(critical_path=20, total=40))
+    traces = draw(LocalEngine(policy.model), policy.tags, [clean] * 5, sampling, 0, force=force)
+    assert [trace.finish for trace in traces] == ["length", "error", "length", "length", "length"]
+    assert [defect.kind for defect in traces[1].defects] == ["broken-logits"]
+    assert len(traces[1].token_ids) == 6
+
+
+def test_answers_of_different_kinds_share_a_batch(frozen):
+    """Each request has its own sampler, decoding and seed, and gets what it would get alone."""
+    prompt = prompts_of(frozen, 1)[0]
+    budget = Budget(critical_path=40, path=15)
+    kinds = [
+        Sampling(budget=budget),
+        Sampling(sampler="causal_join", paths=5, temperature=0.7, budget=budget),
+        Sampling(sampler="sequential", top_k=3, budget=budget),
+        Sampling(temperature=0, budget=budget),
+        Sampling(top_p=0.9, min_p=0.05, paths=1, budget=budget),
+    ]
+
+    def run(chosen):
+        drawing = Drawing(LocalEngine(frozen.model), frozen.tags, 8, force=force_forks(frozen.tags))
+        answers = [drawing.submit(prompt, kinds[index], index) for index in chosen]
+        answers_of(drawing)
+        return [answer.trace(0).token_ids for answer in answers]
+
+    # The force counts answers, not kinds, and does the same for all of them.
+    assert run(range(5)) == [run([index])[0] for index in range(5)]
+
+
+def test_a_stop_text_ends_the_answer(frozen):
+    word = [frozen.encode(letter)[0] for letter in "stop"]
+
+    def force(answer, address, size):
+        return word[size - 5] if 5 <= size < 9 else frozen.encode("=")[0]
+
+    sampling = Sampling(sampler="sequential", stop=("never", "top"), budget=Budget(critical_path=60, total=60))
+    (trace,) = draw(
+        LocalEngine(frozen.model), frozen.tags, prompts_of(frozen, 1), sampling, 0, force=force, decode=frozen.decode
+    )
+    assert trace.finish == "stop"
+    assert frozen.decode(trace.token_ids) == "=====stop"
+
+
+def test_bad_requests_are_refused(frozen):
+    prompt = prompts_of(frozen, 1)[0]
+    drawing = Drawing(LocalEngine(frozen.model), frozen.tags, 4, memory=40)
+    with pytest.raises(UserError, match="memory for at least"):
+        drawing.submit(prompt, Sampling(budget=Budget(total=40)), 0)
+    with pytest.raises(UserError, match="read tokens for stop texts"):
+        drawing.submit(prompt, Sampling(stop=("x",), budget=Budget(total=10)), 0)
+    tag = frozen.tags.ids["</Path>"]
+    with pytest.raises(UserError, match="stop tokens that are no tags"):
+        Drawing(LocalEngine(frozen.model), replace(frozen.tags, eos=frozenset([tag])), 4)
+    for wrong in (
+        {"paths": 0},
+        {"paths": 1000},
+        {"memory": 0},
+        {"memory": -5},
+        {"stop": ("</Path>",)},
+        {"stop": ("",)},
+        {"top_p": 0.0},
+        {"budget": {"total": 0}},
+        {"budget": {"critical_path": -1}},
+        {"budget": {"path": 0}},
+        {"budget": {"forks": -1}},
+    ):
+        with pytest.raises(ValidationError):
+            Sampling.model_validate(wrong)

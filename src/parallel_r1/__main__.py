@@ -32,8 +32,8 @@ Overrides = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="The run folder; must be new. Default: runs/NAME.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
-SamplerName = Annotated[str, typer.Option(help="How answers are drawn: isolated or sequential.")]
-ScorerName = Annotated[str, typer.Option(help="How answers are scored: isolated or causal.")]
+SamplerName = Annotated[str, typer.Option(help="How answers are drawn: isolated, causal_join or sequential.")]
+ScorerName = Annotated[str, typer.Option(help="How answers are scored: isolated, replay or causal.")]
 Paths = Annotated[int, typer.Option(min=1, max=64, help="Paths of every fork.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="1 is the raw policy, 0 the most probable token.")]
 Seed = Annotated[int, typer.Option(help="The same seed draws the same answers.")]
@@ -171,19 +171,26 @@ def generate(
     """Draw one answer and watch trunk, paths and summary grow, each path in its colour."""
     sampling = _sampling(sampler, paths, temperature, total, critical_path, path_tokens, forks)
     from parallel_r1 import display, models
-    from parallel_r1.attention import layout
+    from parallel_r1.attention import latency
     from parallel_r1.engines.local import LocalEngine
     from parallel_r1.fork_join import draw
-    from parallel_r1.trace import EXACT_SCORER
 
     _quiet()
     policy = models.load(model)
     text = prompt.replace("\\n", "\n")  # a shell's plain quotes keep the two characters
     prompt_ids = policy.encode(text)
-    models.check_length(policy, len(prompt_ids), critical_path)
+    models.check_length(policy, len(prompt_ids), sampling)
 
     def drawn(on_token: Any = None) -> Any:
-        return draw(LocalEngine(policy.model), policy.tags, [prompt_ids], sampling, seed, on_token=on_token)[0]
+        return draw(
+            LocalEngine(policy.model),
+            policy.tags,
+            [prompt_ids],
+            sampling,
+            seed,
+            on_token=on_token,
+            decode=policy.decode,
+        )[0]
 
     if as_json:
         trace = drawn()
@@ -191,7 +198,6 @@ def generate(
         console.print(text.strip(), style="bold", markup=False, highlight=False)
         with display.LiveAnswer(console, policy.decode) as live:
             trace = drawn(live)
-    latency = layout(trace.runs, EXACT_SCORER[trace.sampler]).critical_path
     if as_json:
         print(
             json.dumps(
@@ -199,7 +205,7 @@ def generate(
                     "text": policy.decode(trace.token_ids),
                     "finish": trace.finish,
                     "forks": trace.forks,
-                    "critical_path": latency,
+                    "critical_path": latency(trace),
                     "total": len(trace.token_ids),
                     "defects": [vars(defect) for defect in trace.defects],
                     "spans": [
@@ -216,7 +222,8 @@ def generate(
         )
     else:
         console.print(
-            f"{trace.finish}; forks {trace.forks}; critical path {latency}, tokens {len(trace.token_ids)}", style="dim"
+            f"{trace.finish}; forks {trace.forks}; critical path {latency(trace)}, tokens {len(trace.token_ids)}",
+            style="dim",
         )
         for defect in trace.defects:
             console.print(f"{defect.kind} at token {defect.at}: {defect.message}", style="red", markup=False)
@@ -283,29 +290,31 @@ def parity(
     sampler: SamplerName = "isolated",
     scorer: ScorerName = "isolated",
     paths: Paths = 2,
+    every: Annotated[bool, typer.Option("--all", help="Compare every sampler with every scorer.")] = False,
     answers: Annotated[int, typer.Option(min=1, help="How many answers to compare on.")] = 8,
     forks: Annotated[int, typer.Option(min=1, help="Forks in each answer.")] = 3,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Check that what is sampled is what is scored: compare log-probabilities on answers with forks."""
-    from parallel_r1 import models
-    from parallel_r1.parity import measure, to_json
-    from parallel_r1.trace import EXACT_SCORER, Sampler, Scorer
+    from parallel_r1 import display, models
+    from parallel_r1.parity import measure
+    from parallel_r1.trace import Sampler, Scorer
 
     _one_of("--sampler", sampler, Sampler)
     _one_of("--scorer", scorer, Scorer)
-
     _quiet()
     policy = models.load(model)
-    found = measure(policy, sampler, scorer, paths, answers=answers, forks=forks, seed=seed)  # type: ignore[arg-type]
+    samplers, scorers = (get_args(Sampler), get_args(Scorer)) if every else ((sampler,), (scorer,))
+    found = [
+        pair
+        for name in samplers
+        for pair in measure(policy, name, scorers, paths, answers=answers, forks=forks, seed=seed)
+    ]
     if as_json:
-        print(json.dumps(to_json(found)))
-        return
-    exact = EXACT_SCORER[sampler] == scorer  # type: ignore[index]
-    console.print(f"sampler {sampler}, scorer {scorer}: {'an exact pair' if exact else 'a mismatch'}", highlight=False)
-    for name, value in to_json(found).items():
-        console.print(f"  {name:<11}{value if isinstance(value, int | None) else f'{value:.2e}'}", highlight=False)
+        print(json.dumps([vars(pair) for pair in found] if every else vars(found[0])))
+    else:
+        display.parity(console, found)
 
 
 @app.command()

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Int
 
-from parallel_r1.trace import TRUNK, Address, Scorer
+from parallel_r1.trace import TRUNK, Address, Scorer, Trace
 
 Run = tuple[Address, int]
 SIDE_BY_SIDE = -1
@@ -184,6 +184,12 @@ def _read(pieces: Sequence[Piece]) -> Layout:
         reach[own], latest[own] = start + length, place - 1
     address_ids, positions, previous, source = map(np.concatenate, columns)
     return Layout(address_ids, positions, previous, source, np.concatenate(drawn), sees)
+
+
+def latency(trace: Trace) -> int:
+    """Tokens of an answer that had to be drawn one after the other: its critical path, however it is scored. What a
+    `causal_join` reads again is not drawn and does not count."""
+    return layout(trace.runs, "causal" if trace.sampler == "sequential" else "isolated").critical_path
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from parallel_r1.errors import UserError, nearest
-from parallel_r1.trace import EXACT_SCORER, Sampler, Scorer
+from parallel_r1.trace import EXACT_SCORER, TAGS, Sampler, Scorer
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -66,13 +66,39 @@ class Budget(Section):
 
 
 class Sampling(Section):
-    """How answers are drawn."""
+    """How answers are drawn.
+
+    Attributes:
+        sampler: what a fork and a join do.
+        paths: of every fork.
+        temperature: divides the logits; 0 takes the most probable token.
+        top_k: keep the k most probable tokens; 0 keeps all.
+        top_p: keep the most probable tokens that together have this probability.
+        min_p: keep tokens that are at least this share as probable as the most probable one.
+        stop: texts that end the answer once the trunk holds one; the text stays.
+        rows: answers that are drawn at once.
+        memory: tokens whose keys and values may be held at once; None for no limit. When it is full, the answer that
+            came last waits and is read again later.
+        budget: of each answer.
+    """
 
     sampler: Sampler = "isolated"
     paths: Annotated[int, Field(ge=1, le=64)] = 2
     temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Share = 0.0
+    stop: tuple[str, ...] = ()
     rows: Count = 128
+    memory: Count | None = None
     budget: Budget = Budget()
+
+    @model_validator(mode="after")
+    def stops_are_text(self) -> Sampling:
+        for text in self.stop:
+            if not text or any(tag in text for tag in TAGS):
+                raise ValueError(f"stop texts must not be empty or hold one of the six tags, found {text!r}")
+        return self
 
 
 class Optimizer(Section):

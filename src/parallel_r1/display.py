@@ -16,6 +16,7 @@ from rich.tree import Tree
 
 from parallel_r1 import report
 from parallel_r1.evaluate import Result
+from parallel_r1.parity import Parity
 from parallel_r1.rollout import Rollout
 from parallel_r1.trace import FORK_OPEN, SUMMARY_OPEN, TRUNK, Address, parse_text, text_pieces
 
@@ -188,3 +189,20 @@ class LiveAnswer:
                     Panel(Text(text, colour(address)), title=name, title_align="left", border_style=colour(address))
                 )
         return Group(*shown)
+
+
+def parity(console: Console, found: Sequence[Parity]) -> None:
+    """Print pairs of sampler and scorer and how far apart their log-probabilities are, in nats."""
+    table = Table("sampler", "scorer", "pair", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("max", "mean", "after fork", "after join", "tokens"):
+        table.add_column(name, justify="right")
+    for pair in found:
+        figures = (pair.max_abs, pair.mean_abs, pair.after_fork, pair.after_join)
+        table.add_row(
+            pair.sampler,
+            pair.scorer,
+            Text("exact", "green") if pair.exact else Text("mismatch", "yellow"),
+            *("-" if figure is None else f"{figure:.1e}" for figure in figures),
+            str(pair.tokens),
+        )
+    console.print(table)

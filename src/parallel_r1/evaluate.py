@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from parallel_r1.attention import layout
+from parallel_r1.attention import latency
 from parallel_r1.config import Evaluation, Sampling
+from parallel_r1.engines import Engine
 from parallel_r1.engines.local import LocalEngine
 from parallel_r1.errors import UserError
-from parallel_r1.fork_join import OnToken, draw
+from parallel_r1.fork_join import draw
 from parallel_r1.models import Policy, check_length
 from parallel_r1.rollout import Problem, Rollout, group
 from parallel_r1.tasks import Task, load_task
-from parallel_r1.trace import EXACT_SCORER, Trace
+from parallel_r1.trace import Trace
 
 RESAMPLES = 10_000
 
@@ -71,8 +72,8 @@ class Difference:
 def judge(problem: Problem, trace: Trace, task: Task, policy: Policy) -> Rollout:
     """Verify an answer by its trunk and count what it cost."""
     correct = task.verify(problem, policy.decode(trace.trunk_ids))
-    laid = layout(trace.runs, EXACT_SCORER[trace.sampler])
-    return Rollout(problem, trace, policy.decode(trace.token_ids), correct, laid.critical_path, len(laid.positions))
+    text = policy.decode(trace.token_ids)
+    return Rollout(problem, trace, text, correct, latency(trace), len(trace.token_ids))
 
 
 def answer(
@@ -82,20 +83,24 @@ def answer(
     samples: int,
     sampling: Sampling,
     seed: int | str,
-    on_token: OnToken | None = None,
+    engine: Engine[Any] | None = None,
 ) -> list[Rollout]:
-    """Draw `samples` answers to every problem and judge them. The answers to a problem stand together."""
+    """Draw `samples` answers to every problem and judge them. The answers to a problem stand together.
+
+    Args:
+        engine: what reads tokens; a `LocalEngine` if None.
+    """
     asked = [problem for problem in problems for _ in range(samples)]
     prompts = {problem.prompt: policy.encode(problem.prompt) for problem in problems}
-    check_length(policy, max(map(len, prompts.values())), sampling.budget.critical_path)
+    check_length(policy, max(map(len, prompts.values())), sampling)
     traces = draw(
-        LocalEngine(policy.model),
+        engine or LocalEngine(policy.model),
         policy.tags,
         [prompts[problem.prompt] for problem in asked],
         sampling,
         seed,
         policy_version=policy.version,
-        on_token=on_token,
+        decode=policy.decode,
     )
     return [judge(problem, trace, task, policy) for problem, trace in zip(asked, traces, strict=True)]
 

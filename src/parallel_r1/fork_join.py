@@ -1,186 +1,239 @@
 """The heart: decode to a fork, run the paths at once, join, go on.
 
-`draw` keeps many answers in one batch. Every answer is a tree of threads: the trunk and the paths that are open. In
-each step every thread that is not waiting for its paths feeds one token, so answers, paths and summaries of any length
-go side by side, and a finished answer makes room for the next at once.
-
-Tokens that the policy draws are *sampled*; `<Path>`, the join `</Parallel>`, newline, `<Summary>`, and the `</Path>` of
-a path that was cut are *given*. Nothing is banned or forced otherwise, so the sampled tokens follow the raw policy. A
-tag that means nothing where it was drawn stays in the answer as text and becomes a defect.
+`Drawing` keeps many answers in one batch. In each step every thread that is not waiting for its paths feeds one token,
+so answers, paths and summaries of any length go side by side, and a finished answer makes room for the next at once.
+When memory is full, the answer that came last gives its memory up and is read again later; nothing that it drew is lost.
 """
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 from parallel_r1.config import Sampling
-from parallel_r1.engines import Engine, sample
+from parallel_r1.decoding import decoding, sample
+from parallel_r1.drawing import Answer, Decode, OnToken, Run, Thread
+from parallel_r1.engines import Engine
 from parallel_r1.errors import UserError
-from parallel_r1.trace import (
-    FORK_OPEN,
-    PATH_CLOSE,
-    PATH_OPEN,
-    SUMMARY_CLOSE,
-    TRUNK,
-    Address,
-    Finish,
-    Span,
-    Tags,
-    Trace,
-    parse,
-)
+from parallel_r1.trace import Address, Tags, Trace
 
 Force = Callable[[int, Address, int], int | None]
 """Is asked (answer, address, tokens of this thread so far) before a token is drawn, and may give one instead."""
-OnToken = Callable[[int, Address, int, bool], None]
-"""Is told (answer, address, token, sampled) of every token as it is drawn or given."""
 
 
 @dataclass
-class _Run:
-    """Tokens with one writer."""
+class Drawing:
+    """Answers that are drawn together.
 
-    sampled: bool
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    Attributes:
+        engine: what reads tokens; a fresh one, or one whose answers have all ended.
+        tags: the ids of the tags.
+        rows: answers that are drawn at once.
+        memory: tokens that the engine may hold at once; None for no limit.
+        policy_version: kept on the traces.
+        on_token: told of every token.
+        force: gives tokens where the policy would draw them; used to look at forks that a policy would not open.
+        decode: token ids to text; needed for stop texts.
+        preempted: how often an answer had to give up its memory.
+    """
 
-
-@dataclass(eq=False)
-class _Thread:
-    """The trunk of an answer, or one of its open paths."""
-
-    answer: _Answer
-    branch: Any  # the engine's handle
-    address: Address
-    parent: _Thread | None
-    length: int  # answer tokens on the chain from the start to here
-    rng: random.Random
-    limit: int  # the largest `length` that the budget leaves it
-    parts: list[_Run | list[_Thread]] = field(default_factory=list)
-    feed: deque[int] = field(default_factory=deque)  # tokens of the trace that the engine has not read yet
-    then: Literal["sample", "fork", "end"] = "sample"
-    in_summary: bool = False
-    waiting: int = 0  # paths that are still open
-
-    def record(self, token: int, sampled: bool, logprob: float = 0.0) -> None:
-        run = self.parts[-1] if self.parts else None
-        if not isinstance(run, _Run) or run.sampled != sampled:
-            run = _Run(sampled)
-            self.parts.append(run)
-        run.tokens.append(token)
-        run.logprobs.append(logprob)
-        self.feed.append(token)
-        self.length += 1
-        self.answer.total += 1
-        if self.answer.on_token:
-            self.answer.on_token(self.answer.index, self.address, token, sampled)
-
-    @property
-    def size(self) -> int:
-        """The tokens of this thread itself, without those of its paths."""
-        return sum(len(part.tokens) for part in self.parts if isinstance(part, _Run))
-
-    def spans(self) -> list[Span]:
-        found: list[Span] = []
-        for part in self.parts:
-            if isinstance(part, _Run):
-                logprobs = tuple(part.logprobs) if part.sampled else None
-                found.append(Span(tuple(part.tokens), self.address, part.sampled, logprobs))
-            else:
-                found.extend(span for path in part for span in path.spans())
-        return found
-
-
-@dataclass(eq=False)
-class _Answer:
-    """One answer while it is drawn."""
-
-    index: int
-    seed: str
+    engine: Engine[Any]
     tags: Tags
-    sampling: Sampling
-    on_token: OnToken | None
-    total: int = 0
-    forks: int = 0
-    open_paths: int = 0
-    open_forks: int = 0
-    finish: Finish | None = None
+    rows: int
+    memory: int | None = None
+    policy_version: int = 0
+    on_token: OnToken | None = None
+    force: Force | None = None
+    decode: Decode | None = None
+    preempted: int = 0
+    queue: deque[Answer] = field(default_factory=deque)
+    running: list[Answer] = field(default_factory=list)
+    active: list[Thread] = field(default_factory=list)  # threads that feed a token in the next step
+    prompts: dict[tuple[int, ...], int] = field(default_factory=dict)  # prompt -> answers to it that are not finished
+    known: int = 0
 
-    def accept(self, thread: _Thread, token: int, logprob: float | None) -> None:
-        """Take a sampled token, or a given one if it has no log-probability, and decide how the thread goes on."""
-        thread.record(token, logprob is not None, logprob or 0.0)
-        ids = self.tags.ids
-        ends = token in self.tags.eos
-        if thread.parent is None:
-            if ends or self.is_spent(thread):
-                self.finish = "stop" if ends else "length"
-                return
-        elif token == ids[PATH_CLOSE]:
-            thread.then = "end"
+    def __post_init__(self) -> None:
+        if self.tags.eos & set(self.tags.ids.values()):
+            raise UserError("stop tokens that are no tags", "a tag among them", "mend the tokenizer's eos_token")
+
+    def submit(self, prompt: Sequence[int], sampling: Sampling, seed: int | str) -> Answer:
+        """Put one answer into the queue. What is drawn depends on the prompt, the sampling and the seed alone.
+
+        Raises:
+            UserError: an empty prompt; less memory than the prompt and the answer's budget may need; stop texts but no
+                `decode`.
+        """
+        if not prompt:
+            raise UserError("prompts of at least one token", f"prompt {self.known} is empty", "give it some text")
+        need = len(prompt) + sampling.budget.total
+        if self.memory is not None and self.memory < need:
+            raise UserError(
+                f"memory for at least {need} tokens: a prompt of {len(prompt)} and an answer of {sampling.budget.total}",
+                f"{self.memory}",
+                "raise sampling.memory or lower sampling.budget.total",
+            )
+        if sampling.stop and self.decode is None:
+            raise UserError("a way to read tokens for stop texts", "none", "pass decode, such as policy.decode")
+        answer = Answer(self.known, prompt, sampling, seed, self.tags, self.on_token, self.decode)
+        self.known += 1
+        self.prompts[answer.prompt] = self.prompts.get(answer.prompt, 0) + 1
+        self.queue.append(answer)
+        return answer
+
+    def cancel(self, answer: Answer) -> None:
+        """End an answer where it stands; what it held is free at once. One that has ended stays as it is."""
+        if answer.finish is None:
+            answer.finish = "cancelled"
+            if answer in self.running:
+                self._close(answer)
+            else:
+                self.queue.remove(answer)
+            self._forget(answer)
+
+    def step(self) -> list[Answer]:
+        """Admit what there is room for and feed one token to every active thread. Returns the answers that ended."""
+        self._admit()
+        while not self._fits(0) and len(self.running) > 1:
+            self._preempt()
+        if not self.active:
+            return []
+        threads = self.active
+        logits = self.engine.step([(thread.branch, thread.feed.popleft()) for thread in threads])
+        self._draw(threads, logits)
+        self.active = []
+        ended: dict[Answer, None] = {}
+        joined: list[Thread] = []
+        for thread in threads:
+            answer = thread.answer
+            if answer.finish:
+                ended[answer] = None
+            elif thread.feed or thread.then == "sample":
+                self.active.append(thread)
+            elif thread.then == "fork":
+                branches = self.engine.fork(thread.branch, answer.sampling.paths)
+                self.active.extend(answer.fork(thread, branches))
+            else:
+                answer.open_paths -= 1
+                parent = thread.parent
+                assert parent is not None
+                parent.waiting -= 1
+                if parent.waiting == 0:
+                    joined.append(parent)
+        self._join(joined)
+        for answer in ended:
+            self._close(answer)
+            self._forget(answer)
+        if not self.running and not self.queue:
+            self.engine.trim()
+        return list(ended)
+
+    def _draw(self, threads: Sequence[Thread], logits: Any) -> None:
+        """Draw the next token of every thread that has fed all it had."""
+        drawing: dict[Any, list[int]] = {}
+        for row, thread in enumerate(threads):
+            if not thread.feed and thread.then == "sample":
+                drawing.setdefault(decoding(thread.answer.sampling), []).append(row)
+        for shape, rows in drawing.items():
+            chosen = logits if len(rows) == len(threads) else logits[rows]
+            drawn = sample(chosen, [threads[row].rng.random() for row in rows], shape)
+            table = zip(drawn.tokens.tolist(), drawn.logprobs.tolist(), drawn.raw_logprobs.tolist(), strict=True)
+            for row, (token, logprob, raw) in zip(rows, table, strict=True):
+                thread = threads[row]
+                if thread.answer.finish:  # another thread of this answer has just broken
+                    continue
+                given = self.force(thread.answer.index, thread.address, thread.size) if self.force else None
+                if given is None:
+                    thread.answer.accept(thread, token, (logprob, raw))
+                else:
+                    thread.answer.accept(thread, given, None)
+
+    def _join(self, threads: Sequence[Thread]) -> None:
+        """Join the paths of some threads. After `causal_join` the second and later paths are read again."""
+        again = []
+        for thread in threads:
+            paths = thread.parts[-1]
+            assert isinstance(paths, list)
+            causal = thread.answer.sampling.sampler == "causal_join"
+            self.engine.join(thread.branch, [path.branch for path in paths], 1 if causal else len(paths))
+            if causal and len(paths) > 1:
+                again.append((thread.branch, [token for path in paths[1:] for token in path.token_ids()]))
+            thread.answer.join(thread, paths)
+        self.engine.read(again)
+        self.active += threads
+
+    def _admit(self) -> None:
+        """Open answers while there are rows and memory, the first in the queue first."""
+        admitted: dict[Answer, None] = {}
+        need = 0
+        while self.queue and len(self.running) + len(admitted) < self.rows:
+            answer = self.queue[0]
+            shares = any(other.prompt == answer.prompt for other in (*self.running, *admitted))
+            need += answer.total + 1 + (0 if shares else len(answer.prompt))
+            if (self.running or admitted) and not self._fits(need):
+                break
+            admitted[self.queue.popleft()] = None
+        if not admitted:
             return
-        elif ends or self.is_spent(thread):
-            thread.record(ids[PATH_CLOSE], False)
-            thread.then = "end"
-            return
-        if token == ids[FORK_OPEN] and self.may_fork(thread):
-            thread.then = "fork"
-        elif token == ids[SUMMARY_CLOSE]:
-            thread.in_summary = False
+        shared = [self.prompts[answer.prompt] > 1 for answer in admitted]
+        branches = self.engine.open([answer.prompt for answer in admitted], shared)
+        for answer, branch in zip(admitted, branches, strict=True):
+            answer.trunk.branch = branch
+            self._restore(answer.trunk, [answer.prompt[-1]])
+        self.running += admitted
+        self.engine.trim()
 
-    def is_spent(self, thread: _Thread) -> bool:
-        """Whether a thread must end now. A path ends early enough that its tag, every other open path and every join
-        still fit: each open path may draw one more token and needs its tag, each join is followed by a drawn token."""
-        if thread.parent is None:
-            return thread.length >= thread.limit or self.total >= self.sampling.budget.total
-        reserve = 2 * self.open_paths + self.open_forks * (len(self.tags.join) + 1)
-        return thread.length + 2 > thread.limit or self.total + reserve >= self.sampling.budget.total
+    def _fits(self, tokens: int) -> bool:
+        """Whether so many tokens more can be held, and one for every active thread."""
+        return self.memory is None or self.engine.counts.kv + len(self.active) + tokens <= self.memory
 
-    def path_limit(self, thread: _Thread) -> int:
-        """The chain length at which paths opened in a thread must have closed."""
-        after = len(self.tags.join) + 1 + (thread.parent is not None)
-        return min(thread.length + self.sampling.budget.path, thread.limit - after)
+    def _preempt(self) -> None:
+        """Take the memory of the answer that came last; it is first in the queue now."""
+        answer = self.running[-1]
+        self._close(answer)
+        self.engine.trim()
+        self.queue.appendleft(answer)
+        self.preempted += 1
 
-    def may_fork(self, thread: _Thread) -> bool:
-        """Whether a fork is allowed here, and paths of one drawn token with all that must follow would fit."""
-        budget, paths = self.sampling.budget, self.sampling.paths
-        reserve = 2 * self.open_paths + 3 * paths + (self.open_forks + 1) * (len(self.tags.join) + 1)
-        return (
-            self.sampling.sampler == "isolated"
-            and not thread.in_summary
-            and self.forks < budget.forks
-            and len(thread.address) < budget.depth
-            and thread.length + 3 <= self.path_limit(thread)
-            and self.total + reserve <= budget.total
-        )
+    def _restore(self, thread: Thread, before: list[int]) -> None:
+        """Make a thread and its paths active, and read what they had read before they lost their memory.
 
-    def fork(self, thread: _Thread, branches: Sequence[Any]) -> list[_Thread]:
-        """Open paths from a thread that has fed `<Parallel>`."""
-        paths, limit = [], self.path_limit(thread)
-        for number, branch in enumerate(branches):
-            address = (*thread.address, (self.forks, number))
-            rng = random.Random(f"{self.seed}/{address}")
-            path = _Thread(self, branch, address, thread, thread.length, rng, limit)
-            path.record(self.tags.ids[PATH_OPEN], False)
-            paths.append(path)
-        thread.parts.append(list(paths))
-        thread.waiting = len(paths)
-        self.forks += 1
-        self.open_forks += 1
-        self.open_paths += len(paths)
-        return paths
+        Args:
+            thread: its branch stands where the thread began.
+            before: tokens in front of those that the thread recorded.
+        """
+        unread = before
+        for part in thread.parts:
+            if isinstance(part, Run):
+                unread = unread + part.tokens
+                continue
+            if thread.waiting == 0 and thread.answer.sampling.sampler == "causal_join":
+                unread = unread + [token for path in part for token in path.token_ids()]
+                continue
+            self.engine.read([(thread.branch, unread)])
+            unread = []
+            for path, branch in zip(part, self.engine.fork(thread.branch, len(part)), strict=True):
+                path.branch = branch
+                self._restore(path, [])
+            if part is not thread.parts[-1] or thread.waiting == 0:
+                self.engine.join(thread.branch, [path.branch for path in part], len(part))
+        read = len(unread) - len(thread.feed)
+        if read > 0:
+            self.engine.read([(thread.branch, unread[:read])])
+        if thread.feed:
+            self.active.append(thread)
 
-    def join(self, thread: _Thread, paths: Sequence[_Thread]) -> None:
-        """Go on in a thread whose paths have all ended."""
-        thread.length = max(path.length for path in paths)
-        self.open_forks -= 1
-        for token in self.tags.join:
-            thread.record(token, False)
-        thread.then = "sample"
-        thread.in_summary = True
+    def _close(self, answer: Answer) -> None:
+        self.engine.close(answer.trunk.branch)
+        self.running.remove(answer)
+        self.active = [thread for thread in self.active if thread.answer is not answer]
+
+    def _forget(self, answer: Answer) -> None:
+        """Note that an answer has ended, so that its prompt need not be kept for it."""
+        self.prompts[answer.prompt] -= 1
+        if not self.prompts[answer.prompt]:
+            del self.prompts[answer.prompt]
 
 
 def draw(
@@ -193,127 +246,17 @@ def draw(
     policy_version: int = 0,
     on_token: OnToken | None = None,
     force: Force | None = None,
+    decode: Decode | None = None,
 ) -> list[Trace]:
-    """Draw one answer per prompt.
-
-    Args:
-        engine: what reads tokens; a fresh one, or one whose answers have all ended.
-        tags: the ids of the tags.
-        prompts: token ids, at least one each; equal prompts are read once if they are admitted together.
-        sampling: sampler, number of paths, temperature, budget.
-        seed: answer i depends on the seed, i and its prompt alone, not on what it is batched with.
-        policy_version: kept on the traces.
-        on_token: told of every token.
-        force: gives tokens where the policy would draw them; used to look at forks that a policy would not open.
+    """Draw one answer per prompt, answer i with the seed "seed/i". See `Drawing` for the arguments.
 
     Raises:
-        UserError: an empty prompt.
+        UserError: as `Drawing.submit`.
     """
-    if not all(prompts):
-        raise UserError(
-            "prompts of at least one token",
-            f"prompt {[*map(bool, prompts)].index(False)} is empty",
-            "give it some text",
-        )
-    queue = deque(range(len(prompts)))
-    trunks: dict[int, _Thread] = {}
-    active: list[_Thread] = []
-    running = 0
-    while queue or active:
-        admitted = [queue.popleft() for _ in range(min(len(queue), sampling.rows - running))]
-        if admitted:
-            branches = engine.open([prompts[index] for index in admitted])
-            for index, branch in zip(admitted, branches, strict=True):
-                answer = _Answer(index, f"{seed}/{index}", tags, sampling, on_token)
-                thread = _Thread(
-                    answer, branch, TRUNK, None, 0, random.Random(answer.seed), sampling.budget.critical_path
-                )
-                thread.feed.append(prompts[index][-1])
-                trunks[index] = thread
-                active.append(thread)
-            running += len(admitted)
-        active, ended = _step(engine, active, sampling, force)
-        for thread in ended:
-            engine.close(thread.branch)
-        running -= len(ended)
-    return [_trace(prompts[index], trunks[index], policy_version) for index in range(len(prompts))]
-
-
-def _step(
-    engine: Engine[Any], active: list[_Thread], sampling: Sampling, force: Force | None
-) -> tuple[list[_Thread], list[_Thread]]:
-    """Feed one token to every active thread. Returns the threads that are active next, and the trunks that ended."""
-    logits = engine.step([(thread.branch, thread.feed.popleft()) for thread in active])
-    drawing = [row for row, thread in enumerate(active) if not thread.feed and thread.then == "sample"]
-    drawn: dict[int, tuple[int, float | None]] = {}
-    if drawing:
-        chosen = logits if len(drawing) == len(active) else logits[drawing]
-        tokens, logprobs = sample(chosen, [active[row].rng.random() for row in drawing], sampling.temperature)
-        drawn = dict(zip(drawing, zip(tokens.tolist(), logprobs.tolist(), strict=True), strict=True))
-    for row in drawing if force else ():
-        thread = active[row]
-        assert force is not None
-        given = force(thread.answer.index, thread.address, thread.size)
-        if given is not None:
-            drawn[row] = (given, None)
-    following: list[_Thread] = []
-    ended: list[_Thread] = []
-    for row, thread in enumerate(active):
-        answer = thread.answer
-        if thread.feed:
-            following.append(thread)
-        elif row in drawn:
-            answer.accept(thread, *drawn[row])
-            (ended if answer.finish else following).append(thread)
-        elif thread.then == "fork":
-            following.extend(answer.fork(thread, engine.fork(thread.branch, sampling.paths)))
-        else:
-            answer.open_paths -= 1
-            parent = thread.parent
-            assert parent is not None
-            parent.waiting -= 1
-            if parent.waiting == 0:
-                paths = parent.parts[-1]
-                assert isinstance(paths, list)
-                engine.join(parent.branch, [path.branch for path in paths])
-                answer.join(parent, paths)
-                following.append(parent)
-    return following, ended
-
-
-def _trace(prompt: Sequence[int], trunk: _Thread, policy_version: int) -> Trace:
-    """A finished answer as a trace."""
-    answer, spans = trunk.answer, _number(trunk.spans())
-    assert answer.finish is not None
-    token_ids = [token for span in spans for token in span.token_ids]
-    found = parse(token_ids, answer.tags, sampler=answer.sampling.sampler)
-    if answer.sampling.sampler == "sequential":  # nothing was forked: the structure is what was written
-        spans = tuple(_place(spans, found.spans))
-    return Trace(tuple(prompt), spans, answer.finish, answer.sampling.sampler, policy_version, found.defects)
-
-
-def _number(spans: Sequence[Span]) -> tuple[Span, ...]:
-    """The same spans with forks numbered in reading order; while they are drawn, they are numbered as they open."""
-    order: dict[int, int] = {}
-    for span in spans:
-        for fork, _ in span.address:
-            order.setdefault(fork, len(order))
-    return tuple(replace(span, address=tuple((order[fork], path) for fork, path in span.address)) for span in spans)
-
-
-def _place(drawn: Sequence[Span], parsed: Sequence[Span]) -> list[Span]:
-    """The tokens of `drawn`, cut where the address changes in `parsed`."""
-    found: list[Span] = []
-    borders = [(span.address, len(span.token_ids)) for span in parsed]
-    address, left = TRUNK, 0
-    for span in drawn:
-        at = 0
-        while at < len(span.token_ids):
-            if left == 0:
-                address, left = borders.pop(0)
-            end = min(len(span.token_ids), at + left)
-            logprobs = None if span.logprobs is None else span.logprobs[at:end]
-            found.append(Span(span.token_ids[at:end], address, span.sampled, logprobs))
-            left -= end - at
-            at = end
-    return found
+    drawing = Drawing(
+        engine, tags, sampling.rows, sampling.memory, policy_version, on_token=on_token, force=force, decode=decode
+    )
+    answers = [drawing.submit(prompt, sampling, f"{seed}/{index}") for index, prompt in enumerate(prompts)]
+    while drawing.queue or drawing.running:
+        drawing.step()
+    return [answer.trace(policy_version) for answer in answers]

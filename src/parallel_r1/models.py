@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from parallel_r1.config import Sampling
 from parallel_r1.errors import UserError
 from parallel_r1.trace import TAGS, Tags
 
@@ -129,15 +130,17 @@ def check_model(model: PreTrainedModel) -> None:
         )
 
 
-def check_length(policy: Policy, prompt: int, answer: int) -> None:
+def check_length(policy: Policy, prompt: int, sampling: Sampling) -> None:
     """Refuse a prompt that leaves no room for its answer in the positions that the model knows."""
+    budget = sampling.budget
+    answer = budget.total if sampling.sampler == "causal_join" else min(budget.critical_path, budget.total)
     most = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     if most is not None and prompt + answer > most:
         raise UserError(
-            f"a prompt of at most {max(0, most - answer)} tokens: the model knows {most} positions and the critical "
-            f"path may take {answer}",
+            f"a prompt of at most {max(0, most - answer)} tokens: the model knows {most} positions and an answer may "
+            f"reach over {answer}",
             f"{prompt} tokens",
-            "shorten the prompt or lower the critical-path budget",
+            "shorten the prompt or lower the budget",
         )
 
 

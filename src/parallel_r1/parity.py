@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from parallel_r1.batch import collate, score
 from parallel_r1.config import Budget, Sampling
 from parallel_r1.engines.local import LocalEngine
 from parallel_r1.fork_join import Force, draw
-from parallel_r1.models import Policy
+from parallel_r1.models import Policy, check_length
 from parallel_r1.trace import (
+    EXACT_SCORER,
     FORK_OPEN,
     PATH_CLOSE,
     PATH_OPEN,
@@ -33,25 +35,34 @@ class Parity:
     """Differences of sampler's and scorer's log-probabilities, in nats, over sampled tokens.
 
     Attributes:
+        exact: whether the scorer is the sampler's exact partner, so that only rounding may differ.
         max_abs, mean_abs: over all of them.
         after_fork: mean over the first sampled token of every path; None if no path was opened.
         after_join: mean over the first sampled token of every summary; None if there was none.
         tokens: how many were compared.
-        forks: the most forks in one answer.
     """
 
+    sampler: Sampler
+    scorer: Scorer
+    exact: bool
     max_abs: float
     mean_abs: float
     after_fork: float | None
     after_join: float | None
     tokens: int
-    forks: int
 
 
 def measure(
-    policy: Policy, sampler: Sampler, scorer: Scorer, paths: int, *, answers: int = 8, forks: int = 3, seed: int = 0
-) -> Parity:
-    """Compare a sampler with a scorer on answers into which forks are forced, so that any model shows what it does.
+    policy: Policy,
+    sampler: Sampler,
+    scorers: Sequence[Scorer],
+    paths: int,
+    *,
+    answers: int = 8,
+    forks: int = 3,
+    seed: int = 0,
+) -> list[Parity]:
+    """Compare a sampler with scorers on answers into which forks are forced, so that any model shows what it does.
     The forced tags are given tokens; everything else is drawn from the policy.
 
     Args:
@@ -62,35 +73,52 @@ def measure(
     tags, cycle = policy.tags, _cycle(policy.tags, sampler, paths)
     longest = BEFORE + 2 + PATH + paths + len(tags.join) + SUMMARY + 1
     budget = Budget(total=1 + forks * len(cycle) + forks * paths * longest, critical_path=forks * longest, forks=forks)
+    if sampler == "sequential":
+        budget = budget.model_copy(update={"critical_path": budget.total})
     numbers = [", ".join(str((index * step) % 9 + 1) for step in range(1, 4 + index)) for index in range(answers)]
     prompts = [policy.encode(f"Use {listed} to make {20 + index}.\n") for index, listed in enumerate(numbers)]
     sampling = Sampling(sampler=sampler, paths=paths, budget=budget)
+    check_length(policy, max(map(len, prompts)), sampling)
     traces = draw(LocalEngine(policy.model), tags, prompts, sampling, seed, force=_force(tags, sampler, cycle, forks))
+    return [compare(policy, traces, sampler, scorer) for scorer in scorers]
+
+
+@torch.no_grad()
+def compare(policy: Policy, traces: Sequence[Trace], sampler: Sampler, scorer: Scorer) -> Parity:
+    """Score answers and compare with the log-probabilities that they were drawn with."""
+    differences: list[Tensor] = []
+    after_fork: list[Tensor] = []
+    after_join: list[Tensor] = []
     batch = collate(traces, scorer)
-    with torch.no_grad():
-        difference = (score(policy.model, batch) - batch.behaviour).abs()
-    after_fork, after_join = [], []
-    for row, trace in enumerate(traces):
-        for at in _first_sampled(trace, PATH_OPEN, tags):
-            after_fork.append(difference[row, at].item())
-        for at in _first_sampled(trace, None, tags):
-            after_join.append(difference[row, at].item())
-    compared = difference[batch.sampled]
+    for trace, scored in zip(traces, batch.gather(score(policy.model, batch)), strict=True):
+        known = [value for span in trace.spans for value in span.logprobs or [0.0] * len(span.token_ids)]
+        sampled = torch.tensor([span.sampled for span in trace.spans for _ in span.token_ids])
+        difference = (scored - torch.tensor(known)).abs()
+        differences.append(difference[sampled])
+        after_fork.append(difference[first_sampled(trace, (policy.tags.ids[PATH_OPEN],))])
+        after_join.append(difference[first_sampled(trace, policy.tags.join)])
+    compared = torch.cat(differences)
     return Parity(
+        sampler,
+        scorer,
+        exact=EXACT_SCORER[sampler] == scorer,
         max_abs=compared.max().item(),
         mean_abs=compared.mean().item(),
-        after_fork=sum(after_fork) / len(after_fork) if after_fork else None,
-        after_join=sum(after_join) / len(after_join) if after_join else None,
+        after_fork=_mean(torch.cat(after_fork)),
+        after_join=_mean(torch.cat(after_join)),
         tokens=len(compared),
-        forks=max(trace.forks for trace in traces),
     )
+
+
+def _mean(values: Tensor) -> float | None:
+    return values.mean().item() if len(values) else None
 
 
 def _cycle(tags: Tags, sampler: Sampler, paths: int) -> list[int | None]:
     """What the trunk's next tokens are, over and over: a given token, or None where the policy draws."""
     ids = tags.ids
     fork: list[int | None] = [ids[FORK_OPEN]]
-    if sampler == "isolated":  # the runtime runs the paths and gives the join, which counts as the trunk's own tokens
+    if sampler != "sequential":  # the runtime runs the paths and gives the join, which counts as the trunk's own tokens
         fork += [None] * len(tags.join)
     else:
         for path in range(paths):
@@ -108,17 +136,9 @@ def _force(tags: Tags, sampler: Sampler, cycle: list[int | None], forks: int) ->
     return force
 
 
-def _first_sampled(trace: Trace, after: str | None, tags: Tags) -> list[int]:
-    """Places, prompt included, of sampled tokens that come right after the tag `after`, or after a join if None."""
-    token_ids = (*trace.prompt_ids, *trace.token_ids)
-    sampled = [False] * len(trace.prompt_ids) + [span.sampled for span in trace.spans for _ in span.token_ids]
-    end = (tags.ids[PATH_OPEN],) if after == PATH_OPEN else tags.join
-    start = len(trace.prompt_ids)
-    return [
-        at for at in range(start + len(end), len(token_ids)) if sampled[at] and token_ids[at - len(end) : at] == end
-    ]
-
-
-def to_json(found: Parity) -> dict[str, Any]:
-    """The figures as the command prints them."""
-    return {key: value for key, value in vars(found).items() if key != "forks"}
+def first_sampled(trace: Trace, after: tuple[int, ...]) -> list[int]:
+    """Places in the answer of sampled tokens that come right after some tokens."""
+    token_ids = trace.token_ids
+    sampled = [span.sampled for span in trace.spans for _ in span.token_ids]
+    size = len(after)
+    return [at for at in range(size, len(token_ids)) if sampled[at] and token_ids[at - size : at] == after]

@@ -81,7 +81,14 @@ def to_json(rollout: Rollout) -> dict[str, Any]:
         "defects": [vars(defect) for defect in trace.defects],
         "prompt_ids": trace.prompt_ids,
         "spans": [
-            {"ids": span.token_ids, "address": span.address, "sampled": span.sampled, "logprobs": span.logprobs}
+            {
+                "ids": span.token_ids,
+                "address": span.address,
+                "sampled": span.sampled,
+                "logprobs": span.logprobs,
+                # The same numbers when the raw policy was sampled, and then not worth their bytes.
+                "raw_logprobs": None if span.raw_logprobs == span.logprobs else span.raw_logprobs,
+            }
             for span in trace.spans
         ],
     }
@@ -95,6 +102,7 @@ def from_json(row: dict[str, Any]) -> Rollout:
             tuple((fork, path) for fork, path in span["address"]),
             span["sampled"],
             None if span["logprobs"] is None else tuple(span["logprobs"]),
+            None if (raw := span["raw_logprobs"] or span["logprobs"]) is None else tuple(raw),
         )
         for span in row["spans"]
     )

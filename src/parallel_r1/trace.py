@@ -26,8 +26,9 @@ Scorer = Literal["isolated", "replay", "causal"]
 drawn and a copy of them, read from left to right, as the context of what follows; `causal` as plain text."""
 EXACT_SCORER: dict[Sampler, Scorer] = {"isolated": "isolated", "causal_join": "replay", "sequential": "causal"}
 """The scorer that repeats what a sampler did."""
-Finish = Literal["stop", "length"]
-"""Why the trunk ended: it sampled the end of text, or a budget ran out."""
+Finish = Literal["stop", "length", "error", "cancelled"]
+"""Why an answer ended: the trunk sampled the end of text or wrote a stop text, a budget ran out, the model's logits were
+not numbers, or nobody wanted it any more."""
 
 TRUNK: Address = ()
 FORK_OPEN, FORK_CLOSE = "<Parallel>", "</Parallel>"
@@ -71,12 +72,19 @@ class Span:
         address: where they lie.
         sampled: True if the policy drew them, False if they were given to it.
         logprobs: natural-log probabilities under the distribution they were drawn from, one per token; None if unknown.
+        raw_logprobs: the same under the raw policy.
     """
 
     token_ids: tuple[int, ...]
     address: Address
     sampled: bool
     logprobs: tuple[float, ...] | None = None
+    raw_logprobs: tuple[float, ...] | None = None
+
+    def part(self, start: int, stop: int) -> Span:
+        """The span of tokens start .. stop - 1 of this one."""
+        cut = [None if each is None else each[start:stop] for each in (self.logprobs, self.raw_logprobs)]
+        return Span(self.token_ids[start:stop], self.address, self.sampled, *cut)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,180 @@
+"""Rows of keys and values, and which of them a branch sees.
+
+A row holds one answer, or one prompt that several answers share. A column of a row holds one token's keys and values,
+whatever path it belongs to. What differs between the paths of an answer is only which columns they see: a branch has a
+slot in `visible`. A fork copies the trunk's slot, a join unites the slots of the paths, and columns that nobody sees any
+more are used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Branch:
+    """A chain of tokens: a row, its slot there (-1 while it rests), the position of its next token, and the row of the
+    shared prompt that it continues, if any."""
+
+    row: int
+    slot: int
+    position: int
+    prompt: Branch | None = None
+    users: int = 0  # of a shared prompt: how many open answers continue it
+
+
+@dataclass
+class _Row:
+    """The bookkeeping of a row: columns ever used, those of them that are free again, and who lives here."""
+
+    used: int = 0
+    free: list[int] = field(default_factory=list)
+    branches: list[Branch] = field(default_factory=list)
+
+    def column(self) -> int:
+        """A column for one more token."""
+        if self.free:
+            return self.free.pop()
+        self.used += 1
+        return self.used - 1
+
+    @property
+    def held(self) -> int:
+        return self.used - len(self.free)
+
+
+class Memory:
+    """Rows 0 .. `len(rows)` - 1 are in use, except `holes`, which `compact` closes."""
+
+    def __init__(self, device: torch.device, columns: int = 64) -> None:
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # keys, values: [rows, kv heads, columns, head]
+        self.visible: Bool[Tensor, "r s c"] = torch.zeros(0, 1, columns, dtype=torch.bool, device=device)
+        self.positions: Int[Tensor, "r c"] = torch.zeros(0, columns, dtype=torch.long, device=device)
+        self.rows: list[_Row] = []
+        self.holes: list[int] = []
+
+    def open(self, count: int) -> list[Branch]:
+        """New rows with one branch each, at position 0 and without tokens."""
+        found = []
+        for _ in range(count):
+            if self.holes:
+                row = self.holes.pop()
+                self.rows[row] = _Row()
+            else:
+                row = len(self.rows)
+                self.rows.append(_Row())
+            found.append(Branch(row, 0, 0))
+            self.rows[row].branches.append(found[-1])
+        self.reserve(rows=len(self.rows))
+        self.visible[[branch.row for branch in found]] = False
+        return found
+
+    def close(self, row: int) -> int:
+        """Free a row; how many tokens it held. What it held is wiped: a later answer masks these columns, but a NaN
+        times 0 is a NaN."""
+        held = self.rows[row].held
+        for part in self.parts():
+            part[row, :, : self.rows[row].used] = 0
+        self.rows[row] = _Row()
+        self.holes.append(row)
+        return held
+
+    def compact(self) -> None:
+        """Move the last rows into holes, so that rows in use stand side by side."""
+        for hole in sorted(self.holes, reverse=True):
+            last = len(self.rows) - 1
+            moved = self.rows.pop()
+            if hole == last:
+                continue
+            for part in self.parts():
+                part[hole, :, : moved.used] = part[last, :, : moved.used]
+            self.visible[hole], self.positions[hole] = self.visible[last], self.positions[last]
+            self.rows[hole] = moved
+            for branch in moved.branches:
+                branch.row = hole
+        self.holes.clear()
+
+    def fork(self, trunk: Branch, paths: int) -> list[Branch]:
+        """Branches that see what the trunk sees."""
+        seen = self.visible[trunk.row, trunk.slot].clone()
+        trunk.slot = -1
+        children = []
+        for _ in range(paths):
+            slot = self._free_slot(trunk.row)
+            children.append(Branch(trunk.row, slot, trunk.position, trunk.prompt))
+            self.rows[trunk.row].branches.append(children[-1])
+        self.visible[trunk.row, [child.slot for child in children]] = seen
+        return children
+
+    def join(self, trunk: Branch, paths: Sequence[Branch], keep: int) -> int:
+        """Let the trunk go on after some of the paths and drop the others; how many tokens that freed."""
+        row = self.rows[trunk.row]
+        seen = self.visible[trunk.row, [path.slot for path in paths]]
+        kept, dropped = seen[:keep].any(dim=0), seen[keep:].any(dim=0)
+        freed = (dropped & ~kept).nonzero().flatten().tolist() if keep < len(paths) else []
+        row.free.extend(freed)
+        for path in paths:
+            row.branches.remove(path)
+        trunk.slot = self._free_slot(trunk.row)
+        trunk.position = max(path.position for path in paths[:keep])
+        self.visible[trunk.row, trunk.slot] = kept
+        return len(freed)
+
+    def place(self, feeds: Iterable[tuple[Branch, int]]) -> list[tuple[int, int, int, int]]:
+        """Row, slot, column and position of every token of (branch, number of tokens) feeds, in their order."""
+        places = []
+        for branch, count in feeds:
+            row = self.rows[branch.row]
+            for _ in range(count):
+                places.append((branch.row, branch.slot, row.column(), branch.position))
+                branch.position += 1
+        self.reserve(columns=self.reach)
+        return places
+
+    @property
+    def reach(self) -> int:
+        """Columns in use, over all rows."""
+        return max((row.used for row in self.rows), default=0)
+
+    def parts(self) -> list[Tensor]:
+        """Keys and values of all layers."""
+        return [part for pair in self.layers.values() for part in pair]
+
+    def write(self, layer: int, rows: Tensor, columns: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values [kv heads, n, head] at n places; the layer's whole keys and values."""
+        count, _, most = self.visible.shape
+        held = self.layers.get(layer)
+        if held is None or held[0].shape[0] < count or held[0].shape[2] < most:
+            grown = []
+            for part, old in zip((key, value), held or (None, None), strict=True):
+                # Zeros, not garbage: a masked column's value is multiplied by 0, and 0 times NaN is NaN.
+                fresh = part.new_zeros(count, part.shape[0], most, part.shape[2])
+                if old is not None:
+                    fresh[: old.shape[0], :, : old.shape[2]] = old
+                grown.append(fresh)
+            self.layers[layer] = held = (grown[0], grown[1])
+        held[0][rows, :, columns] = key.transpose(0, 1)
+        held[1][rows, :, columns] = value.transpose(0, 1)
+        return held
+
+    def _free_slot(self, row: int) -> int:
+        taken = {branch.slot for branch in self.rows[row].branches}
+        slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
+        self.reserve(slots=slot + 1)
+        return slot
+
+    def reserve(self, rows: int = 0, slots: int = 0, columns: int = 0) -> None:
+        """Make room for so many; columns grow by half, so that growing stays rare."""
+        now = self.visible.shape
+        wanted = (max(rows, now[0]), max(slots, now[1]), now[2] if columns <= now[2] else max(columns, now[2] * 3 // 2))
+        if wanted != tuple(now):
+            visible = self.visible.new_zeros(wanted)
+            visible[: now[0], : now[1], : now[2]] = self.visible
+            positions = self.positions.new_zeros(wanted[0], wanted[2])
+            positions[: now[0], : now[2]] = self.positions
+            self.visible, self.positions = visible, positions
