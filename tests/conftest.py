@@ -7,7 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["parallel_r1.attention", "parallel_r1.batch", "parallel_r1.algorithms", "parallel_r1.engines"], "beartype.beartype"
+    [f"parallel_r1.{room}" for room in ("attention", "attend", "batch", "algorithms", "engines")], "beartype.beartype"
 )
 
 from pathlib import Path

@@ -190,3 +190,42 @@ def latency(trace: Trace) -> int:
     """Tokens of an answer that had to be drawn one after the other: its critical path, however it is scored. What a
     `causal_join` reads again is not drawn and does not count."""
     return layout(trace.runs, "causal" if trace.sampler == "sequential" else "isolated").critical_path
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Neighbouring blocks of a row: each sees itself causally, nothing of the others, and all of the places `before`.
+
+    Attributes:
+        blocks: (start, stop) places, side by side.
+        before: (start, stop) places, in order, all before the first block.
+    """
+
+    blocks: tuple[tuple[int, int], ...]
+    before: tuple[tuple[int, int], ...]
+
+
+def stretches(address_ids: Int[np.ndarray, n], sees: Bool[np.ndarray, "a a"]) -> list[Stretch]:
+    """The relation of one row as few rectangles and triangles: its mask without a mask.
+
+    A trunk with the first path of its fork is one block; the other paths of the fork are the blocks of one stretch;
+    what follows the join begins a new one.
+    """
+    cuts = np.flatnonzero(np.diff(address_ids, prepend=-1, append=-1))  # no address has the number -1
+    ids = address_ids[cuts[:-1]]
+    seen = np.tril(sees[ids][:, ids])  # between runs
+    found: list[Stretch] = []
+    first = 0
+    for run in range(1, len(ids) + 1):
+        same = run < len(ids) and seen[run, first:run].all() and (seen[run, :first] == seen[first, :first]).all()
+        if same:
+            continue
+        block = (int(cuts[first]), int(cuts[run]))
+        edges = np.flatnonzero(np.diff(seen[first, :first], prepend=False, append=False))
+        before = tuple((int(cuts[start]), int(cuts[stop])) for start, stop in zip(edges[::2], edges[1::2], strict=True))
+        if found and found[-1].before == before:
+            found[-1] = Stretch((*found[-1].blocks, block), before)
+        else:
+            found.append(Stretch((block,), before))
+        first = run
+    return found

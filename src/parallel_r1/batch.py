@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from parallel_r1 import attend
+from parallel_r1.attend import Sight
 from parallel_r1.attention import Layout, Run, arrange, pack
 from parallel_r1.trace import TRUNK, Scorer, Trace
 
@@ -50,15 +52,10 @@ class Batch:
     advantages: Float[Tensor, "b n"]
     plain: bool
 
-    def mask(self) -> Bool[Tensor, "b 1 n n"]:
-        """Entry (row, 0, i, j) tells whether place i sees place j. Every place sees itself, padding too."""
-        rows = torch.arange(len(self.token_ids), device=self.sees.device)[:, None, None]
-        related = self.sees[rows, self.address_ids[:, :, None], self.address_ids[:, None, :]]
-        return related.tril()[:, None]
-
-    def mask_mod(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """The same relation for FlexAttention's `create_block_mask`, which never builds it whole."""
-        return lambda b, h, q, kv: (kv <= q) & self.sees[b, self.address_ids[b, q], self.address_ids[b, kv]]
+    @property
+    def sight(self) -> Sight:
+        """Who sees whom, in the forms that attention reads."""
+        return Sight(self.address_ids, self.positions, self.sees)
 
     def gather(self, values: Float[Tensor, "b n"]) -> list[Float[Tensor, " _"]]:
         """What stands at the places of each trace's answer, in the order of `trace.token_ids`: one array a trace."""
@@ -214,9 +211,7 @@ def score(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) -> Flo
     if batch.plain:
         logits = model(input_ids=batch.token_ids, use_cache=False).logits
     else:
-        logits = model(
-            input_ids=batch.token_ids, attention_mask=batch.mask(), position_ids=batch.positions, use_cache=False
-        ).logits
+        logits = attend.forward(model, batch.token_ids, batch.sight).logits
     logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
     rows = torch.arange(len(logprobs), device=logprobs.device)[:, None]
     places = torch.arange(logprobs.shape[1], device=logprobs.device)
