@@ -1,7 +1,10 @@
 """Every way to compute attention equals the dense masked one: outputs and gradients, on random trees."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from architectures import KINDS, WINDOW, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import anything, well_formed
@@ -10,7 +13,8 @@ from torch.nn.attention.flex_attention import create_mask, flex_attention
 from parallel_r1 import attend
 from parallel_r1.attend import Ranges, Sight, capped, masked
 from parallel_r1.attention import pack, stretches
-from parallel_r1.trace import parse_text, text_pieces
+from parallel_r1.batch import collate, score
+from parallel_r1.trace import parse, parse_text, text_pieces
 
 scorers = st.sampled_from(["isolated", "replay", "causal"])
 rows = st.lists(st.lists(well_formed | anything, min_size=1, max_size=2), min_size=1, max_size=2)
@@ -171,6 +175,38 @@ def test_long_rows_with_few_forks_are_computed_by_ranges():
     assert sight_of([[fork.format("a" * 500)]], "isolated").is_long()
     assert not sight_of([[fork.format("a" * 50)]], "isolated").is_long()
     assert not sight_of([[fork.format("a" * 5) * 10]], "isolated").is_long()
+
+
+FORKED = (
+    "Use 3, 5, 7<Parallel><Path>3+5=8 and more of it</Path><Path>5*7=35, 35-3=32 no</Path></Parallel>\n"
+    "<Summary>c</Summary>\nFinal Answer: 8"
+)
+
+
+@pytest.mark.parametrize("call", [0, 10_000])
+@pytest.mark.parametrize("name", KINDS)
+@torch.no_grad()
+def test_architectures_score_as_their_own_forward_does(tokenizer, tags, monkeypatch, name, call):
+    """A text without structure, and under `isolated` each path as the plain text that it follows, windows included."""
+    model = random_model(name, len(tokenizer))
+    monkeypatch.setattr(attend, "CALL", call)
+    trace = parse(tokenizer.encode(FORKED), tags)
+    by_token = [span.address for span in trace.spans for _ in span.token_ids]
+    assert sum(address == ((0, 0),) for address in by_token) > WINDOW
+    plain = collate([trace], "causal")
+    assert torch.allclose(score(model, plain), score(model, replace(plain, plain=False)), atol=1e-4)
+    for scorer in ("isolated", "replay"):
+        batch = collate([trace], scorer)
+        (found,) = batch.gather(score(model, batch))
+        for path in (((0, 0),), ((0, 1),)):
+            before = range(by_token.index(((0, 0),)))
+            text = [*before, *(at for at, address in enumerate(by_token) if address == path)]
+            ids = torch.tensor([[trace.token_ids[at] for at in text]])
+            expected = model(ids).logits[0].log_softmax(-1)[torch.arange(len(text) - 1), ids[0, 1:]]
+            assert torch.allclose(found[text[1:]], expected, atol=1e-4)
+        if scorer == "replay":
+            trunk = [at for at, address in enumerate(by_token) if not address]
+            assert torch.allclose(found[trunk], plain.gather(score(model, plain))[0][trunk], atol=1e-4)
 
 
 @pytest.mark.gpu

@@ -81,11 +81,10 @@ def load(path: str, *, attention: str = "sdpa") -> Policy:
 
     Args:
         path: a Hugging Face model folder or a hub id.
-        attention: the attention implementation. Only `sdpa` is known to respect the mask of a fork: on CPU `eager`
-            misreads a boolean mask and `flex_attention` aborts the process.
+        attention: the attention implementation of plain answers, `sdpa`; an architecture without it gets `eager`.
 
     Raises:
-        UserError: no such folder, an attention that would ignore the mask, sliding windows, or missing tags.
+        UserError: no such folder, another attention implementation, an attention that forks do not know, or missing tags.
     """
     check_attention(attention)
     tokenizer = load_tokenizer(path)
@@ -93,7 +92,8 @@ def load(path: str, *, attention: str = "sdpa") -> Policy:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=attention, dtype=torch.float32)
+    # No attention by name: transformers takes SDPA where the architecture has it.
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     check_model(model)
     return Policy(model.eval(), tokenizer, tags)
 
@@ -111,16 +111,18 @@ def check_attention(attention: str) -> None:
 def check_model(model: PreTrainedModel) -> None:
     """Refuse models whose attention differs from plain causal attention in a way that forks do not know."""
     config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None)
-    if "sliding_attention" in kinds if kinds else getattr(config, "sliding_window", None) is not None:
+    unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if unknown:
         raise UserError(
-            "a model with full attention in every layer",
-            "layers with a sliding window",
-            "choose another model, or set its layer_types to 'full_attention'",
+            "layers with full or sliding attention", f"{', '.join(sorted(unknown))}", "choose another model"
         )
-    if getattr(config, "attn_logit_softcapping", None):
+    if any(name.endswith(".sinks") for name, _ in model.named_parameters()):
+        raise UserError("a softmax over the keys alone", "attention sinks", "choose another model")
+    if getattr(config, "attention_dropout", 0):
         raise UserError(
-            "a model with plain softmax attention", "attention logits with a soft cap", "choose another model"
+            "attention without dropout: what is sampled is what is scored",
+            f"attention_dropout {config.attention_dropout}",
+            "set attention_dropout to 0 in the model's config.json",
         )
     if not hasattr(config, "rope_parameters") and not hasattr(config, "rope_theta"):
         raise UserError(
