@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from parallel_r1.attention import layout
 from parallel_r1.batch import collate, score
 from parallel_r1.config import Budget, Sampling
+from parallel_r1.decoding import RAW, decoding
 from parallel_r1.engines.local import LocalEngine
 from parallel_r1.errors import UserError
 from parallel_r1.fork_join import Drawing, draw
@@ -41,10 +42,15 @@ def prompts_of(policy, count):
     return [policy.encode("Use 3, 5, 7 to make 22.\n" * (1 + index % 3)) for index in range(count)]
 
 
-def mismatch(policy, traces, scorer="isolated", temperature=1.0):
+def mismatch(policy, traces, scorer="isolated", shape=RAW):
     batch = collate(traces, scorer)
     with torch.no_grad():
-        return (score(policy.model, batch, temperature) - batch.behaviour).abs()[batch.sampled].max().item()
+        return (score(policy.model, batch, shape) - batch.behaviour).abs()[batch.sampled].max().item()
+
+
+def raw(trace):
+    """The trace with the log-probabilities of the raw policy."""
+    return replace(trace, spans=tuple(replace(span, logprobs=span.raw_logprobs) for span in trace.spans))
 
 
 @pytest.mark.parametrize("paths", [1, 2, 3, 5])
@@ -67,14 +73,19 @@ def test_what_is_sampled_is_what_is_scored(frozen, paths, depth):
     assert mismatch(frozen, traces) <= 1e-4
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.3])
-def test_log_probabilities_are_those_of_the_distribution_that_was_sampled(frozen, temperature):
-    sampling = Sampling(temperature=temperature, budget=Budget(critical_path=60, path=20))
+@pytest.mark.parametrize(
+    "shape",
+    [{"temperature": 0.5}, {"temperature": 1.3}, {"top_k": 20}, {"top_p": 0.8}, {"temperature": 0.8, "min_p": 0.02}],
+)
+def test_log_probabilities_are_those_of_the_distribution_that_was_sampled(frozen, shape):
+    """And beside them those of the raw policy, so that a scorer can be exact with either."""
+    sampling = Sampling(**shape, budget=Budget(critical_path=60, path=20))
     traces = draw(
         LocalEngine(frozen.model), frozen.tags, prompts_of(frozen, 4), sampling, 0, force=force_forks(frozen.tags)
     )
-    assert mismatch(frozen, traces, temperature=temperature) <= 1e-4
-    assert mismatch(frozen, traces, temperature=1.0) > 1e-2
+    assert mismatch(frozen, traces, shape=decoding(sampling)) <= 1e-4
+    assert mismatch(frozen, traces) > 1e-2
+    assert mismatch(frozen, [raw(trace) for trace in traces]) <= 1e-4
 
 
 def test_an_isolated_path_equals_the_path_run_alone(frozen):
@@ -112,8 +123,7 @@ def test_sequential_is_plain_decoding(frozen):
         )[0, len(prompt) :].tolist()
         assert list(trace.token_ids) == expected
         assert set(trace.spans[0].logprobs) == {0.0}  # greedy: all probability is on one token
-    raw = [replace(trace, spans=tuple(replace(s, logprobs=s.raw_logprobs) for s in trace.spans)) for trace in traces]
-    assert mismatch(frozen, raw, "causal") <= 1e-4
+    assert mismatch(frozen, [raw(trace) for trace in traces], "causal") <= 1e-4
 
 
 @pytest.mark.parametrize("sampler", ["isolated", "causal_join", "sequential"])
@@ -323,7 +333,7 @@ def test_an_answer_that_had_to_wait_is_the_same(frozen, sampler):
 
     free, expected = run(None)
     tight, found = run(200)
-    assert free.preempted == 0 < tight.preempted
+    assert free.engine.counts.preempted == 0 < tight.engine.counts.preempted
     assert tight.engine.counts.peak_kv <= 200 < free.engine.counts.peak_kv
     assert tight.engine.counts.prefilled > free.engine.counts.prefilled
     assert [trace.token_ids for trace in found] == [trace.token_ids for trace in expected]

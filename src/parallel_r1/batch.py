@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from parallel_r1 import attend
 from parallel_r1.attend import Sight
 from parallel_r1.attention import Layout, Run, arrange, pack
+from parallel_r1.decoding import RAW, Decoding, log_probabilities
 from parallel_r1.trace import TRUNK, Scorer, Trace
 
 
@@ -196,7 +197,7 @@ def _first_fit(order: Sequence[int], lengths: Sequence[int], most: int) -> list[
     return rows
 
 
-def score(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) -> Float[Tensor, "b n"]:
+def score(model: PreTrainedModel, batch: Batch, shape: Decoding = RAW) -> Float[Tensor, "b n"]:
     """Log-probability of every token of a batch under a model, in nats; 0 for what nobody predicts: the first token of
     a prompt, and padding.
 
@@ -206,13 +207,13 @@ def score(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) -> Flo
     Args:
         model: loaded with `models.load`.
         batch: under its scorer.
-        temperature: of the distribution to score; 1 is the raw policy.
+        shape: of the distribution to score; the raw policy unless it is what `decoding` says of a sampling.
     """
     if batch.plain:
         logits = model(input_ids=batch.token_ids, use_cache=False).logits
     else:
         logits = attend.forward(model, batch.token_ids, batch.sight).logits
-    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
+    logprobs = log_probabilities(logits.flatten(0, 1), shape).view(logits.shape)
     rows = torch.arange(len(logprobs), device=logprobs.device)[:, None]
     places = torch.arange(logprobs.shape[1], device=logprobs.device)
     found = logprobs[rows, batch.previous, batch.token_ids]

@@ -222,6 +222,12 @@ class RL(Stage):
     grpo: GRPO = GRPO()
     save_rollouts_every: Count = 10
 
+    @model_validator(mode="after")
+    def explores(self) -> RL:
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature must be above 0: greedy answers to a problem are all the same")
+        return self
+
 
 class Evaluation(Section):
     """How every stage is measured on held-out problems."""

@@ -36,7 +36,6 @@ class Drawing:
         on_token: told of every token.
         force: gives tokens where the policy would draw them; used to look at forks that a policy would not open.
         decode: token ids to text; needed for stop texts.
-        preempted: how often an answer had to give up its memory.
     """
 
     engine: Engine[Any]
@@ -47,7 +46,6 @@ class Drawing:
     on_token: OnToken | None = None
     force: Force | None = None
     decode: Decode | None = None
-    preempted: int = 0
     queue: deque[Answer] = field(default_factory=deque)
     running: list[Answer] = field(default_factory=list)
     active: list[Thread] = field(default_factory=list)  # threads that feed a token in the next step
@@ -196,7 +194,7 @@ class Drawing:
         self._close(answer)
         self.engine.trim()
         self.queue.appendleft(answer)
-        self.preempted += 1
+        self.engine.counts.preempted += 1
 
     def _restore(self, thread: Thread, before: list[int]) -> None:
         """Make a thread and its paths active, and read what they had read before they lost their memory.

@@ -41,6 +41,9 @@ class Parity:
         after_fork: mean over the first sampled token of every path; None if no path was opened.
         after_join: mean over the first sampled token of every summary; None if there was none.
         tokens: how many were compared.
+
+    Source: section 3 of the Parallel-R1 paper (arXiv 2509.07980) leaves the pairs `causal_join` + `causal` and
+    `causal_join` + `isolated` uncorrected.
     """
 
     sampler: Sampler
@@ -51,6 +54,16 @@ class Parity:
     after_fork: float | None
     after_join: float | None
     tokens: int
+
+    def differences(self) -> dict[str, float]:
+        """The figures that there are, by name."""
+        named = {
+            "mean": self.mean_abs,
+            "max": self.max_abs,
+            "after_fork": self.after_fork,
+            "after_join": self.after_join,
+        }
+        return {name: value for name, value in named.items() if value is not None}
 
 
 def measure(
@@ -80,23 +93,33 @@ def measure(
     prompts = [policy.encode(f"Use {listed} to make {20 + index}.\n") for index, listed in enumerate(numbers)]
     sampling = Sampling(sampler=sampler, paths=paths, budget=budget)
     traces = draw(LocalEngine(policy.model), tags, prompts, sampling, seed, force=_force(tags, sampler, cycle, forks))
-    return [compare(policy, traces, sampler, scorer) for scorer in scorers]
+    found = []
+    for scorer in scorers:
+        batch = collate(traces, scorer)
+        with torch.no_grad():
+            scored = batch.gather(score(policy.model, batch))
+        found.append(compare(traces, scored, tags, scorer))
+    return found
 
 
-@torch.no_grad()
-def compare(policy: Policy, traces: Sequence[Trace], sampler: Sampler, scorer: Scorer) -> Parity:
-    """Score answers and compare with the log-probabilities that they were drawn with."""
+def compare(traces: Sequence[Trace], scored: Sequence[Tensor], tags: Tags, scorer: Scorer) -> Parity:
+    """Compare the log-probabilities that answers were drawn with, with what a scorer says of their tokens.
+
+    Args:
+        traces: at least one, all of the same sampler.
+        scored: for each trace one log-probability per token of its answer.
+    """
+    sampler = traces[0].sampler
     differences: list[Tensor] = []
     after_fork: list[Tensor] = []
     after_join: list[Tensor] = []
-    batch = collate(traces, scorer)
-    for trace, scored in zip(traces, batch.gather(score(policy.model, batch)), strict=True):
+    for trace, values in zip(traces, scored, strict=True):
         known = [value for span in trace.spans for value in span.logprobs or [0.0] * len(span.token_ids)]
         sampled = torch.tensor([span.sampled for span in trace.spans for _ in span.token_ids])
-        difference = (scored - torch.tensor(known)).abs()
+        difference = (values.cpu() - torch.tensor(known)).abs()
         differences.append(difference[sampled])
-        after_fork.append(difference[first_sampled(trace, (policy.tags.ids[PATH_OPEN],))])
-        after_join.append(difference[first_sampled(trace, policy.tags.join)])
+        after_fork.append(difference[first_sampled(trace, (tags.ids[PATH_OPEN],))])
+        after_join.append(difference[first_sampled(trace, tags.join)])
     compared = torch.cat(differences)
     return Parity(
         sampler,

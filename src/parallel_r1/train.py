@@ -20,14 +20,17 @@ from parallel_r1 import coldstart, models
 from parallel_r1.algorithms import grpo, sft
 from parallel_r1.batch import Batch, collate, score, split
 from parallel_r1.config import RL, SFT, Optimizer, Recipe, Stage
+from parallel_r1.decoding import RAW, Decoding, decoding
+from parallel_r1.engines.local import LocalEngine
 from parallel_r1.errors import UserError
 from parallel_r1.evaluate import Result, answer, evaluate
 from parallel_r1.models import Policy
+from parallel_r1.parity import compare
 from parallel_r1.rewards import Outcome, Reward, parse_reward
 from parallel_r1.rollout import Group, Rollout, group
 from parallel_r1.run_folder import RunFolder
 from parallel_r1.tasks import load_task
-from parallel_r1.trace import Trace
+from parallel_r1.trace import EXACT_SCORER, Trace
 
 Loss = Callable[[Float[Tensor, "b n"], Batch, int], tuple[Float[Tensor, ""], dict[str, float]]]
 Observer = Callable[[dict[str, Any]], None]
@@ -37,7 +40,7 @@ Observer = Callable[[dict[str, Any]], None]
 class Learner:
     """Turns traces into updates. One place for micro-batches, normalisation, clipping and the learning rate."""
 
-    def __init__(self, model: PreTrainedModel, stage: Stage, updates: int) -> None:
+    def __init__(self, model: PreTrainedModel, stage: Stage, updates: int, shape: Decoding = RAW) -> None:
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         if self.accelerator.num_processes != 1:
             raise UserError(
@@ -45,7 +48,7 @@ class Learner:
                 f"{self.accelerator.num_processes} processes",
                 "start the command without torchrun or accelerate launch",
             )
-        self.stage = stage
+        self.stage, self.shape = stage, shape
         optimizer = build_optimizer(model, stage.optimizer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(stage.optimizer, updates))
         self.model, self.optimizer, self.scheduler = self.accelerator.prepare(model, optimizer, scheduler)
@@ -118,9 +121,9 @@ class Learner:
             yield chosen, batch.to(self.accelerator.device)
 
     def score(self, batch: Batch) -> Float[Tensor, "b n"]:
-        """`batch.score` with the stage's temperature and precision."""
+        """`batch.score` of the distribution that is sampled, with the stage's precision."""
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
-            return score(self.model, batch, self.stage.sampling.temperature or 1.0)
+            return score(self.model, batch, self.shape)
 
     def keep_unused_rows(self, traces: Sequence[Trace]) -> None:
         """Drop the gradients of embedding rows whose tokens are not in the batch."""
@@ -178,15 +181,19 @@ def run_sft(policy: Policy, stage: SFT, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def run_rl(policy: Policy, stage: RL, seed: int) -> Iterator[tuple[dict[str, Any], list[Rollout]]]:
-    """Draw answers, reward them, learn. Changes the policy in place and yields every step's metrics and answers."""
+    """Draw answers, reward them, learn. Changes the policy in place and yields every step's metrics and answers.
+
+    Where the scorer is not the sampler's exact partner, every step first measures how far apart they are."""
     task, reward = load_task(stage.task), parse_reward(stage.reward)
     source = task.problems("train", seed)
-    learner = Learner(policy.model, stage, stage.steps * stage.grpo.minibatches)
+    learner = Learner(policy.model, stage, stage.steps * stage.grpo.minibatches, decoding(stage.sampling))
+    exact = EXACT_SCORER[stage.sampling.sampler] == stage.scorer
     loss = partial(grpo.loss, settings=stage.grpo)
     for step in range(1, stage.steps + 1):
         started = time.perf_counter()
         problems = list(islice(source, stage.problems))
-        drawn = answer(policy, task, problems, stage.group, stage.sampling, f"{seed}/{policy.version}")
+        engine = LocalEngine(policy.model)
+        drawn = answer(policy, task, problems, stage.group, stage.sampling, f"{seed}/{policy.version}", engine)
         sampled = time.perf_counter()
         groups = [reward_group(members, reward, step) for members in group(drawn)]
         credit = [
@@ -194,10 +201,18 @@ def run_rl(policy: Policy, stage: RL, seed: int) -> Iterator[tuple[dict[str, Any
             for members in groups
         ]
         updates = []
+        old: list[Tensor] | None = None
+        mismatch = {}
+        if not exact:
+            traces = [rollout.trace for members in groups for rollout in members.rollouts]
+            old = learner.logprobs(traces)
+            found = compare(traces, old, policy.tags, stage.scorer)
+            mismatch = {f"mismatch_{name}": value for name, value in found.differences().items()}
         for part in range(stage.grpo.minibatches):
             mine = slice(part, None, stage.grpo.minibatches)
             traces = [rollout.trace for members in groups[mine] for rollout in members.rollouts]
-            updates.append(learner.update(traces, loss, [value for values in credit[mine] for value in values]))
+            before = None if old is None else [each for block in _blocks(old, stage.group)[mine] for each in block]
+            updates.append(learner.update(traces, loss, [value for values in credit[mine] for value in values], before))
             policy.version += 1
         seconds = time.perf_counter() - started
         rollouts = [rollout for members in groups for rollout in members.rollouts]
@@ -210,12 +225,22 @@ def run_rl(policy: Policy, stage: RL, seed: int) -> Iterator[tuple[dict[str, Any
                     key: fmean(update[key] for update in updates if key in update)
                     for key in {**updates[0], **updates[-1]}
                 },
+                **mismatch,
+                "prefilled": engine.counts.prefilled,
+                "decoded": engine.counts.decoded,
+                "peak_kv": engine.counts.peak_kv,
+                "preempted": engine.counts.preempted,
                 "tokens_per_second": sum(rollout.total for rollout in rollouts) / seconds,
                 "sampling_seconds": sampled - started,
                 "seconds": seconds,
             },
             rollouts,
         )
+
+
+def _blocks(values: Sequence[Tensor], size: int) -> list[Sequence[Tensor]]:
+    """Values cut into blocks of one size."""
+    return [values[start : start + size] for start in range(0, len(values), size)]
 
 
 def reward_group(members: Group, reward: Reward, step: int) -> Group:

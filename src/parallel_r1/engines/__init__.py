@@ -22,12 +22,14 @@ class Counts:
         decoded: tokens read one at a time.
         kv: tokens whose keys and values are held now.
         peak_kv: the most that were ever held.
+        preempted: how often an answer had to give its memory up.
     """
 
     prefilled: int = 0
     decoded: int = 0
     kv: int = 0
     peak_kv: int = 0
+    preempted: int = 0
 
     def hold(self, tokens: int) -> None:
         """Note that so many tokens more are held."""

@@ -1,0 +1,66 @@
+"""The local engine on every architecture: what it draws is what the scorer scores, and what `generate` would draw."""
+
+from dataclasses import replace
+
+import architectures
+import pytest
+import torch
+from test_fork_join import force_forks, mismatch, prompts_of
+
+from parallel_r1.batch import collate, score
+from parallel_r1.config import Budget, Sampling
+from parallel_r1.engines.local import LocalEngine
+from parallel_r1.fork_join import draw
+from parallel_r1.models import Policy
+from parallel_r1.trace import EXACT_SCORER
+
+
+@pytest.fixture(params=architectures.KINDS, scope="module")
+def other(request, tokenizer, tags) -> Policy:
+    """A small random policy of each architecture."""
+    return Policy(architectures.random_model(request.param, len(tokenizer)), tokenizer, tags)
+
+
+@pytest.mark.parametrize("sampler", EXACT_SCORER)
+def test_every_architecture_is_exact(other, sampler):
+    """Grouped queries, sliding windows, soft caps, layers without positions; prompts alone and shared; little memory,
+    so that answers are read again."""
+    prompts = prompts_of(other, 3) * 2
+    budget = Budget(total=150, critical_path=150, path=25, depth=2)
+    sampling = Sampling(sampler=sampler, paths=3, memory=260, budget=budget)
+    engine = LocalEngine(other.model)
+    force = force_forks(other.tags) if sampler != "sequential" else None
+    traces = draw(engine, other.tags, [*prompts, other.encode("Use 1")], sampling, 0, force=force)
+    assert engine.counts.preempted > 0
+    assert mismatch(other, traces, EXACT_SCORER[sampler]) <= 1e-4
+
+
+def test_greedy_answers_are_those_of_generate(other):
+    sampling = Sampling(sampler="sequential", temperature=0, budget=Budget(critical_path=40, total=40))
+    endless = replace(other.tags, eos=frozenset())
+    prompts = prompts_of(other, 2)
+    traces = draw(LocalEngine(other.model), endless, prompts, sampling, 0)
+    for prompt, trace in zip(prompts, traces, strict=True):
+        expected = other.model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=40,
+            eos_token_id=None,
+        )
+        assert list(trace.token_ids) == expected[0, len(prompt) :].tolist()
+
+
+def test_bf16_draws_and_scores_alike(policy):
+    """In bf16 what is sampled is what is scored up to its rounding, which is far below what a wrong mask would do."""
+    policy.model.to(torch.bfloat16)
+    sampling = Sampling(paths=3, budget=Budget(critical_path=90, path=25))
+    traces = draw(
+        LocalEngine(policy.model), policy.tags, prompts_of(policy, 4), sampling, 0, force=force_forks(policy.tags)
+    )
+    means = []
+    for scorer in ("isolated", "causal"):
+        batch = collate(traces, scorer)
+        with torch.no_grad():
+            means.append((score(policy.model, batch) - batch.behaviour).abs()[batch.sampled].mean().item())
+    assert means[0] < 0.1 * means[1]
