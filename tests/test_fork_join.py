@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -246,7 +246,7 @@ def wild(tags, seed, answers=()):
 
 @pytest.mark.parametrize("sampler", ["isolated", "causal_join", "sequential"])
 @given(data=st.data())
-@settings(max_examples=25)
+@settings(max_examples=15, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # shrinking would take minutes
 def test_exact_pairs_are_exact(frozen, sampler, data):
     """Any number of paths, forks anywhere and nested, paths that end at once or are cut, answers without forks beside
     them, little memory: the log-probabilities of the sampler are those of its exact scorer."""
@@ -274,9 +274,9 @@ def test_parity_tells_exact_pairs_from_mismatches(frozen):
     for sampler in get_args(Sampler):
         for paths in (1, 2, 5, 16):
             for found in measure(frozen, sampler, get_args(Scorer), paths, forks=2):
-                if found.exact or paths == 1:  # one path is plain text, however it is read
+                if found.exact:
                     assert found.max_abs <= 1e-4
-                else:
+                elif paths > 1:  # a single path is plain text, however it is read
                     assert found.max_abs > 1e-2
                 assert found.after_fork is not None
                 assert found.after_join is not None
@@ -349,7 +349,7 @@ def test_memory_of_a_fork(frozen):
             drawing.step()
         while answer.open_forks:
             drawing.step()
-        paths = answer.trunk.parts[1]
+        (paths,) = (part for part in answer.trunk.parts if isinstance(part, list))
         lengths = [len(path.token_ids()) for path in paths]
         assert engine.counts.peak_kv == len(prompt) + 5 + sum(lengths)
         assert engine.counts.prefilled == len(prompt) - 1 + (sum(lengths[1:]) if sampler == "causal_join" else 0)
@@ -412,7 +412,7 @@ def test_logits_that_are_not_numbers_end_one_answer(policy):
     assert poisoned not in clean
 
     def force(answer, address, size):
-        return poisoned if answer == 1 and size == 5 else 7
+        return 7 if answer != 1 or size < 5 else poisoned if size == 5 else None
 
     sampling = Sampling(rows=2, budget=Budget(critical_path=20, total=40))
     traces = draw(LocalEngine(policy.model), policy.tags, [clean] * 5, sampling, 0, force=force)
@@ -460,7 +460,7 @@ def test_a_stop_text_ends_the_answer(frozen):
 def test_bad_requests_are_refused(frozen):
     prompt = prompts_of(frozen, 1)[0]
     drawing = Drawing(LocalEngine(frozen.model), frozen.tags, 4, memory=40)
-    with pytest.raises(UserError, match="memory for at least"):
+    with pytest.raises(UserError, match="memory for"):
         drawing.submit(prompt, Sampling(budget=Budget(total=40)), 0)
     with pytest.raises(UserError, match="read tokens for stop texts"):
         drawing.submit(prompt, Sampling(stop=("x",), budget=Budget(total=10)), 0)

@@ -71,7 +71,7 @@ def log_probabilities(logits: Float[Tensor, "n v"], shape: Decoding = RAW) -> Fl
         best = scores.argmax(dim=-1, keepdim=True)
         return torch.full_like(scores, -torch.inf).scatter_(-1, best, 0.0)
     for keep in _filters(shape):
-        scores = keep(None, scores)  # type: ignore[arg-type]  # they read the scores alone
+        scores = keep(None, scores)  # they read the scores alone
     return torch.log_softmax(scores, dim=-1)
 
 

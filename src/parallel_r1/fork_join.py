@@ -2,7 +2,7 @@
 
 `Drawing` keeps many answers in one batch. In each step every thread that is not waiting for its paths feeds one token,
 so answers, paths and summaries of any length go side by side, and a finished answer makes room for the next at once.
-When memory is full, the answer that came last gives its memory up and is read again later; nothing that it drew is lost.
+When memory is full, the answer that came last gives its memory up and is read again later; what it drew is kept.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Drawing:
         need = len(prompt) + sampling.budget.total
         if self.memory is not None and self.memory < need:
             raise UserError(
-                f"memory for at least {need} tokens: a prompt of {len(prompt)} and an answer of {sampling.budget.total}",
+                f"memory for {need} tokens: a prompt of {len(prompt)} and an answer of {sampling.budget.total}",
                 f"{self.memory}",
                 "raise sampling.memory or lower sampling.budget.total",
             )
@@ -171,8 +171,10 @@ class Drawing:
             answer = self.queue[0]
             shares = any(other.prompt == answer.prompt for other in (*self.running, *admitted))
             need += answer.total + 1 + (0 if shares else len(answer.prompt))
-            if (self.running or admitted) and not self._fits(need):
-                break
+            if not self._fits(need):
+                self.engine.trim()
+                if (self.running or admitted) and not self._fits(need):
+                    break
             admitted[self.queue.popleft()] = None
         if not admitted:
             return
@@ -208,7 +210,8 @@ class Drawing:
             if isinstance(part, Run):
                 unread = unread + part.tokens
                 continue
-            if thread.waiting == 0 and thread.answer.sampling.sampler == "causal_join":
+            joined = part is not thread.parts[-1] or thread.waiting == 0
+            if joined and thread.answer.sampling.sampler == "causal_join":
                 unread = unread + [token for path in part for token in path.token_ids()]
                 continue
             self.engine.read([(thread.branch, unread)])
@@ -216,7 +219,7 @@ class Drawing:
             for path, branch in zip(part, self.engine.fork(thread.branch, len(part)), strict=True):
                 path.branch = branch
                 self._restore(path, [])
-            if part is not thread.parts[-1] or thread.waiting == 0:
+            if joined:
                 self.engine.join(thread.branch, [path.branch for path in part], len(part))
         read = len(unread) - len(thread.feed)
         if read > 0:

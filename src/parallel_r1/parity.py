@@ -12,7 +12,7 @@ from parallel_r1.batch import collate, score
 from parallel_r1.config import Budget, Sampling
 from parallel_r1.engines.local import LocalEngine
 from parallel_r1.fork_join import Force, draw
-from parallel_r1.models import Policy, check_length
+from parallel_r1.models import Policy
 from parallel_r1.trace import (
     EXACT_SCORER,
     FORK_OPEN,
@@ -28,6 +28,7 @@ from parallel_r1.trace import (
 )
 
 BEFORE, PATH, SUMMARY = 5, 6, 4  # sampled tokens before a fork, in its shortest path, in its summary
+LENGTHS = 5  # how many different lengths its paths have
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,13 @@ def measure(
         forks: in each answer, unless the policy ends it earlier.
     """
     tags, cycle = policy.tags, _cycle(policy.tags, sampler, paths)
-    longest = BEFORE + 2 + PATH + paths + len(tags.join) + SUMMARY + 1
+    longest = BEFORE + 2 + PATH + LENGTHS + len(tags.join) + SUMMARY + 1
     budget = Budget(total=1 + forks * len(cycle) + forks * paths * longest, critical_path=forks * longest, forks=forks)
     if sampler == "sequential":
         budget = budget.model_copy(update={"critical_path": budget.total})
     numbers = [", ".join(str((index * step) % 9 + 1) for step in range(1, 4 + index)) for index in range(answers)]
     prompts = [policy.encode(f"Use {listed} to make {20 + index}.\n") for index, listed in enumerate(numbers)]
     sampling = Sampling(sampler=sampler, paths=paths, budget=budget)
-    check_length(policy, max(map(len, prompts)), sampling)
     traces = draw(LocalEngine(policy.model), tags, prompts, sampling, seed, force=_force(tags, sampler, cycle, forks))
     return [compare(policy, traces, sampler, scorer) for scorer in scorers]
 
@@ -122,7 +122,7 @@ def _cycle(tags: Tags, sampler: Sampler, paths: int) -> list[int | None]:
         fork += [None] * len(tags.join)
     else:
         for path in range(paths):
-            fork += [ids[PATH_OPEN], *[None] * (PATH + path), ids[PATH_CLOSE]]
+            fork += [ids[PATH_OPEN], *[None] * (PATH + path % LENGTHS), ids[PATH_CLOSE]]
         fork += tags.join
     return [*[None] * BEFORE, *fork, *[None] * SUMMARY, ids[SUMMARY_CLOSE]]
 
@@ -130,7 +130,7 @@ def _cycle(tags: Tags, sampler: Sampler, paths: int) -> list[int | None]:
 def _force(tags: Tags, sampler: Sampler, cycle: list[int | None], forks: int) -> Force:
     def force(answer: int, address: Address, size: int) -> int | None:
         if address != TRUNK:
-            return tags.ids[PATH_CLOSE] if size > PATH + address[-1][1] else None
+            return tags.ids[PATH_CLOSE] if size > PATH + address[-1][1] % LENGTHS else None
         return cycle[size % len(cycle)] if size < forks * len(cycle) else None
 
     return force

@@ -27,7 +27,7 @@ drawn and a copy of them, read from left to right, as the context of what follow
 EXACT_SCORER: dict[Sampler, Scorer] = {"isolated": "isolated", "causal_join": "replay", "sequential": "causal"}
 """The scorer that repeats what a sampler did."""
 Finish = Literal["stop", "length", "error", "cancelled"]
-"""Why an answer ended: the trunk sampled the end of text or wrote a stop text, a budget ran out, the model's logits were
+"""Why an answer ended: the trunk drew the end of text or wrote a stop text, a budget ran out, the logits were
 not numbers, or nobody wanted it any more."""
 
 TRUNK: Address = ()

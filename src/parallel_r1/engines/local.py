@@ -240,9 +240,10 @@ class LocalEngine:
         **_: Any,
     ) -> tuple[Float[Tensor, "1 n h d"], None]:
         """The attention function: store the keys and values, then let every query see its branch's columns."""
-        keys, values = plan.at.memory.write(module.layer_idx, plan.at.rows, plan.at.columns, key[0], value[0])  # type: ignore[arg-type]
+        layer: Any = module.layer_idx
+        keys, values = plan.at.memory.write(layer, plan.at.rows, plan.at.columns, key[0], value[0])
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        far = engine.prompts.layers.get(module.layer_idx)  # type: ignore[arg-type]
+        far = engine.prompts.layers.get(layer)
         if isinstance(plan, _Step):
             out = engine._attend_step(query[0], keys, values, far, plan, scale, sliding_window, softcap)
         else:
@@ -301,7 +302,9 @@ class LocalEngine:
     ) -> Float[Tensor, "rk q d"]:
         """Attention to own columns and to the shared prompt, normalised together. A prompt's keys are read once for
         all answers to it."""
-        assert plan.members is not None and plan.prompt is not None and plan.place is not None
+        assert plan.members is not None
+        assert plan.prompt is not None
+        assert plan.place is not None
         rows, length = plan.shape[0], bias.shape[-1]
         (batch, queries, head), prompts = laid.shape, len(self.prompts.rows)
         key_heads, answers = batch // rows, 1 + int(plan.place.max())

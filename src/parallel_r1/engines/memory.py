@@ -2,8 +2,8 @@
 
 A row holds one answer, or one prompt that several answers share. A column of a row holds one token's keys and values,
 whatever path it belongs to. What differs between the paths of an answer is only which columns they see: a branch has a
-slot in `visible`. A fork copies the trunk's slot, a join unites the slots of the paths, and columns that nobody sees any
-more are used again.
+slot in `visible`. A fork copies the trunk's slot, a join unites the slots of the paths, and columns that nobody sees
+any more are used again.
 """
 
 from __future__ import annotations
