@@ -196,7 +196,7 @@ def test_inspect():
     assert causal["mask"][b][a] == 1
     assert "critical path" in run("inspect", TINY, "--text", GOOD).stdout
     replay = json.loads(run("inspect", TINY, "--text", GOOD, "--scorer", "replay", "--json").stdout)
-    assert sum(replay["drawn"]) == len(row["token_ids"]) < len(replay["tokens"])
+    assert len(replay["tokens"]) == len(replay["addresses"]) == len(replay["mask"]) > replay["total"] == row["total"]
     assert run("inspect", TINY, "--text", GOOD, "--scorer", "replay").stdout
 
 

@@ -390,7 +390,6 @@ def inspect(
                     "tokens": tokens,
                     "token_ids": laid_ids,
                     "addresses": addresses,
-                    "drawn": laid.drawn.tolist(),
                     "positions": laid.positions.tolist(),
                     "mask": laid.mask().astype(int).tolist(),
                     "critical_path": laid.critical_path,
