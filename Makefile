@@ -32,6 +32,7 @@ types: $(DONE)
 
 bench: $(DONE)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/engine.py
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/scoring.py
 
 base: $(DONE)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/parallel-r1 sft recipes/tiny/base.toml --out runs/tiny-base

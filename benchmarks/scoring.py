@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import cycle
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -86,9 +86,15 @@ def load(name: str) -> PreTrainedModel:
 
 
 def peak_memory(name: str, length: int, way: str) -> float:
-    """Megabytes that one step adds to a fresh process with the model in it."""
+    """Megabytes that one step adds to the largest memory of a fresh process with the model in it. Linux only."""
     command = [sys.executable, __file__, "--model", name, "--lengths", str(length), "--one", way]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def highest() -> float:
+    """The largest memory of this process so far, in megabytes. (`resource` would count the parent's too.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def main() -> None:
@@ -103,9 +109,9 @@ def main() -> None:
     logging.disable_progress_bar()
     if options.one:
         model = load(options.model[0])
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = highest()
         step(model, answer(options.lengths[0], model.config.vocab_size, options.cycle), options.one)()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        print(highest() - before)
         return
     found = [measure(name, length, options) for name in options.model for length in options.lengths]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()

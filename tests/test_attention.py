@@ -53,6 +53,7 @@ def test_every_token_has_one_place_and_is_predicted_by_what_it_sees_last(runs, s
 
 
 @given((anything | well_formed).map(runs_of))
+@settings(max_examples=20)
 def test_under_replay_every_token_reads_a_plain_text(runs):
     """Whatever the tree: what a place sees is what its predecessor saw and the place itself, at positions 0, 1, ..;
     no token is there twice, and all are in reading order."""
@@ -66,6 +67,7 @@ def test_under_replay_every_token_reads_a_plain_text(runs):
 
 
 @given(well_formed)
+@settings(max_examples=20)
 def test_under_replay_paths_are_blind_and_the_rest_reads_everything(text):
     """A drawn token has read what its writer had: after a join all text before it, in a path nothing of the others."""
     runs = runs_of(text)
@@ -80,6 +82,7 @@ def test_under_replay_paths_are_blind_and_the_rest_reads_everything(text):
 
 
 @given(anything)
+@settings(max_examples=20)
 def test_under_replay_the_trunk_reads_everything_whatever_the_defects(text):
     runs = runs_of(text)
     trunk = [address == TRUNK for address, length in runs for _ in range(length)]

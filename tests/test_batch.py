@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parallel_r1 import attend
 from parallel_r1.batch import collate, score, split
 from parallel_r1.trace import TRUNK, Span, Trace, parse
 
@@ -60,7 +61,7 @@ def test_no_fork_no_difference(frozen):
     with torch.no_grad():
         found = score(frozen.model, isolated)
     assert torch.equal(found[:, 1:][isolated.sampled[:, 1:]], taken[isolated.sampled[:, 1:]])
-    assert (found[isolated.previous == torch.arange(found.shape[1])] == 0).all()
+    assert (found[isolated.source < 0] == 0).all()
 
 
 def test_the_masked_forward_equals_the_plain_one_where_nothing_is_hidden(frozen):
@@ -149,3 +150,58 @@ def test_micro_batches_hold_every_trace_once(lengths, most):
     for chunk in chunks:
         padded = len(chunk) * (1 + max(lengths[index] for [index] in chunk))
         assert padded <= most or len(chunk) == 1
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(1, 200))
+def test_packed_rows_are_filled_first_fit_decreasing(lengths, most):
+    traces = [Trace((1,), (Span((2,) * length, (), True),)) for length in lengths]
+    chunks = list(split(traces, "isolated", most, packing=True))
+    assert sorted(index for [row] in chunks for index in row) == list(range(len(traces)))
+    used = []
+    for [row] in chunks:
+        assert [lengths[index] for index in row] == sorted((lengths[index] for index in row), reverse=True)
+        used.append(sum(1 + lengths[index] for index in row))
+        assert used[-1] <= most or len(row) == 1
+    for earlier, later in zip(range(len(chunks)), range(1, len(chunks)), strict=False):
+        assert used[earlier] + 1 + lengths[chunks[later][0][0]] > most
+
+
+def test_micro_batches_are_cut_by_what_a_scorer_lays_out(frozen):
+    """Under `replay` a row holds copies too."""
+    (trace,) = traces_of(frozen, (FORKED,))
+    longest = collate([trace], "replay").token_ids.shape[1]
+    assert longest > len(trace.prompt_ids) + len(trace.token_ids)
+    assert len(list(split([trace] * 2, "replay", 2 * longest))) == 1
+    assert len(list(split([trace] * 2, "replay", 2 * longest - 1))) == 2
+    assert len(list(split([trace] * 2, "isolated", 2 * longest - 1))) == 1
+
+
+@pytest.mark.parametrize("scorer", ["isolated", "replay", "causal"])
+@pytest.mark.parametrize("call", [0, 10_000])
+def test_loss_and_gradient_do_not_depend_on_packing_or_padding(policy, monkeypatch, scorer, call):
+    """Alone, padded in one batch, or side by side in one row, by ranges or by a mask: the same log-probabilities of
+    every token, and the same gradient of a weighed sum."""
+    monkeypatch.setattr(attend, "CALL", call)
+    traces = traces_of(policy, (FORKED, PLAIN, NESTED, PLAIN[:9]))
+    weights = [1.0, -0.5, 2.0, 0.3]
+
+    def run(*groups):
+        found = {}
+        policy.model.zero_grad()
+        for rows in groups:
+            members = [index for row in rows for index in row]
+            batch = collate(
+                [traces[i] for i in members], scorer, [weights[i] for i in members], rows=[len(row) for row in rows]
+            )
+            logprobs = score(policy.model, batch)
+            (logprobs * batch.advantages).sum().backward()
+            found.update(zip(members, batch.gather(logprobs.detach()), strict=True))
+        return [found[i] for i in range(4)], [p.grad.clone() for p in policy.model.parameters()]
+
+    expected, gradient = run([[0]], [[1]], [[2]], [[3]])
+    for groups in ([[[0], [1], [2], [3]]], [[[2, 0, 1, 3]]], [[[3, 1], [2]], [[0]]], [[[1, 2], [0, 3]]]):
+        values, gradients = run(*groups)
+        for ours, theirs in zip(values, expected, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5)
+        for ours, theirs in zip(gradients, gradient, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5 * max(1.0, theirs.abs().max().item()))

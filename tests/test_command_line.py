@@ -195,6 +195,9 @@ def test_inspect():
     assert causal["critical_path"] == causal["total"]
     assert causal["mask"][b][a] == 1
     assert "critical path" in run("inspect", TINY, "--text", GOOD).stdout
+    replay = json.loads(run("inspect", TINY, "--text", GOOD, "--scorer", "replay", "--json").stdout)
+    assert len(replay["tokens"]) == len(replay["addresses"]) == len(replay["mask"]) > replay["total"] == row["total"]
+    assert run("inspect", TINY, "--text", GOOD, "--scorer", "replay").stdout
 
 
 @pytest.mark.parametrize(

@@ -83,16 +83,28 @@ def weights_after(policy, stage, batches):
 
 
 def test_the_update_does_not_depend_on_how_the_batch_is_cut_or_ordered(policy):
-    """One micro-batch, many, and another order give the same loss, gradient norm and weights."""
+    """One micro-batch, many, packed rows, and another order give the same loss, gradient norm and weights."""
     whole = SFT(**STAGE, micro_tokens=100_000)
     pieces = whole.model_copy(update={"micro_tokens": 1})
+    packed = whole.model_copy(update={"packing": True, "micro_tokens": 300})
     traces = examples(policy, whole)
     expected, metrics = weights_after(policy, whole, [traces])
-    for stage, order in ((pieces, traces), (whole, traces[::-1]), (pieces, traces[::-1])):
+    for stage, order in ((pieces, traces), (packed, traces), (whole, traces[::-1]), (pieces, traces[::-1])):
         found, others = weights_after(policy, stage, [order])
         assert torch.allclose(found, expected, atol=1e-5)
         assert others[0]["loss"] == pytest.approx(metrics[0]["loss"], rel=1e-5)
         assert others[0]["gradient_norm"] == pytest.approx(metrics[0]["gradient_norm"], rel=1e-4)
+
+
+def test_log_probabilities_come_back_in_order(policy):
+    """The same for every trace, however the batch is cut."""
+    whole = SFT(**STAGE, micro_tokens=100_000)
+    traces = examples(policy, whole)
+    expected = Learner(policy.model, whole, 1).logprobs(traces)
+    assert [len(each) for each in expected] == [len(trace.token_ids) for trace in traces]
+    for change in ({"micro_tokens": 1}, {"micro_tokens": 300, "packing": True}):
+        found = Learner(policy.model, whole.model_copy(update=change), 1).logprobs(traces)
+        assert all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(found, expected, strict=True))
 
 
 def test_a_trace_with_advantage_zero_counts_in_the_mean_only(policy):

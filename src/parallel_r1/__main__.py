@@ -379,14 +379,16 @@ def inspect(
     token_ids = tokenizer.encode(text, add_special_tokens=False)
     trace = parse(token_ids, tag_ids(tokenizer))
     laid = layout(trace.runs, scorer)  # type: ignore[arg-type]
-    addresses = [span.address for span in trace.spans for _ in span.token_ids]
-    tokens = [tokenizer.decode([token]) for token in token_ids]
+    by_token = [span.address for span in trace.spans for _ in span.token_ids]
+    addresses = [by_token[token] for token in laid.source]  # under `replay` paths are there twice
+    laid_ids = [token_ids[token] for token in laid.source]
+    tokens = [tokenizer.decode([token]) for token in laid_ids]
     if as_json:
         print(
             json.dumps(
                 {
                     "tokens": tokens,
-                    "token_ids": token_ids,
+                    "token_ids": laid_ids,
                     "addresses": addresses,
                     "positions": laid.positions.tolist(),
                     "mask": laid.mask().astype(int).tolist(),

@@ -141,7 +141,7 @@ def attend(
         return flex_attention_forward(module, query, key, value, blocks, scaling=scale, softcap=softcap)  # type: ignore[return-value]
     if softcap is not None:
         out = capped(query, key, value, sight.bias(sliding_window, torch.float32), scale, softcap)
-    elif sliding_window is None and query.shape[-1] == value.shape[-1] and sight.is_long():
+    elif device == "cpu" and sliding_window is None and query.shape[-1] == value.shape[-1] and sight.is_long():
         out = Ranges.apply(query, key, value, sight.stretches(), scale)
     else:
         out = masked(query, key, value, sight.bias(sliding_window, query.dtype), scale)

@@ -198,23 +198,27 @@ def _first_fit(order: Sequence[int], lengths: Sequence[int], most: int) -> list[
 
 
 def score(model: PreTrainedModel, batch: Batch, shape: Decoding = RAW) -> Float[Tensor, "b n"]:
-    """Log-probability of every token of a batch under a model, in nats; 0 for what nobody predicts: the first token of
-    a prompt, and padding.
+    """Log-probability of every token of the answers under a model, in nats, each at its place; 0 elsewhere, and for a
+    token that nothing stands before.
 
     A token is predicted from the token before it in the text that it sees, `Batch.previous`. In a row that is the
-    token beside it, but not for the first of a later path.
+    token beside it, but not for the first of a later path. Logits are made only where an answer's token is predicted:
+    they take the most memory.
 
     Args:
         model: loaded with `models.load`.
         batch: under its scorer.
         shape: of the distribution to score; the raw policy unless it is what `decoding` says of a sampling.
     """
+    predicted = (batch.source >= 0) & (
+        batch.previous != torch.arange(batch.source.shape[1], device=batch.source.device)
+    )
+    kept, column = batch.previous[predicted].unique(return_inverse=True)  # the same places in all rows
     if batch.plain:
-        logits = model(input_ids=batch.token_ids, use_cache=False).logits
+        logits = model(input_ids=batch.token_ids, use_cache=False, logits_to_keep=kept).logits
     else:
-        logits = attend.forward(model, batch.token_ids, batch.sight).logits
+        logits = attend.forward(model, batch.token_ids, batch.sight, logits_to_keep=kept).logits
     logprobs = log_probabilities(logits.flatten(0, 1), shape).view(logits.shape)
-    rows = torch.arange(len(logprobs), device=logprobs.device)[:, None]
-    places = torch.arange(logprobs.shape[1], device=logprobs.device)
-    found = logprobs[rows, batch.previous, batch.token_ids]
-    return torch.where(batch.previous == places, 0.0, found)
+    found = torch.zeros(predicted.shape, device=logprobs.device)
+    found[predicted] = logprobs[predicted.nonzero()[:, 0], column, batch.token_ids[predicted]]
+    return found

@@ -84,7 +84,7 @@ def load(path: str, *, attention: str = "sdpa") -> Policy:
         attention: the attention implementation of plain answers, `sdpa`; an architecture without it gets `eager`.
 
     Raises:
-        UserError: no such folder, another attention implementation, an attention that forks do not know, or missing tags.
+        UserError: no such folder, another attention implementation, attention that forks do not know, missing tags.
     """
     check_attention(attention)
     tokenizer = load_tokenizer(path)

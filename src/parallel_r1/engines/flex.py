@@ -1,0 +1,160 @@
+"""Attention of the local engine on CUDA: FlexAttention over the memory, whose masks are never built whole.
+
+Own columns and shared prompts are two calls whose results are merged by their log-sum-exp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
+
+from parallel_r1.engines.plan import Read, Step
+
+Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def attend_step(
+    query: Float[Tensor, "h n d"],
+    keys: Float[Tensor, "_ k _ d"],
+    values: Float[Tensor, "_ k _ d"],
+    far: tuple[Tensor, Tensor] | None,
+    plan: Step,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Float[Tensor, "n h d"]:
+    """One query per branch."""
+    (rows, slots, reach), memory, (heads, _, head) = plan.shape, plan.at.memory, query.shape
+    laid = query.new_zeros(rows, slots, heads, head)
+    laid[plan.at.rows, plan.slots] = query.transpose(0, 1)
+    now = plan.positions.new_zeros(rows, slots)
+    now[plan.at.rows, plan.slots] = plan.positions
+    visible, positions = memory.visible, memory.positions
+
+    def sees(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        return visible[b, q, kv] if window is None else visible[b, q, kv] & (positions[b, kv] > now[b, q] - window)
+
+    near = _mask(plan, ("near", window), sees, rows, slots, reach)
+    out, total = _attend(laid.transpose(1, 2), keys[:rows, :, :reach], values[:rows, :, :reach], near, scale, softcap)
+    if plan.members is not None and far is not None:
+        assert plan.prompt is not None
+        assert plan.place is not None
+        assert plan.lengths is not None
+        answers, longest = 1 + int(plan.place.max()), int(plan.lengths.max())
+        by_prompt = query.new_zeros(plan.prompts, answers, slots, heads, head)
+        by_prompt[plan.prompt, plan.place] = laid[plan.members]
+        then = now.new_zeros(plan.prompts, answers, slots)
+        then[plan.prompt, plan.place] = now[plan.members]
+        lengths = now.new_zeros(plan.prompts)
+        lengths[plan.prompt] = plan.lengths
+        mask = _prompts(plan, window, lengths, then.flatten(1), longest)
+        old_keys, old_values = (part[: plan.prompts, :, :longest] for part in far)
+        asking = by_prompt.flatten(1, 2).transpose(1, 2)
+        more, sums = _attend(asking, old_keys, old_values, mask, scale, softcap)
+        more = more.unflatten(2, (answers, slots)).transpose(1, 2)[plan.prompt, plan.place]
+        sums = sums.unflatten(2, (answers, slots)).transpose(1, 2)[plan.prompt, plan.place]
+        out[plan.members] = _merge(out[plan.members], total[plan.members], more, sums)
+    return out.transpose(1, 2)[plan.at.rows, plan.slots]
+
+
+def attend_read(
+    query: Float[Tensor, "h n d"],
+    keys: Float[Tensor, "_ k _ d"],
+    values: Float[Tensor, "_ k _ d"],
+    far: tuple[Tensor, Tensor] | None,
+    plan: Read,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Float[Tensor, "n h d"]:
+    """Many queries per branch, padded to the longest."""
+    count, reach = plan.order.shape
+    padded = query.new_zeros(count, plan.longest, *query.shape[::2])
+    padded[plan.feed, plan.offset] = query.transpose(0, 1)
+    now = plan.positions.new_zeros(count, plan.longest)
+    now[plan.feed, plan.offset] = plan.positions
+    positions, order = plan.at.memory.positions[plan.rows], plan.order
+
+    def sees(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        seen = order[b, kv] <= q + 1
+        return seen if window is None else seen & (positions[b, kv] > now[b, q] - window)
+
+    near = _mask(plan, ("near", window), sees, count, plan.longest, reach)
+    asking = padded.transpose(1, 2)
+    out, total = _attend(asking, keys[plan.rows, :, :reach], values[plan.rows, :, :reach], near, scale, softcap)
+    if plan.prompts is not None and far is not None:
+        rows, lengths = plan.prompts
+        longest = int(lengths.max())
+        mask = _prompts(plan, window, lengths, now, longest)
+        more, sums = _attend(asking, far[0][rows, :, :longest], far[1][rows, :, :longest], mask, scale, softcap)
+        out = _merge(out, total, more, sums)
+    return out.transpose(1, 2)[plan.feed, plan.offset]
+
+
+def _prompts(
+    plan: Step | Read, window: int | None, lengths: Int[Tensor, " b"], now: Int[Tensor, "b q"], longest: int
+) -> BlockMask:
+    """What queries at positions `now` see of the shared prompts of their row, `lengths` tokens each."""
+
+    def sees(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        return kv < lengths[b] if window is None else (kv < lengths[b]) & (kv > now[b, q] - window)
+
+    return _mask(plan, ("far", window), sees, now.shape[0], now.shape[1], longest)
+
+
+def _mask(plan: Step | Read, key: object, sees: Sees, rows: int, queries: int, reach: int) -> BlockMask:
+    """A block mask, made once for all layers with the same window."""
+    if key not in plan.made:
+        plan.made[key] = create_block_mask(sees, rows, None, queries, reach, device=str(plan.positions.device))
+    return plan.made[key]
+
+
+def _attend(
+    query: Float[Tensor, "b h q d"],
+    keys: Float[Tensor, "b k c d"],
+    values: Float[Tensor, "b k c d"],
+    mask: BlockMask,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Float[Tensor, "b h q d"], Float[Tensor, "b h q"]]:
+    """Attention and the log-sum-exp of the scores, -inf for a query that sees nothing."""
+
+    def capped(score: Tensor, b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        assert softcap is not None
+        return softcap * torch.tanh(score / softcap)
+
+    compute: Any = _compiled() if query.is_cuda else flex_attention
+    out, more = compute(
+        query,
+        keys,
+        values,
+        score_mod=None if softcap is None else capped,
+        block_mask=mask,
+        scale=scale,
+        enable_gqa=query.shape[1] != keys.shape[1],
+        return_aux=AuxRequest(lse=True),
+    )
+    return out, more.lse
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def _merge(
+    out: Float[Tensor, "b h q d"],
+    total: Float[Tensor, "b h q"],
+    more: Float[Tensor, "b h q d"],
+    sums: Float[Tensor, "b h q"],
+) -> Float[Tensor, "b h q d"]:
+    """Two parts of one attention, in the ratio of their sums of exponentials. A part that sees nothing adds nothing."""
+    both = torch.logaddexp(total, sums)
+    share = torch.where(sums == -torch.inf, 0.0, (sums - both).exp()).to(out.dtype)
+    return torch.lerp(out, torch.nan_to_num(more), share[..., None])

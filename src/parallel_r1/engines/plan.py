@@ -1,0 +1,74 @@
+"""What one forward pass of the local engine does: where its tokens go, and what they see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from parallel_r1.engines.memory import Memory
+
+
+@dataclass
+class Places:
+    """Where n tokens go: their memory, and their rows and columns in it."""
+
+    memory: Memory
+    rows: Int[Tensor, " n"]
+    columns: Int[Tensor, " n"]
+
+
+@dataclass
+class Step:
+    """One token on each of n branches. r rows, s slots, c columns, p shared prompts, k rows that continue one.
+
+    Attributes:
+        at, slots, positions: of the tokens.
+        shape: rows, slots and columns in use.
+        dense: token i is the only one of row i, so the flat sequence is laid out by rows already.
+        members: rows that continue a shared prompt.
+        prompt: of every member, its shared prompt.
+        place: of every member, which of the answers to this prompt it is.
+        lengths: of every member, the tokens of its prompt.
+        prompts: rows of the memory of shared prompts.
+        made: masks, one for every window of a layer, in the form that attention reads.
+    """
+
+    at: Places
+    slots: Int[Tensor, " n"]
+    positions: Int[Tensor, " n"]
+    shape: tuple[int, int, int]
+    dense: bool
+    members: Int[Tensor, " k"] | None = None
+    prompt: Int[Tensor, " k"] | None = None
+    place: Int[Tensor, " k"] | None = None
+    lengths: Int[Tensor, " k"] | None = None
+    prompts: int = 0
+    made: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass
+class Read:
+    """Many tokens on each of k branches, at most l on one.
+
+    Attributes:
+        feed, offset: of every token, its branch and its place among the tokens of this branch.
+        rows: of every branch.
+        fresh: no branch holds anything yet, so plain causal attention among the new tokens is all.
+        order: of every column, 0 if it was seen before, 1 + offset of a new token, else larger than all.
+        prompts: of every branch, its shared prompt's row and length, if there are any.
+        made: as in `Step`.
+    """
+
+    at: Places
+    feed: Int[Tensor, " n"]
+    offset: Int[Tensor, " n"]
+    positions: Int[Tensor, " n"]
+    rows: Int[Tensor, " k"]
+    longest: int
+    fresh: bool
+    order: Int[Tensor, "k c"]
+    prompts: tuple[Int[Tensor, " k"], Int[Tensor, " k"]] | None
+    made: dict[Any, Any] = field(default_factory=dict, repr=False)
