@@ -160,6 +160,16 @@ def test_parity(paths):
     assert row["tokens"] > 100
 
 
+def test_parity_of_all_pairs():
+    rows = json.loads(run("parity", TINY, "--all", "--paths", 2, "--json").stdout)
+    keys = ["sampler", "scorer", "exact", "max_abs", "mean_abs", "after_fork", "after_join", "tokens"]
+    assert all(list(row) == keys for row in rows)
+    assert len({(row["sampler"], row["scorer"]) for row in rows}) == 9
+    assert [(row["sampler"], row["scorer"]) for row in rows if row["exact"]] == list(EXACT_SCORER.items())
+    assert all((row["max_abs"] <= 1e-4) == row["exact"] for row in rows)
+    assert len(run("parity", TINY, "--all", "--answers", 2).stdout.splitlines()) == 10
+
+
 def test_check_reads_files_and_standard_input(tmp_path):
     lines = [json.dumps({"text": GOOD}), '{"text": "<Path>"}', "{broken", '{"other": 1}', '{"text": 3}', "[]", "\udcff"]
     path = tmp_path / "t.jsonl"

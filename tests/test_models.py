@@ -4,6 +4,7 @@ from architectures import KINDS, random_model
 from conftest import TINY
 
 from parallel_r1 import models
+from parallel_r1.config import Budget, Sampling
 from parallel_r1.errors import UserError
 from parallel_r1.models import Policy
 from parallel_r1.parity import measure
@@ -86,6 +87,10 @@ def test_a_model_loads_with_the_attention_that_it_has(tmp_path, tokenizer):
 
 
 def test_a_prompt_over_the_budget_is_refused(tiny):
-    models.check_length(tiny, 10, 100)
+    """Positions count: those of the critical path, or of all the text where a join reads it again."""
+    budget = Budget(total=300, critical_path=100)
+    models.check_length(tiny, 10, Sampling(budget=budget))
     with pytest.raises(UserError, match="at most 412 tokens"):
-        models.check_length(tiny, 413, 100)
+        models.check_length(tiny, 413, Sampling(budget=budget))
+    with pytest.raises(UserError, match="at most 212 tokens"):
+        models.check_length(tiny, 213, Sampling(sampler="causal_join", budget=budget))

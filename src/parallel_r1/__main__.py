@@ -312,7 +312,9 @@ def parity(
         for pair in measure(policy, name, scorers, paths, answers=answers, forks=forks, seed=seed)
     ]
     if as_json:
-        print(json.dumps([vars(pair) for pair in found] if every else vars(found[0])))
+        rows = [vars(pair) for pair in found]
+        one = {key: value for key, value in rows[0].items() if key not in ("sampler", "scorer", "exact")}
+        print(json.dumps(rows if every else one))
     else:
         display.parity(console, found)
 
@@ -365,6 +367,7 @@ def inspect(
     model: ModelPath,
     text: Annotated[str, typer.Option(help="An answer, with its tags.")],
     scorer: ScorerName = "isolated",
+    picture: Annotated[Path | None, typer.Option(help="Draw it into this PNG, SVG or PDF file instead.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how an answer is laid out: every token's address and position, who sees whom, the critical path."""
@@ -373,7 +376,6 @@ def inspect(
     from parallel_r1.trace import Scorer, parse
 
     _one_of("--scorer", scorer, Scorer)
-
     _quiet()
     tokenizer = load_tokenizer(model)
     token_ids = tokenizer.encode(text, add_special_tokens=False)
@@ -382,7 +384,7 @@ def inspect(
     by_token = [span.address for span in trace.spans for _ in span.token_ids]
     addresses = [by_token[token] for token in laid.source]  # under `replay` paths are there twice
     laid_ids = [token_ids[token] for token in laid.source]
-    tokens = [tokenizer.decode([token]) for token in laid_ids]
+    tokens = [str(tokenizer.decode([token])) for token in laid_ids]
     if as_json:
         print(
             json.dumps(
@@ -397,6 +399,12 @@ def inspect(
                 }
             )
         )
+        return
+    if picture:
+        from parallel_r1.report import relation
+
+        relation(laid, tokens, addresses, f"scorer {scorer}", picture)
+        console.print(f"wrote {picture}")
         return
     from rich.table import Table
     from rich.text import Text

@@ -93,6 +93,8 @@ class Drawing:
     def step(self) -> list[Answer]:
         """Admit what there is room for and feed one token to every active thread. Returns the answers that ended."""
         self._admit()
+        if not self._fits(0):
+            self.engine.trim()
         while not self._fits(0) and len(self.running) > 1:
             self._preempt()
         if not self.active:

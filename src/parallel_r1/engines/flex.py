@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, and_masks, create_block_mask, flex_attention
 
 from parallel_r1.engines.plan import Read, Step
 
@@ -36,10 +36,9 @@ def attend_step(
     now = plan.positions.new_zeros(rows, slots)
     now[plan.at.rows, plan.slots] = plan.positions
     visible, positions = memory.visible, memory.positions
-
-    def sees(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        return visible[b, q, kv] if window is None else visible[b, q, kv] & (positions[b, kv] > now[b, q] - window)
-
+    sees: Sees = lambda b, h, q, kv: visible[b, q, kv]  # noqa: E731
+    if window is not None:
+        sees = and_masks(sees, lambda b, h, q, kv: positions[b, kv] > now[b, q] - window)
     near = _mask(plan, ("near", window), sees, rows, slots, reach)
     out, total = _attend(laid.transpose(1, 2), keys[:rows, :, :reach], values[:rows, :, :reach], near, scale, softcap)
     if plan.members is not None and far is not None:
@@ -80,11 +79,9 @@ def attend_read(
     now = plan.positions.new_zeros(count, plan.longest)
     now[plan.feed, plan.offset] = plan.positions
     positions, order = plan.at.memory.positions[plan.rows], plan.order
-
-    def sees(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        seen = order[b, kv] <= q + 1
-        return seen if window is None else seen & (positions[b, kv] > now[b, q] - window)
-
+    sees: Sees = lambda b, h, q, kv: order[b, kv] <= q + 1  # noqa: E731
+    if window is not None:
+        sees = and_masks(sees, lambda b, h, q, kv: positions[b, kv] > now[b, q] - window)
     near = _mask(plan, ("near", window), sees, count, plan.longest, reach)
     asking = padded.transpose(1, 2)
     out, total = _attend(asking, keys[plan.rows, :, :reach], values[plan.rows, :, :reach], near, scale, softcap)
@@ -101,10 +98,9 @@ def _prompts(
     plan: Step | Read, window: int | None, lengths: Int[Tensor, " b"], now: Int[Tensor, "b q"], longest: int
 ) -> BlockMask:
     """What queries at positions `now` see of the shared prompts of their row, `lengths` tokens each."""
-
-    def sees(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        return kv < lengths[b] if window is None else (kv < lengths[b]) & (kv > now[b, q] - window)
-
+    sees: Sees = lambda b, h, q, kv: kv < lengths[b]  # noqa: E731
+    if window is not None:
+        sees = and_masks(sees, lambda b, h, q, kv: kv > now[b, q] - window)
     return _mask(plan, ("far", window), sees, now.shape[0], now.shape[1], longest)
 
 
@@ -124,17 +120,13 @@ def _attend(
     softcap: float | None,
 ) -> tuple[Float[Tensor, "b h q d"], Float[Tensor, "b h q"]]:
     """Attention and the log-sum-exp of the scores, -inf for a query that sees nothing."""
-
-    def capped(score: Tensor, b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        assert softcap is not None
-        return softcap * torch.tanh(score / softcap)
-
+    capped = None if softcap is None else lambda score, b, h, q, kv: softcap * torch.tanh(score / softcap)
     compute: Any = _compiled() if query.is_cuda else flex_attention
     out, more = compute(
         query,
         keys,
         values,
-        score_mod=None if softcap is None else capped,
+        score_mod=capped,
         block_mask=mask,
         scale=scale,
         enable_gqa=query.shape[1] != keys.shape[1],
