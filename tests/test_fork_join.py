@@ -151,11 +151,12 @@ def test_a_seed_repeats_a_run_whatever_shares_the_batch(frozen, sampler):
     critical=st.integers(1, 80),
     path=st.integers(1, 30),
     forks=st.integers(0, 4),
-    paths=st.integers(1, 4),
+    paths=st.integers(1, 16),
     depth=st.integers(1, 3),
+    seed=st.integers(0, 10_000),
 )
 @settings(max_examples=40)
-def test_no_budget_is_ever_exceeded(frozen, total, critical, path, forks, paths, depth):
+def test_no_budget_is_ever_exceeded(frozen, total, critical, path, forks, paths, depth, seed):
     budget = Budget(total=total, critical_path=critical, path=path, forks=forks, depth=depth)
     traces = draw(
         LocalEngine(frozen.model),
@@ -163,7 +164,7 @@ def test_no_budget_is_ever_exceeded(frozen, total, critical, path, forks, paths,
         prompts_of(frozen, 2),
         Sampling(paths=paths, budget=budget),
         3,
-        force=force_forks(frozen.tags),
+        force=wild(frozen.tags, seed),
     )
     for trace in traces:
         laid = layout(trace.runs)

@@ -59,6 +59,7 @@ class Thread:
     parts: list[Run | list[Thread]] = field(default_factory=list)
     feed: deque[int] = field(default_factory=deque)  # tokens that the engine has not read yet
     then: Literal["sample", "fork", "end"] = "sample"
+    fork: int = -1  # the number of the fork that it opens next, or opened last
     in_summary: bool = False
     waiting: int = 0  # paths that are still open
 
@@ -114,7 +115,7 @@ class Answer:
     ) -> None:
         self.index, self.prompt, self.sampling, self.tags = index, tuple(prompt), sampling, tags
         self.seed, self.on_token, self.decode = str(seed), on_token, decode
-        self.total = self.forks = self.open_paths = self.open_forks = 0
+        self.total = self.forks = self.open_forks = self.open_paths = self.coming_paths = 0
         self.finish: Finish | None = None
         self.broken = False
         self.trunk = Thread(self, None, TRUNK, None, 0, sampling.budget.critical_path, random.Random(self.seed))
@@ -143,7 +144,12 @@ class Answer:
             thread.then = "end"
             return
         if token == ids[FORK_OPEN] and self.may_fork(thread):
-            thread.then = "fork"
+            # It counts from now on: other threads may want to fork in the same step.
+            thread.then, thread.fork = "fork", self.forks
+            self.forks += 1
+            self.open_forks += 1
+            self.open_paths += self.sampling.paths
+            self.coming_paths += self.sampling.paths
         elif token == ids[SUMMARY_CLOSE]:
             thread.in_summary = False
 
@@ -160,13 +166,18 @@ class Answer:
         text = self.decode(tail[-4 * most :])
         return any(stop in text for stop in self.sampling.stop)
 
+    def reserve(self, more_forks: int = 0) -> int:
+        """Tokens that must still fit if everything open ended as soon as it can: each open path may draw one more token
+        and needs its tag, one that is coming needs its first tag too, and each join is followed by a drawn token."""
+        paths = more_forks * self.sampling.paths
+        joins = (self.open_forks + more_forks) * (len(self.tags.join) + 1)
+        return 2 * (self.open_paths + paths) + self.coming_paths + paths + joins
+
     def is_spent(self, thread: Thread) -> bool:
-        """Whether a thread must end now. A path ends early enough that its tag, every other open path and every join
-        still fit: each open path may draw one more token and needs its tag, each join is followed by a drawn token."""
+        """Whether a thread must end now: a path early enough that its tag and all that is open still fit."""
         if thread.parent is None:
             return thread.length >= thread.limit or self.total >= self.sampling.budget.total
-        reserve = 2 * self.open_paths + self.open_forks * (len(self.tags.join) + 1)
-        return thread.length + 2 > thread.limit or self.total + reserve >= self.sampling.budget.total
+        return thread.length + 2 > thread.limit or self.total + self.reserve() >= self.sampling.budget.total
 
     def path_limit(self, thread: Thread) -> int:
         """The chain length at which paths opened in a thread must have closed."""
@@ -175,31 +186,28 @@ class Answer:
 
     def may_fork(self, thread: Thread) -> bool:
         """Whether a fork is allowed here, and paths of one drawn token with all that must follow would fit."""
-        budget, paths = self.sampling.budget, self.sampling.paths
-        reserve = 2 * self.open_paths + 3 * paths + (self.open_forks + 1) * (len(self.tags.join) + 1)
+        budget = self.sampling.budget
         return (
             self.sampling.sampler != "sequential"
             and not thread.in_summary
             and self.forks < budget.forks
             and len(thread.address) < budget.depth
             and thread.length + 3 <= self.path_limit(thread)
-            and self.total + reserve <= budget.total
+            and self.total + self.reserve(1) <= budget.total
         )
 
     def fork(self, thread: Thread, branches: Sequence[Any]) -> list[Thread]:
         """Open paths from a thread that has fed `<Parallel>`."""
         paths, limit = [], self.path_limit(thread)
         for number, branch in enumerate(branches):
-            address = (*thread.address, (self.forks, number))
+            address = (*thread.address, (thread.fork, number))
             rng = random.Random(f"{self.seed}/{address}")
             path = Thread(self, branch, address, thread, thread.length, limit, rng)
             path.record(self.tags.ids[PATH_OPEN], None)
             paths.append(path)
         thread.parts.append(list(paths))
         thread.waiting = len(paths)
-        self.forks += 1
-        self.open_forks += 1
-        self.open_paths += len(paths)
+        self.coming_paths -= len(paths)
         return paths
 
     def join(self, thread: Thread, paths: Sequence[Thread]) -> None:
