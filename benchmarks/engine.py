@@ -1,82 +1,182 @@
-"""The local engine against `model.generate`, in one process, in alternation. Run it on an idle machine: `make bench`.
+"""The local engine against `model.generate` and against continuous batching of transformers, without forks.
 
-64 prompts of 24 tokens, 128 new tokens each, no end of text, temperature 1. Prints one JSON object with every time, the
-medians and their ratio.
+Three cases: answers of equal length; answers of unequal length, where `generate` runs each batch until its longest
+answer is done, and the engine fills a row as soon as it is free; and groups of answers to one long prompt, which
+`generate` reads for each answer and the engine once. At most 64 answers at a time, temperature 1, nothing ends early.
+Only tokens that were asked for count.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
-import json
-import statistics
-import subprocess
-import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from transformers.utils import logging
+from measure import alternate, arguments, generate, plain, policy, prompts, ratio, report
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
-from parallel_r1 import models
-from parallel_r1.config import Budget, Sampling
 from parallel_r1.engines.local import LocalEngine
-from parallel_r1.fork_join import draw
-from parallel_r1.run_folder import environment
+from parallel_r1.fork_join import Drawing
+from parallel_r1.models import Policy
 
-ROWS, PROMPT, ANSWER = 64, 24, 128
+ROWS = 64
+"""Answers at a time, for every way."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to draw: to each prompt `copies` answers of so many tokens.
+
+    Attributes:
+        continuous: whether continuous batching takes part.
+    """
+
+    name: str
+    prompts: list[list[int]]
+    lengths: list[int]
+    copies: int = 1
+    continuous: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are asked for."""
+        return sum(self.lengths) * self.copies
+
+    @property
+    def requests(self) -> list[tuple[list[int], int]]:
+        """Prompt and length of every answer."""
+        pairs = zip(self.prompts, self.lengths, strict=True)
+        return [pair for pair in pairs for _ in range(self.copies)]
+
+
+def unequal(count: int, median: int, seed: int) -> list[int]:
+    """Log-normal lengths, of which the longest is 8 times the median."""
+    values = torch.randn(count, generator=torch.Generator().manual_seed(seed)).exp()
+    values = (values / values.median()).clamp(max=8)
+    values[values.argmax()] = 8
+    return [max(1, round(float(value) * median)) for value in values]
+
+
+def cases(policy: Policy, options: argparse.Namespace) -> list[Case]:
+    """The three cases."""
+    small, seed = options.quick, options.seed
+    equal, lengths = (4, 8) if small else (64, 128), unequal(16 if small else 256, 2 if small else 16, seed)
+    groups, prompt, copies, new = (2, 16, 4, 4) if small else (8, 512, 8, 64)
+    return [
+        Case(
+            f"equal: {equal[0]} prompts of 24 tokens, {equal[1]} new tokens",
+            prompts(policy, equal[0], 24, seed),
+            [equal[1]] * equal[0],
+        ),
+        Case(
+            f"unequal: {len(lengths)} prompts of 24 tokens, {min(lengths)} .. {max(lengths)} new tokens, "
+            f"median {sorted(lengths)[len(lengths) // 2]}",
+            prompts(policy, len(lengths), 24, seed),
+            lengths,
+        ),
+        Case(
+            f"groups: {copies} answers to each of {groups} prompts of {prompt} tokens, {new} new tokens",
+            prompts(policy, groups, prompt, seed),
+            [new] * groups,
+            copies,
+            continuous=False,
+        ),
+    ]
+
+
+def by_engine(policy: Policy, case: Case, seed: int) -> None:
+    """Every answer by the engine, with a row for the next as soon as one has ended."""
+    endless = dataclasses.replace(policy.tags, eos=frozenset())
+    drawing = Drawing(LocalEngine(policy.model), endless, ROWS)
+    answers = [
+        drawing.submit(prompt, plain(length), f"{seed}/{index}") for index, (prompt, length) in enumerate(case.requests)
+    ]
+    while drawing.queue or drawing.running:
+        drawing.step()
+    assert sum(len(answer.trace(0).token_ids) for answer in answers) == case.tokens
+
+
+def by_generate(policy: Policy, case: Case) -> None:
+    """Batch after batch, each as long as its longest answer; what is longer than asked for is cut."""
+    got, size = 0, ROWS // case.copies
+    for start in range(0, len(case.prompts), size):
+        lengths = case.lengths[start : start + size]
+        drawn = generate(policy, case.prompts[start : start + size], max(lengths), case.copies)
+        wanted = [length for length in lengths for _ in range(case.copies)]
+        got += sum(len(new[:length]) for new, length in zip(drawn, wanted, strict=True))
+    assert got == case.tokens
+
+
+class Continuous:
+    """Continuous batching of transformers, started before it is timed. It changes the attention of the model that it
+    runs, so it gets a copy."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        sampling = GenerationConfig(
+            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=-1, pad_token_id=0, max_new_tokens=128
+        )
+        # Pages for 64 answers of up to 256 tokens with their prompts.
+        limits = ContinuousBatchingConfig(
+            max_requests_per_batch=ROWS, page_size=32, num_blocks=512, max_batch_tokens=2048, allow_block_sharing=False
+        )
+        self.manager = copy.deepcopy(model).init_continuous_batching(sampling, limits)
+        self.manager.start()
+
+    def draw(self, case: Case) -> None:
+        """Every answer of a case.
+
+        Raises:
+            RuntimeError: the manager has died.
+        """
+        for prompt, length in case.requests:
+            self.manager.add_request(prompt, max_new_tokens=length, eos_token_id=-1)
+        left, got = len(case.requests), 0
+        while left:
+            result = self.manager.get_result(timeout=1)
+            if result is not None and result.is_finished():
+                left, got = left - 1, got + len(result.generated_tokens)
+            elif result is None and not self.manager.is_running():
+                raise RuntimeError("its thread has ended")
+        assert got == case.tokens
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="models/tiny-base")
-    parser.add_argument("--runs", type=int, default=5)
+    parser = arguments(__doc__)
+    parser.add_argument("--no-continuous", action="store_true", help="leave continuous batching out")
     options = parser.parse_args()
-    logging.disable_progress_bar()
-    policy = models.load(options.model)
-    endless = dataclasses.replace(policy.tags, eos=frozenset())
-    vocabulary = len(policy.tokenizer)
-    prompts = torch.randint(10, vocabulary, (ROWS, PROMPT), generator=torch.Generator().manual_seed(0))
-    budget = Budget(total=ANSWER, critical_path=ANSWER)
-    sampling = Sampling(sampler="sequential", rows=ROWS, budget=budget)
+    rows: list[dict[str, object]] = []
+    details = []
+    for name in options.model:
+        subject = policy(name)
+        for case in cases(subject, options):
+            ways, skipped, batching = ways_of(subject, case, options)
+            torch.manual_seed(options.seed)
+            times = alternate(ways, options.runs)
+            if batching is not None:
+                batching.manager.stop(block=True)
+            for other in list(ways)[1:]:
+                rows.append({"model": name, "case": case.name, **ratio(times, other, "engine")})
+            details.append({"model": name, "case": case.name, "tokens": case.tokens, "seconds": times, **skipped})
+    report(options, "engine", "The engine without forks", rows, details=details)
 
-    def engine() -> None:
-        traces = draw(LocalEngine(policy.model), endless, prompts.tolist(), sampling, 0)
-        assert all(len(trace.token_ids) == ANSWER for trace in traces)
 
-    def generate() -> None:
-        drawn = policy.model.generate(
-            prompts,
-            attention_mask=torch.ones_like(prompts),
-            max_new_tokens=ANSWER,
-            do_sample=True,
-            top_k=0,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        assert drawn.shape == (ROWS, PROMPT + ANSWER)
-
-    times: dict[str, list[float]] = {"engine": [], "generate": []}
-    for run in range(options.runs + 1):
-        for name, draw_all in (("engine", engine), ("generate", generate)):
-            started = time.perf_counter()
-            draw_all()
-            if run:  # the first run of each warms up
-                times[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    print(
-        json.dumps(
-            {
-                "benchmark": f"{ROWS} prompts of {PROMPT} tokens, {ANSWER} new tokens",
-                "seconds": times,
-                "tokens_per_second": {name: ROWS * ANSWER / median for name, median in medians.items()},
-                "ratio": medians["generate"] / medians["engine"],
-                "threads": torch.get_num_threads(),
-                "commit": commit,
-                "environment": environment(),
-            },
-            indent=1,
-        )
-    )
+def ways_of(
+    policy: Policy, case: Case, options: argparse.Namespace
+) -> tuple[dict[str, Callable[[], None]], dict[str, str], Continuous | None]:
+    """The ways to draw a case, the engine first; why one is left out; and the running manager, if there is one."""
+    ways = {"engine": partial(by_engine, policy, case, options.seed), "generate": partial(by_generate, policy, case)}
+    if options.no_continuous or not case.continuous:
+        return ways, {}, None
+    try:
+        batching = Continuous(policy.model)
+        batching.draw(Case("trial", case.prompts[:2], [2, 3]))
+    except Exception as error:  # it is young and made for CUDA: whatever it raises, the rest is worth measuring
+        return ways, {"skipped": f"continuous batching does not work here: {error!r}"}, None
+    return {**ways, "continuous": partial(batching.draw, case)}, {}, batching
 
 
 if __name__ == "__main__":

@@ -1,31 +1,30 @@
-"""What a training step costs under the relation of forks, against plain causal attention. Run it on an idle machine.
+"""What a training step costs under the relation of forks, against plain causal attention.
 
 A step is the forward and backward pass of `batch.score` on one answer with forks of 2, 3 and 4 paths. Four ways, in one
 process, in alternation: `causal` (the same tokens as plain text), `ranges`, `masked` (our dense mask) and `boolean`
-(the mask handed to the model, as transformers computes it). Prints one JSON object with every time, the medians and
-their ratios to `causal`; the time to lay out the row; and the peak memory of a step, measured in a process of its own.
+(the mask handed to the model, as transformers computes it). The report holds the time to lay out the row too, and the
+peak memory of a step, measured in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import torch
+from measure import Times, alternate, arguments, policy, ratio, report
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from parallel_r1 import attend, models
 from parallel_r1.batch import Batch, collate, score
-from parallel_r1.run_folder import environment
 from parallel_r1.trace import Address, Span, Trace
 
 WAYS = ("causal", "ranges", "masked", "boolean")
@@ -75,16 +74,6 @@ def step(model: PreTrainedModel, trace: Trace, way: str) -> Callable[[], None]:
     return run
 
 
-def load(name: str) -> PreTrainedModel:
-    """A model folder, or `random`: 20M parameters with the vocabulary of the tiny model."""
-    if name != "random":
-        return models.load(name).model
-    tokenizer = models.load_tokenizer("models/tiny-base")
-    return models.random_model(
-        tokenizer, hidden=384, layers=8, heads=6, kv_heads=2, intermediate=1536, positions=8192, seed=0
-    )
-
-
 def peak_memory(name: str, length: int, way: str) -> float:
     """Megabytes that one step adds to the largest memory of a fresh process with the model in it. Linux only."""
     command = [sys.executable, __file__, "--model", name, "--lengths", str(length), "--one", way]
@@ -98,45 +87,48 @@ def highest() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", nargs="+", default=["models/tiny-base", "random"], help="folders, or `random`")
+    parser = arguments(__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
-    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--cycle", type=int, default=448, help="tokens between the ends of two forks")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    logging.disable_progress_bar()
+    if options.quick:
+        options.lengths, options.cycle, options.no_memory = [128], 32, True
     if options.one:
-        model = load(options.model[0])
+        model = policy(options.model[0]).model
         before = highest()
         step(model, answer(options.lengths[0], model.config.vocab_size, options.cycle), options.one)()
         print(highest() - before)
         return
-    found = [measure(name, length, options) for name in options.model for length in options.lengths]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    report = {"results": found, "threads": torch.get_num_threads(), "commit": commit, "environment": environment()}
-    print(json.dumps({"benchmark": "training step of one answer with forks", **report}, indent=1))
+    rows: list[dict[str, object]] = []
+    details = []
+    for name in options.model:
+        for length in options.lengths:
+            found = measure(name, length, options)
+            times: Times = found["seconds"]
+            rows += [{"model": name, "tokens": length, **ratio(times, way, "causal")} for way in WAYS[1:]]
+            details.append(found)
+    report(options, "scoring", "A training step on one answer with forks", rows, details=details)
 
 
-def measure(name: str, length: int, options: argparse.Namespace) -> dict[str, object]:
+def measure(name: str, length: int, options: argparse.Namespace) -> dict[str, Any]:
     """Times and memory of every way on one model at one length."""
-    model = load(name)
+    model = policy(name).model
     trace = answer(length, model.config.vocab_size, options.cycle)
     default = attend.CALL
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
-    for run in range(options.runs + 1):
-        for way in WAYS:
-            act = step(model, trace, way)
-            started = time.perf_counter()
-            act()
-            if run:  # the first run of each warms up
-                times[way].append(time.perf_counter() - started)
+
+    def timed(way: str) -> float:
+        act = step(model, trace, way)
+        started = time.perf_counter()
+        act()
+        return time.perf_counter() - started
+
+    times = alternate({way: partial(timed, way) for way in WAYS}, options.runs)
     attend.CALL = default
     started = time.perf_counter()
     sight = collate([trace], "isolated").sight
     long = sight.is_long()
-    medians = {way: statistics.median(values) for way, values in times.items()}
     return {
         "model": name,
         "parameters": models.parameter_count(model),
@@ -145,8 +137,6 @@ def measure(name: str, length: int, options: argparse.Namespace) -> dict[str, ob
         "layout_seconds": time.perf_counter() - started,
         "chosen": "ranges" if long else "masked",
         "seconds": times,
-        "medians": medians,
-        "ratios": {way: medians[way] / medians["causal"] for way in WAYS},
         "peak_megabytes": {} if options.no_memory else {way: peak_memory(name, length, way) for way in WAYS},
     }
 

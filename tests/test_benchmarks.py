@@ -1,0 +1,43 @@
+"""The benchmarks run on the smallest sizes and report ratios; how large these are means nothing here."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+def run(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["engine", "forks", "growth", "scoring"])
+def test_a_benchmark_reports_ratios(name, tmp_path):
+    run(f"benchmarks/{name}.py", "--quick", "--runs", "1", "--out", str(tmp_path))
+    report = json.loads((tmp_path / f"{name}.json").read_text())
+    assert {row["model"] for row in report["rows"]} == {"tiny", "20m"}
+    for row in report["rows"]:
+        low, high = row["range"]
+        assert 0 < low <= row["ratio"] <= high < math.inf
+    table = run("benchmarks/table.py", str(tmp_path))
+    assert table.count("\n| tiny |") == sum(row["model"] == "tiny" for row in report["rows"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".venv-vllm").exists(), reason="`make bench-vllm` has not installed vLLM")
+def test_vllm_can_be_measured(tmp_path):
+    run("benchmarks/against_vllm.py", "--quick", "--runs", "1", "--model", "tiny", "--out", str(tmp_path))
+    assert len(json.loads((tmp_path / "vllm.json").read_text())["rows"]) == 3
