@@ -13,6 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +40,7 @@ class Vllm:
             "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
             "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",  # by default it leaves a core free
             "VLLM_NO_USAGE_STATS": "1",
+            "LD_PRELOAD": str(python.parent.parent / "lib" / "libiomp5.so"),  # which vLLM asks for and comes with
         }
         self.log = log
         self.process = subprocess.Popen(
@@ -64,6 +67,7 @@ class Vllm:
         print(json.dumps({"prompts": wanted, "lengths": lengths}), file=self.process.stdin, flush=True)
         reply = self._reply()
         assert reply["tokens"] == case.tokens
+        time.sleep(1.5)  # its worker spins for a second before it rests
         return float(str(reply["seconds"]))
 
     def stop(self) -> None:
@@ -86,7 +90,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             server = Vllm(options.python, subject, Path(folder) / "vllm.log")
             for case in cases(subject, options):
-                ways = {"engine": partial(by_engine, subject, case, options.seed), "vllm": partial(server.draw, case)}
+                ways: dict[str, Callable[[], float | None]] = {
+                    "engine": partial(by_engine, subject, case, options.seed),
+                    "vllm": partial(server.draw, case),
+                }
                 times = alternate(ways, options.runs)
                 rows.append({"model": name, "case": case.name, **ratio(times, "vllm", "engine")})
                 details.append({"model": name, "case": case.name, "tokens": case.tokens, "seconds": times})

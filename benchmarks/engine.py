@@ -168,7 +168,10 @@ def ways_of(
     policy: Policy, case: Case, options: argparse.Namespace
 ) -> tuple[dict[str, Callable[[], None]], dict[str, str], Continuous | None]:
     """The ways to draw a case, the engine first; why one is left out; and the running manager, if there is one."""
-    ways = {"engine": partial(by_engine, policy, case, options.seed), "generate": partial(by_generate, policy, case)}
+    ways: dict[str, Callable[[], None]] = {
+        "engine": partial(by_engine, policy, case, options.seed),
+        "generate": partial(by_generate, policy, case),
+    }
     if options.no_continuous or not case.continuous:
         return ways, {}, None
     try:

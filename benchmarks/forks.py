@@ -121,7 +121,7 @@ def without_tags(policy: Policy, tags: Tags) -> None:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--paths", type=int, nargs="+", default=[2, 4, 8], help="paths of a fork")
-    parser.add_argument("--answers", type=int, default=16)
+    parser.add_argument("--answers", type=int, default=8, help="at a time; 8 with 8 paths are 64 rows of `generate`")
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
     details = []
