@@ -9,6 +9,7 @@ from test_fork_join import force_forks, mismatch, prompts_of
 
 from parallel_r1.batch import collate, score
 from parallel_r1.config import Budget, Sampling
+from parallel_r1.engines import flex
 from parallel_r1.engines.local import LocalEngine
 from parallel_r1.fork_join import draw
 from parallel_r1.models import Policy
@@ -64,3 +65,32 @@ def test_bf16_draws_and_scores_alike(policy):
         with torch.no_grad():
             means.append((score(policy.model, batch) - batch.behaviour).abs()[batch.sampled].mean().item())
     assert means[0] < 0.1 * means[1]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma2"])
+def test_flex_attention_is_exact(name, tokenizer, tags):
+    """What the engine does on CUDA, checked on a CPU: own columns and shared prompts as two calls, merged."""
+    small = Policy(architectures.random_model(name, len(tokenizer)), tokenizer, tags)
+    check_flex(small, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma2"])
+def test_flex_attention_is_exact_on_cuda(name, tokenizer, tags):
+    small = Policy(architectures.random_model(name, len(tokenizer)).cuda(), tokenizer, tags)
+    check_flex(small, "cuda")
+
+
+def check_flex(small, device):
+    prompts = [*prompts_of(small, 3) * 2, small.encode("Use 1")]
+    for sampler in ("isolated", "causal_join"):
+        budget = Budget(total=90, critical_path=40, path=12, depth=2)
+        sampling = Sampling(sampler=sampler, paths=3, memory=200, budget=budget)
+        engine = LocalEngine(small.model, flex)
+        traces = draw(engine, small.tags, prompts, sampling, 0, force=force_forks(small.tags))
+        assert engine.counts.preempted > 0
+        assert max(trace.forks for trace in traces) > 1
+        batch = collate(traces, EXACT_SCORER[sampler]).to(device)
+        with torch.no_grad():
+            found = (score(small.model, batch) - batch.behaviour).abs()[batch.sampled]
+        assert found.max().item() <= 1e-4

@@ -2,17 +2,20 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
+from pydantic import ValidationError
+from test_fork_join import force_forks
 
-from parallel_r1 import models
+from parallel_r1 import evaluate, fork_join, models
 from parallel_r1.algorithms import sft
-from parallel_r1.config import SFT, Optimizer, load_recipe
+from parallel_r1.config import RL, SFT, Optimizer, Sampling, load_recipe
 from parallel_r1.errors import UserError
 from parallel_r1.rollout import read_jsonl
 from parallel_r1.run_folder import RunFolder
-from parallel_r1.train import Learner, build_policy, check, learning_rate, run_sft, train
+from parallel_r1.train import Learner, build_policy, check, learning_rate, run_rl, run_sft, train
 
 STAGE = {
     "kind": "sft",
@@ -226,3 +229,33 @@ def test_a_checkpoint_keeps_the_weights(tmp_path):
     again = models.load(str(tmp_path / "model"))
     state = again.model.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in policy.model.state_dict().items())
+
+
+def test_a_mismatch_is_measured_at_every_step(policy, monkeypatch):
+    """The paper's Seen variant: sampled blind, scored causally. What differs is logged, and where."""
+    forced = partial(fork_join.draw, force=force_forks(policy.tags))
+    monkeypatch.setattr(evaluate, "draw", forced)
+    stage = {
+        "kind": "rl",
+        "task": "countdown-easy",
+        "steps": 2,
+        "problems": 2,
+        "group": 3,
+        "sampling": {"sampler": "causal_join", "paths": 3, "budget": {"critical_path": 40, "path": 12}},
+        "reward": "accuracy()",
+    }
+    mixed = RL.model_validate({**stage, "scorer": "causal", "allow_mismatch": True, "grpo": {"correction": 2.0}})
+    for row, _ in run_rl(policy, mixed, 0):
+        assert 1e-2 < row["mismatch_mean"] < row["mismatch_max"]
+        assert row["mismatch_after_fork"] > 1e-2
+        assert row["mismatch_after_join"] <= 1e-4
+    for row, rollouts in run_rl(policy, RL.model_validate({**stage, "scorer": "replay"}), 0):
+        assert "mismatch_after_fork" not in row
+        assert row["decoded"] > 0
+        assert row["prefilled"] > 0
+        assert 0 < row["peak_kv"] <= sum(len(each.trace.prompt_ids) + each.total for each in rollouts)
+
+
+def test_rl_refuses_greedy_answers():
+    with pytest.raises(ValidationError, match="above 0"):
+        RL(kind="rl", task="countdown-easy", steps=1, sampling=Sampling(temperature=0))
