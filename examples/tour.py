@@ -37,7 +37,7 @@ rollouts = answer(policy, task, problems, 8, sampling, seed=0)
 print("\n" + rollouts[0].problem.prompt + rollouts[0].text)
 
 # 4. What is sampled is what is scored: forks are forced here, so that any model shows it.
-print("\nlargest difference of log-probabilities:", measure(policy, "isolated", "isolated", paths=4).max_abs)
+print("\nlargest difference of log-probabilities:", measure(policy, "isolated", ["isolated"], paths=4)[0].max_abs)
 
 # 5. Rewards are functions; advantages compare the answers to one problem.
 reward = parse_reward("alternate(accuracy(), bonus(0.2), period=10, second=2)")

@@ -10,6 +10,8 @@ import pytest
 from conftest import ROOT, TINY
 from test_train import RECIPE
 
+from parallel_r1.trace import EXACT_SCORER
+
 GOOD = "so <Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>c</Summary> Final Answer: 1"
 
 

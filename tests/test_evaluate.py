@@ -1,5 +1,6 @@
-from itertools import combinations
+from itertools import combinations, cycle
 from math import comb
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -80,8 +81,10 @@ def test_latency_is_that_of_the_sampler(frozen):
 def test_held_out_problems_differ():
     found = held_out(EASY, 50, 0)
     assert len({problem.id for problem in found}) == 50
+    few = SimpleNamespace(name="few", problems=lambda split, seed: cycle(found))
+    assert held_out(few, 50, 0) == found
     with pytest.raises(UserError, match="ask for fewer"):
-        held_out(EASY, 100_000, 0)
+        held_out(few, 51, 0)
 
 
 def test_the_shipped_model_solves_easy_problems(tiny):

@@ -396,7 +396,7 @@ def test_cancelling_in_mid_fork_frees_at_once_and_changes_nobody_else(frozen):
     whole, expected = start()
     answers_of(whole)
     drawing, answers = start()
-    while not answers[1].open_paths:
+    while not answers[1].trunk.waiting:
         drawing.step()
     held = drawing.engine.counts.kv
     drawing.cancel(answers[1])

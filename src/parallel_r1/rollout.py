@@ -81,14 +81,9 @@ def to_json(rollout: Rollout) -> dict[str, Any]:
         "defects": [vars(defect) for defect in trace.defects],
         "prompt_ids": trace.prompt_ids,
         "spans": [
-            {
-                "ids": span.token_ids,
-                "address": span.address,
-                "sampled": span.sampled,
-                "logprobs": span.logprobs,
-                # The same numbers when the raw policy was sampled, and then not worth their bytes.
-                "raw_logprobs": None if span.raw_logprobs == span.logprobs else span.raw_logprobs,
-            }
+            {"ids": span.token_ids, "address": span.address, "sampled": span.sampled, "logprobs": span.logprobs}
+            # Left out where the raw policy was sampled: the same numbers are not worth their bytes.
+            | ({} if span.raw_logprobs == span.logprobs else {"raw_logprobs": span.raw_logprobs})
             for span in trace.spans
         ],
     }
@@ -101,10 +96,13 @@ def from_json(row: dict[str, Any]) -> Rollout:
             tuple(span["ids"]),
             tuple((fork, path) for fork, path in span["address"]),
             span["sampled"],
-            None if span["logprobs"] is None else tuple(span["logprobs"]),
-            None if (raw := span["raw_logprobs"] or span["logprobs"]) is None else tuple(raw),
+            *(
+                None if each is None else tuple(each)
+                for each in (span["logprobs"], span.get("raw_logprobs", span["logprobs"]))
+            ),
         )
         for span in row["spans"]
+        for drawn in [span["logprobs"]]
     )
     defects = tuple(Defect(**defect) for defect in row["defects"])
     trace = Trace(tuple(row["prompt_ids"]), spans, row["finish"], row["sampler"], row["policy_version"], defects)
