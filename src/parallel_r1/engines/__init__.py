@@ -57,7 +57,7 @@ class Engine(Protocol[B]):
         ...
 
     def read(self, feeds: Sequence[tuple[B, Sequence[int]]]) -> None:
-        """Read several tokens on each of some branches of different answers."""
+        """Read several tokens on each of some branches, at the latest when something depends on them."""
         ...
 
     def step(self, feeds: Sequence[tuple[B, int]]) -> Float[Tensor, "n v"]:

@@ -1,8 +1,9 @@
 """The local engine: any Hugging Face causal model with rotary positions, one shared memory of keys and values.
 
 Answers live in one `Memory`, prompts that several answers share in another. No path reads its prefix again, and a join
-of the `isolated` sampler recomputes nothing. The tokens of a step lie side by side in one flat sequence; only attention
-looks at them row by row, in two parts: a row's own columns, and the shared prompt for all answers to it at once.
+of the `isolated` sampler recomputes nothing. The tokens of a step, those that are drawn after and those that are only
+read, lie side by side in one flat sequence; attention alone looks at them row by row, in two parts: own columns,
+and the shared prompt for all answers to it at once.
 """
 
 from __future__ import annotations
@@ -38,57 +39,71 @@ class LocalEngine:
         self.device = model.device
         self.answers, self.prompts = Memory(model.device), Memory(model.device)
         self.shared: dict[tuple[int, ...], Branch] = {}
+        # What is to be read waits for the next step, so that reading costs no forward pass of its own.
+        self.unread: dict[Memory, dict[Branch, list[int]]] = {self.prompts: {}, self.answers: {}}
         self.counts = Counts()
         AttentionInterface.register(ATTENTION, self._attend)
 
     @torch.inference_mode()
     def open(self, prompts: Sequence[Sequence[int]], shared: Sequence[bool]) -> list[Branch]:
         trunks = self.answers.open(len(prompts))
-        alone: list[tuple[Branch, Sequence[int]]] = []
-        common: list[tuple[Branch, Sequence[int]]] = []
         for trunk, prompt, share in zip(trunks, prompts, shared, strict=True):
             key = tuple(prompt)
             if len(prompt) > 1 and (share or key in self.shared):
                 if key not in self.shared:
                     self.shared[key] = self.prompts.open(1)[0]
-                    common.append((self.shared[key], prompt[:-1]))
+                    self._note(self.prompts, self.shared[key], prompt[:-1])
                 trunk.prompt = self.shared[key]
                 trunk.prompt.users += 1
                 trunk.position = len(prompt) - 1
-            elif len(prompt) > 1:
-                alone.append((trunk, prompt[:-1]))
-        self._read(self.prompts, common)
-        self._read(self.answers, alone)
+            else:
+                self._note(self.answers, trunk, prompt[:-1])
         return trunks
 
     @torch.inference_mode()
     def fork(self, trunk: Branch, paths: int) -> list[Branch]:
+        if trunk in self.unread[self.answers]:  # paths share what has been read
+            self._forward(self._reads(), 1)
         return self.answers.fork(trunk, paths)
 
     @torch.inference_mode()
     def join(self, trunk: Branch, paths: Sequence[Branch], keep: int) -> None:
+        if any(path in self.unread[self.answers] for path in paths):
+            self._forward(self._reads(), 1)
         self.counts.hold(-self.answers.join(trunk, paths, keep))
 
-    @torch.inference_mode()
     def read(self, feeds: Sequence[tuple[Branch, Sequence[int]]]) -> None:
-        self._read(self.answers, feeds)
+        for branch, tokens in feeds:
+            self._note(self.answers, branch, tokens)
 
     @torch.inference_mode()
     def close(self, trunk: Branch) -> None:
-        self.counts.hold(-self.answers.close(trunk.row))
+        self._free(self.answers, trunk.row)
         if trunk.prompt:
             trunk.prompt.users -= 1
 
     @torch.inference_mode()
     def trim(self) -> None:
         for key in [key for key, prompt in self.shared.items() if not prompt.users]:
-            self.counts.hold(-self.prompts.close(self.shared.pop(key).row))
-        self.prompts.compact()
+            self._free(self.prompts, self.shared.pop(key).row)
+
+    def _note(self, memory: Memory, branch: Branch, tokens: Sequence[int]) -> None:
+        """Note tokens that the next step shall read; from now on they count as held."""
+        if tokens:
+            self.unread[memory].setdefault(branch, []).extend(tokens)
+            self.counts.hold(len(tokens))
+
+    def _free(self, memory: Memory, row: int) -> None:
+        """Free a row, and forget what was to be read there."""
+        waiting = self.unread[memory]
+        for branch in [branch for branch in waiting if branch.row == row]:
+            self.counts.hold(-len(waiting.pop(branch)))
+        self.counts.hold(-memory.close(row))
 
     @torch.inference_mode()
     def step(self, feeds: Sequence[tuple[Branch, int]]) -> Float[Tensor, "n v"]:
         memory = self.answers
-        memory.compact()
+        reads = self._reads()
         order = sorted(range(len(feeds)), key=lambda index: feeds[index][0].row)
         places = memory.place((feeds[index][0], 1) for index in order)
         back = [0] * len(feeds)
@@ -101,12 +116,12 @@ class LocalEngine:
         width = 1 + max(branch.slot for branch, _ in feeds)
         shape = (len(memory.rows), width, memory.reach)
         dense = width == 1 and len(feeds) == len(memory.rows)
-        plan = Step(Places(memory, rows, columns), slots, positions, shape, dense)
+        plan = Step(Places(memory, rows, columns), tokens, positions, slots, shape, dense)
         if self.shared:
             self._plan_prompts(plan)
         self.counts.decoded += len(feeds)
         self.counts.hold(len(feeds))
-        return self._forward(tokens, positions, plan, 0)[back]
+        return self._forward([*reads, plan], len(feeds))[back]
 
     def _plan_prompts(self, plan: Step) -> None:
         """Find out which rows continue a shared prompt."""
@@ -120,12 +135,17 @@ class LocalEngine:
             plan.prompts = len(self.prompts.rows)
             plan.members, plan.prompt, plan.place, plan.lengths = torch.tensor(table, device=self.device).T
 
-    def _read(self, memory: Memory, feeds: Sequence[tuple[Branch, Sequence[int]]]) -> None:
-        """Read tokens into a memory and let their branches see them; nobody asks for logits."""
-        feeds = [(branch, tokens) for branch, tokens in feeds if tokens]
-        if not feeds:
-            return
-        memory.compact()
+    def _reads(self) -> list[Read]:
+        """Give everything that is to be read its place, and let its branches see it."""
+        plans = []
+        for memory, waiting in self.unread.items():
+            memory.compact()
+            if waiting:
+                plans.append(self._plan_read(memory, list(waiting.items())))
+                waiting.clear()
+        return plans
+
+    def _plan_read(self, memory: Memory, feeds: Sequence[tuple[Branch, Sequence[int]]]) -> Read:
         fresh = all(not branch.position and not branch.prompt for branch, _ in feeds)
         places = memory.place((branch, len(tokens)) for branch, tokens in feeds)
         table = [
@@ -151,22 +171,21 @@ class LocalEngine:
             known = [(b.prompt.row, b.prompt.position) if b.prompt else (0, 0) for b in branches]
             row, length = torch.tensor(known, device=self.device).T
             prompts = (row, length)
-        at = Places(memory, rows, columns)
         self.counts.prefilled += len(table)
-        self.counts.hold(len(table))
-        self._forward(tokens, positions, Read(at, feed, offset, positions, of_row, longest, fresh, order, prompts), 1)
+        at = Places(memory, rows, columns)
+        return Read(at, tokens, positions, feed, offset, of_row, longest, fresh, order, prompts)
 
-    def _forward(self, tokens: Tensor, positions: Tensor, plan: Step | Read, logits: int) -> Tensor:
-        """The last `logits` rows of logits (0: all) of a forward pass whose attention works on the memory."""
+    def _forward(self, plans: Sequence[Step | Read], logits: int) -> Float[Tensor, "n v"]:
+        """One forward pass over the tokens of all plans, whose attention works on the memory; its last n logits."""
         before = self.config._attn_implementation
         self.config._attn_implementation = ATTENTION
         try:
             return self.model(
-                input_ids=tokens[None],
-                position_ids=positions[None],
+                input_ids=torch.cat([plan.tokens for plan in plans])[None],
+                position_ids=torch.cat([plan.positions for plan in plans])[None],
                 use_cache=False,
                 engine=self,
-                plan=plan,
+                plans=plans,
                 logits_to_keep=logits,
             ).logits[0]
         finally:
@@ -181,16 +200,22 @@ class LocalEngine:
         attention_mask: None,
         *,
         engine: LocalEngine,
-        plan: Step | Read,
+        plans: Sequence[Step | Read],
         scaling: float | None = None,
         sliding_window: int | None = None,
         softcap: float | None = None,
         **_: Any,
     ) -> tuple[Float[Tensor, "1 n h d"], None]:
-        """The attention function: store the keys and values, then let every query see its branch's columns."""
+        """The attention function: store all keys and values, then let every query see its branch's columns."""
         layer: Any = module.layer_idx
-        keys, values = plan.at.memory.write(layer, plan.at.rows, plan.at.columns, key[0], value[0])
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        sizes = [len(plan.tokens) for plan in plans]
+        for plan, new_keys, new_values in zip(plans, key[0].split(sizes, 1), value[0].split(sizes, 1), strict=True):
+            plan.at.memory.write(layer, plan.at.rows, plan.at.columns, new_keys, new_values)
         far = engine.prompts.layers.get(layer)
-        compute = engine.attention.attend_step if isinstance(plan, Step) else engine.attention.attend_read
-        return compute(query[0], keys, values, far, plan, scale, sliding_window, softcap)[None], None
+        parts = []
+        for plan, asking in zip(plans, query[0].split(sizes, 1), strict=True):
+            compute = engine.attention.attend_step if isinstance(plan, Step) else engine.attention.attend_read
+            keys, values = plan.at.memory.layers[layer]
+            parts.append(compute(asking, keys, values, far, plan, scale, sliding_window, softcap))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None

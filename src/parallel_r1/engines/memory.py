@@ -77,9 +77,9 @@ class Memory:
     def close(self, row: int) -> int:
         """Free a row; how many tokens it held. What it held is wiped: a later answer masks these columns, but a NaN
         times 0 is a NaN."""
-        held = self.rows[row].held
-        for part in self.parts():
-            part[row, :, : self.rows[row].used] = 0
+        held, used = self.rows[row].held, self.rows[row].used
+        for part in self.parts() if used else ():
+            part[row, :, :used] = 0
         self.rows[row] = _Row()
         self.holes.append(row)
         return held
@@ -91,7 +91,7 @@ class Memory:
             moved = self.rows.pop()
             if hole == last:
                 continue
-            for part in self.parts():
+            for part in self.parts() if moved.used else ():
                 part[hole, :, : moved.used] = part[last, :, : moved.used]
             self.visible[hole], self.positions[hole] = self.visible[last], self.positions[last]
             self.rows[hole] = moved
@@ -145,8 +145,8 @@ class Memory:
         """Keys and values of all layers."""
         return [part for pair in self.layers.values() for part in pair]
 
-    def write(self, layer: int, rows: Tensor, columns: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values [kv heads, n, head] at n places; the layer's whole keys and values."""
+    def write(self, layer: int, rows: Tensor, columns: Tensor, key: Tensor, value: Tensor) -> None:
+        """Store keys and values [kv heads, n, head] of a layer at n places."""
         count, _, most = self.visible.shape
         held = self.layers.get(layer)
         if held is None or held[0].shape[0] < count or held[0].shape[2] < most:
@@ -160,7 +160,6 @@ class Memory:
             self.layers[layer] = held = (grown[0], grown[1])
         held[0][rows, :, columns] = key.transpose(0, 1)
         held[1][rows, :, columns] = value.transpose(0, 1)
-        return held
 
     def _free_slot(self, row: int) -> int:
         taken = {branch.slot for branch in self.rows[row].branches}

@@ -25,7 +25,7 @@ class Step:
     """One token on each of n branches. r rows, s slots, c columns, p shared prompts, k rows that continue one.
 
     Attributes:
-        at, slots, positions: of the tokens.
+        at, tokens, positions, slots: the tokens, and where they go.
         shape: rows, slots and columns in use.
         dense: token i is the only one of row i, so the flat sequence is laid out by rows already.
         members: rows that continue a shared prompt.
@@ -37,8 +37,9 @@ class Step:
     """
 
     at: Places
-    slots: Int[Tensor, " n"]
+    tokens: Int[Tensor, " n"]
     positions: Int[Tensor, " n"]
+    slots: Int[Tensor, " n"]
     shape: tuple[int, int, int]
     dense: bool
     members: Int[Tensor, " k"] | None = None
@@ -54,6 +55,7 @@ class Read:
     """Many tokens on each of k branches, at most l on one.
 
     Attributes:
+        at, tokens, positions: the tokens, and where they go.
         feed, offset: of every token, its branch and its place among the tokens of this branch.
         rows: of every branch.
         fresh: no branch holds anything yet, so plain causal attention among the new tokens is all.
@@ -63,9 +65,10 @@ class Read:
     """
 
     at: Places
+    tokens: Int[Tensor, " n"]
+    positions: Int[Tensor, " n"]
     feed: Int[Tensor, " n"]
     offset: Int[Tensor, " n"]
-    positions: Int[Tensor, " n"]
     rows: Int[Tensor, " k"]
     longest: int
     fresh: bool
