@@ -36,6 +36,9 @@ SamplerName = Annotated[str, typer.Option(help="How answers are drawn: isolated,
 ScorerName = Annotated[str, typer.Option(help="How answers are scored: isolated, replay or causal.")]
 Paths = Annotated[int, typer.Option(min=1, max=64, help="Paths of every fork.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="1 is the raw policy, 0 the most probable token.")]
+TopK = Annotated[int, typer.Option(min=0, help="Draw from the k most probable tokens; 0: from all.")]
+TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the tokens that make up this probability.")]
+MinP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Leave out tokens below this share of the best one.")]
 Seed = Annotated[int, typer.Option(help="The same seed draws the same answers.")]
 Total = Annotated[int, typer.Option(min=1, help="Budget: all tokens of an answer, over all paths.")]
 Critical = Annotated[int, typer.Option(min=1, help="Budget: tokens one after the other, the answer's latency.")]
@@ -124,6 +127,9 @@ def evaluate(
     sampler: SamplerName = "isolated",
     paths: Paths = 4,
     temperature: Temperature = 1.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
     seed: Seed = 1234,
     total: Total = 512,
     critical_path: Critical = 256,
@@ -133,7 +139,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on held-out problems: mean@k and pass@k with intervals, parallel ratio, latency."""
-    sampling = _sampling(sampler, paths, temperature, total, critical_path, path_tokens, forks)
+    budget = _budget(total, critical_path, path_tokens, forks)
+    shape = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    sampling = _sampling(sampler=sampler, paths=paths, budget=budget, **shape)
     from parallel_r1 import display, models
     from parallel_r1.evaluate import answer, held_out, summarise
     from parallel_r1.rollout import write_jsonl
@@ -161,6 +169,10 @@ def generate(
     sampler: SamplerName = "isolated",
     paths: Paths = 4,
     temperature: Temperature = 1.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer after this text. Repeatable.")] = None,
     seed: Seed = 0,
     total: Total = 512,
     critical_path: Critical = 256,
@@ -169,7 +181,9 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Draw one answer and watch trunk, paths and summary grow, each path in its colour."""
-    sampling = _sampling(sampler, paths, temperature, total, critical_path, path_tokens, forks)
+    budget = _budget(total, critical_path, path_tokens, forks)
+    shape = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    sampling = _sampling(sampler=sampler, paths=paths, budget=budget, stop=tuple(stop or ()), **shape)
     from parallel_r1 import display, models
     from parallel_r1.attention import latency
     from parallel_r1.engines.local import LocalEngine
@@ -229,15 +243,26 @@ def generate(
             console.print(f"{defect.kind} at token {defect.at}: {defect.message}", style="red", markup=False)
 
 
-def _sampling(
-    sampler: str, paths: int, temperature: float, total: int, critical_path: int, path: int, forks: int
-) -> Sampling:
-    from parallel_r1.config import Budget, Sampling
+def _budget(total: int, critical_path: int, path: int, forks: int) -> dict[str, int]:
+    return {"total": total, "critical_path": critical_path, "path": path, "forks": forks}
+
+
+def _sampling(**values: Any) -> Sampling:
+    """How answers are drawn, from the options of a command."""
+    from pydantic import ValidationError
+
+    from parallel_r1.config import Sampling
     from parallel_r1.trace import Sampler
 
-    _one_of("--sampler", sampler, Sampler)
-    budget = Budget(total=total, critical_path=critical_path, path=path, forks=forks)
-    return Sampling(sampler=sampler, paths=paths, temperature=temperature, budget=budget)  # type: ignore[arg-type]
+    _one_of("--sampler", values["sampler"], Sampler)
+    try:
+        return Sampling.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise UserError(
+            f"a valid --{option}", repr(first["input"]), first["msg"].removeprefix("Value error, ")
+        ) from error
 
 
 def _one_of(option: str, value: str, names: Any) -> None:

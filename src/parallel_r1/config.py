@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from parallel_r1.errors import UserError, nearest
 from parallel_r1.trace import EXACT_SCORER, TAGS, Sampler, Scorer
@@ -93,12 +93,12 @@ class Sampling(Section):
     memory: Count | None = None
     budget: Budget = Budget()
 
-    @model_validator(mode="after")
-    def stops_are_text(self) -> Sampling:
-        for text in self.stop:
-            if not text or any(tag in text for tag in TAGS):
-                raise ValueError(f"stop texts must not be empty or hold one of the six tags, found {text!r}")
-        return self
+    @field_validator("stop")
+    @classmethod
+    def stops_are_text(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not text or any(tag in text for tag in TAGS) for text in stop):
+            raise ValueError("a stop text must not be empty and must not hold one of the six tags")
+        return stop
 
 
 class Optimizer(Section):
