@@ -363,8 +363,10 @@ def test_memory_of_a_fork(frozen):
         (paths,) = (part for part in answer.trunk.parts if isinstance(part, list))
         lengths = [len(path.token_ids()) for path in paths]
         assert engine.counts.peak_kv == len(prompt) + 5 + sum(lengths)
+        drawing.step()  # reads `</Parallel>`, and with it what the join reads again
+        assert engine.counts.peak_kv == engine.counts.kv == len(prompt) + 5 + sum(lengths) + 1
         assert engine.counts.prefilled == len(prompt) - 1 + (sum(lengths[1:]) if sampler == "causal_join" else 0)
-        assert engine.counts.decoded == 1 + 5 + sum(lengths)
+        assert engine.counts.decoded == 1 + 5 + sum(lengths) + 1
         drawing.cancel(answer)
         assert engine.counts.kv == 0
 
