@@ -51,7 +51,6 @@ def test_every_room_has_its_tests():
     elsewhere = {
         "errors": "config",
         "parity": "fork_join",
-        "engines": "fork_join",
         "drawing": "fork_join",
         "algorithms": "grpo",
         "__main__": "command_line",

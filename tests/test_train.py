@@ -3,6 +3,8 @@
 import json
 import math
 from functools import partial
+from itertools import cycle, islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +12,13 @@ from pydantic import ValidationError
 from test_fork_join import force_forks
 
 from parallel_r1 import evaluate, fork_join, models
+from parallel_r1 import train as train_room
 from parallel_r1.algorithms import sft
 from parallel_r1.config import RL, SFT, Optimizer, Sampling, load_recipe
 from parallel_r1.errors import UserError
 from parallel_r1.rollout import read_jsonl
 from parallel_r1.run_folder import RunFolder
+from parallel_r1.tasks.countdown import EASY
 from parallel_r1.train import Learner, build_policy, check, learning_rate, run_rl, run_sft, train
 
 STAGE = {
@@ -231,20 +235,30 @@ def test_a_checkpoint_keeps_the_weights(tmp_path):
     assert all(torch.equal(value, state[key]) for key, value in policy.model.state_dict().items())
 
 
+def repeating(task, problems):
+    """The task with these problems, over and over."""
+    return SimpleNamespace(name=task.name, verify=task.verify, problems=lambda split, seed: cycle(problems))
+
+
 def test_a_mismatch_is_measured_at_every_step(policy, monkeypatch):
     """The paper's Seen variant: sampled blind, scored causally. What differs is logged, and where."""
     forced = partial(fork_join.draw, force=force_forks(policy.tags))
     monkeypatch.setattr(evaluate, "draw", forced)
+    problems = list(islice(EASY.problems("train", 0), 2))
+    # A problem that comes twice in a step makes one larger group.
+    monkeypatch.setattr(train_room, "load_task", lambda name: repeating(EASY, [problems[0], problems[0], problems[1]]))
     stage = {
         "kind": "rl",
         "task": "countdown-easy",
         "steps": 2,
-        "problems": 2,
+        "problems": 3,
         "group": 3,
         "sampling": {"sampler": "causal_join", "paths": 3, "budget": {"critical_path": 40, "path": 12}},
         "reward": "accuracy()",
     }
-    mixed = RL.model_validate({**stage, "scorer": "causal", "allow_mismatch": True, "grpo": {"correction": 2.0}})
+    mixed = RL.model_validate(
+        {**stage, "scorer": "causal", "allow_mismatch": True, "grpo": {"correction": 2.0, "minibatches": 2}}
+    )
     for row, _ in run_rl(policy, mixed, 0):
         assert 1e-2 < row["mismatch_mean"] < row["mismatch_max"]
         assert row["mismatch_after_fork"] > 1e-2

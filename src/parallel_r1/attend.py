@@ -161,13 +161,13 @@ def masked(
 
 def capped(
     query: Float[Tensor, "b h n d"],
-    key: Float[Tensor, "b k n d"],
-    value: Float[Tensor, "b k n e"],
-    bias: Float[Tensor, "b 1 n n"],
+    key: Float[Tensor, "b k m d"],
+    value: Float[Tensor, "b k m e"],
+    bias: Float[Tensor, "b 1 n m"],
     scale: float,
     softcap: float,
 ) -> Float[Tensor, "b h n e"]:
-    """Attention whose scores s become c tanh(s / c). Source: Gemma 2 (arXiv 2408.00118)."""
+    """Attention of n queries to m keys whose scores s become c tanh(s / c). Source: Gemma 2 (arXiv 2408.00118)."""
     groups = query.shape[1] // key.shape[1]
     key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
     scores = softcap * torch.tanh((query @ key.mT).float() * (scale / softcap)) + bias

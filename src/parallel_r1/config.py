@@ -174,10 +174,15 @@ class Stage(Section):
     packing: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether what is sampled is what is scored."""
+        return EXACT_SCORER[self.sampling.sampler] == self.scorer
+
     @model_validator(mode="after")
     def exact(self) -> Stage:
-        exact = EXACT_SCORER[self.sampling.sampler]
-        if self.scorer != exact and not self.allow_mismatch:
+        if not self.is_exact and not self.allow_mismatch:
+            exact = EXACT_SCORER[self.sampling.sampler]
             raise ValueError(
                 f"sampler '{self.sampling.sampler}' needs scorer '{exact}', found '{self.scorer}'; "
                 "set allow_mismatch = true to study the difference"

@@ -118,8 +118,8 @@ def compare(traces: Sequence[Trace], scored: Sequence[Tensor], tags: Tags, score
         sampled = torch.tensor([span.sampled for span in trace.spans for _ in span.token_ids])
         difference = (values.cpu() - torch.tensor(known)).abs()
         differences.append(difference[sampled])
-        after_fork.append(difference[first_sampled(trace, (tags.ids[PATH_OPEN],))])
-        after_join.append(difference[first_sampled(trace, tags.join)])
+        after_fork.append(difference[_first_sampled(trace, (tags.ids[PATH_OPEN],))])
+        after_join.append(difference[_first_sampled(trace, tags.join)])
     compared = torch.cat(differences)
     return Parity(
         sampler,
@@ -159,7 +159,7 @@ def _force(tags: Tags, sampler: Sampler, cycle: list[int | None], forks: int) ->
     return force
 
 
-def first_sampled(trace: Trace, after: tuple[int, ...]) -> list[int]:
+def _first_sampled(trace: Trace, after: tuple[int, ...]) -> list[int]:
     """Places in the answer of sampled tokens that come right after some tokens."""
     token_ids = trace.token_ids
     sampled = [span.sampled for span in trace.spans for _ in span.token_ids]

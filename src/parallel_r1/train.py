@@ -30,7 +30,7 @@ from parallel_r1.rewards import Outcome, Reward, parse_reward
 from parallel_r1.rollout import Group, Rollout, group
 from parallel_r1.run_folder import RunFolder
 from parallel_r1.tasks import load_task
-from parallel_r1.trace import EXACT_SCORER, Trace
+from parallel_r1.trace import Trace
 
 Loss = Callable[[Float[Tensor, "b n"], Batch, int], tuple[Float[Tensor, ""], dict[str, float]]]
 Observer = Callable[[dict[str, Any]], None]
@@ -187,7 +187,6 @@ def run_rl(policy: Policy, stage: RL, seed: int) -> Iterator[tuple[dict[str, Any
     task, reward = load_task(stage.task), parse_reward(stage.reward)
     source = task.problems("train", seed)
     learner = Learner(policy.model, stage, stage.steps * stage.grpo.minibatches, decoding(stage.sampling))
-    exact = EXACT_SCORER[stage.sampling.sampler] == stage.scorer
     loss = partial(grpo.loss, settings=stage.grpo)
     for step in range(1, stage.steps + 1):
         started = time.perf_counter()
@@ -201,17 +200,19 @@ def run_rl(policy: Policy, stage: RL, seed: int) -> Iterator[tuple[dict[str, Any
             for members in groups
         ]
         updates = []
-        old: list[Tensor] | None = None
+        old: list[list[Tensor]] | None = None  # by group, as `credit`
         mismatch = {}
-        if not exact:
+        if not stage.is_exact:
             traces = [rollout.trace for members in groups for rollout in members.rollouts]
-            old = learner.logprobs(traces)
-            found = compare(traces, old, policy.tags, stage.scorer)
+            scored = learner.logprobs(traces)
+            found = compare(traces, scored, policy.tags, stage.scorer)
+            rest = iter(scored)
+            old = [list(islice(rest, len(members.rollouts))) for members in groups]
             mismatch = {f"mismatch_{name}": value for name, value in found.differences().items()}
         for part in range(stage.grpo.minibatches):
             mine = slice(part, None, stage.grpo.minibatches)
             traces = [rollout.trace for members in groups[mine] for rollout in members.rollouts]
-            before = None if old is None else [each for block in _blocks(old, stage.group)[mine] for each in block]
+            before = None if old is None else [values for members in old[mine] for values in members]
             updates.append(learner.update(traces, loss, [value for values in credit[mine] for value in values], before))
             policy.version += 1
         seconds = time.perf_counter() - started
@@ -236,11 +237,6 @@ def run_rl(policy: Policy, stage: RL, seed: int) -> Iterator[tuple[dict[str, Any
             },
             rollouts,
         )
-
-
-def _blocks(values: Sequence[Tensor], size: int) -> list[Sequence[Tensor]]:
-    """Values cut into blocks of one size."""
-    return [values[start : start + size] for start in range(0, len(values), size)]
 
 
 def reward_group(members: Group, reward: Reward, step: int) -> Group:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from parallel_r1.attend import capped
 from parallel_r1.engines.plan import Read, Step
 
 
@@ -151,11 +152,8 @@ def attend_read(
         )
     else:
         assert mask is not None
-        groups = padded.shape[1] // seen_keys.shape[1]
-        scores = padded @ seen_keys.repeat_interleave(groups, 1).transpose(2, 3)
-        scores = (scores * (scale / softcap)).tanh() * softcap
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1, dtype=torch.float32)
-        out = scores.to(values.dtype) @ seen_values.repeat_interleave(groups, 1)
+        bias = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
+        out = capped(padded, seen_keys, seen_values, bias, scale, softcap)
     return out.transpose(1, 2)[plan.feed, plan.offset]
 
 
