@@ -14,9 +14,10 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
-from measure import alternate, arguments, generate, plain, policy, prompts, ratio, report
+from measure import alternate, arguments, engines, generate, plain, policy, prompts, ratio, report
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
 from parallel_r1.engines.local import LocalEngine
@@ -88,10 +89,10 @@ def cases(policy: Policy, options: argparse.Namespace) -> list[Case]:
     ]
 
 
-def by_engine(policy: Policy, case: Case, seed: int) -> None:
+def by_engine(policy: Policy, case: Case, seed: int, compile: bool = False) -> None:
     """Every answer by the engine, with a row for the next as soon as one has ended."""
     endless = dataclasses.replace(policy.tags, eos=frozenset())
-    drawing = Drawing(LocalEngine(policy.model), endless, ROWS)
+    drawing = Drawing(LocalEngine(policy.model, compile=compile), endless, ROWS)
     answers = [
         drawing.submit(prompt, plain(length), f"{seed}/{index}") for index, (prompt, length) in enumerate(case.requests)
     ]
@@ -158,8 +159,8 @@ def main() -> None:
             times = alternate(ways, options.runs)
             if batching is not None:
                 batching.manager.stop(block=True)
-            for other in list(ways)[1:]:
-                rows.append({"model": name, "case": case.name, **ratio(times, other, "engine")})
+            for ours, other in product(list(ways)[: len(engines(options))], list(ways)[len(engines(options)) :]):
+                rows.append({"model": name, "case": case.name, **ratio(times, other, ours)})
             details.append({"model": name, "case": case.name, "tokens": case.tokens, "seconds": times, **skipped})
     report(options, "engine", "The engine without forks", rows, details=details)
 
@@ -167,9 +168,12 @@ def main() -> None:
 def ways_of(
     policy: Policy, case: Case, options: argparse.Namespace
 ) -> tuple[dict[str, Callable[[], None]], dict[str, str], Continuous | None]:
-    """The ways to draw a case, the engine first; why one is left out; and the running manager, if there is one."""
+    """The ways to draw a case, the engines first; why one is left out; and the running manager, if there is one."""
     ways: dict[str, Callable[[], None]] = {
-        "engine": partial(by_engine, policy, case, options.seed),
+        **{
+            f"engine{', compiled' * compile}": partial(by_engine, policy, case, options.seed, compile)
+            for compile in engines(options)
+        },
         "generate": partial(by_generate, policy, case),
     }
     if options.no_continuous or not case.continuous:

@@ -2,8 +2,10 @@
 
 That way, as in the released code of arXiv 2509.07980, is a loop of fresh calls: `generate` draws the trunk of every
 answer up to `<Parallel>`; one call draws all paths of all answers, each after the whole text so far; and the text, now
-with all paths, is read once more to go on. No call keeps keys and values for the next. It gets its best case here: all
-answers are in step, so nothing is padded, no call waits, and summary and next trunk are one call.
+with all paths, is read once more to go on. No call keeps keys and values for the next. Summary and next trunk are one
+call. In the case `equal` the loop has its best: all answers are in step, so nothing is padded and no call waits. In
+`unequal`, as where a policy decides for itself, the length of every trunk, path and summary is drawn, the longest
+of each kind about 4 times as long as the median, and a call of the loop lasts as long as its longest text.
 
 Both sides draw the same number of tokens at the same places: a trunk, a fork, a summary, and all of it once more. Tags
 stand at fixed places, where what was drawn is replaced; elsewhere a hook on the model's head takes tags and the end of
@@ -12,12 +14,14 @@ text away, on both sides. The engine draws as `isolated` and as `causal_join`; t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
-from measure import alternate, arguments, generate, policy, prompts, ratio, report
+from measure import alternate, arguments, engines, generate, policy, prompts, ratio, report
 
 from parallel_r1.config import Budget, Sampling
 from parallel_r1.engines.local import LocalEngine
@@ -31,83 +35,111 @@ BLIND: tuple[Sampler, ...] = ("isolated", "causal_join")
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Of every answer: tokens drawn in the trunk before each fork, in each path and in each summary, without tags."""
+class Part:
+    """A fork of one answer: tokens drawn in the trunk before it, in each path and in its summary, without tags."""
 
-    answers: int
-    prompt: int
     trunk: int
-    path: int
+    paths: tuple[int, ...]
     summary: int
-    paths: int
-
-    @property
-    def drawn(self) -> int:
-        """Tokens that cost a forward pass and a draw: tags too, where the policy writes them, and the end of text."""
-        each = self.trunk + 1 + self.paths * (self.path + 1) + self.summary + 1
-        return self.answers * (FORKS * each + 1)
-
-    @property
-    def total(self) -> int:
-        """The same and `<Path>`, and what the runtime writes at a join: three tokens."""
-        return self.drawn + self.answers * FORKS * (self.paths + 3)
 
 
-def by_engine(policy: Policy, shape: Shape, prompts: list[list[int]], sampler: Sampler, seed: int) -> None:
+Answer = tuple[Part, ...]
+
+
+def plan(answers: int, trunk: int, path: int, summary: int, paths: int, uneven: bool, seed: int) -> list[Answer]:
+    """What to draw in every answer: the lengths as given, or log-normal with these medians, at most 4 times them."""
+    drawing = random.Random(seed)
+
+    def length(median: int) -> int:
+        return min(4 * median, max(1, round(median * drawing.lognormvariate(0, 0.7)))) if uneven else median
+
+    return [
+        tuple(Part(length(trunk), tuple(length(path) for _ in range(paths)), length(summary)) for _ in range(FORKS))
+        for _ in range(answers)
+    ]
+
+
+def drawn_tokens(answers: Sequence[Answer]) -> int:
+    """Tokens that cost a forward pass and a draw: tags too, where the policy writes them, and the end of text."""
+    return sum(1 + sum(p.trunk + sum(p.paths) + len(p.paths) + p.summary + 2 for p in answer) for answer in answers)
+
+
+def total_tokens(answers: Sequence[Answer]) -> int:
+    """The same and `<Path>`, and what the runtime writes at a join: three tokens."""
+    return drawn_tokens(answers) + sum(len(part.paths) + 3 for answer in answers for part in answer)
+
+
+def by_engine(
+    policy: Policy, answers: list[Answer], prompts: list[list[int]], sampler: Sampler, seed: int, compile: bool = False
+) -> None:
     """All answers in one drawing."""
     ids, eos = policy.tags.ids, next(iter(policy.tags.eos))
-    trunk: list[int | None] = []
-    for _ in range(FORKS):
-        trunk += [None] * shape.trunk + [ids[FORK_OPEN]] + [None] * len(policy.tags.join)
-        trunk += [None] * shape.summary + [ids[SUMMARY_CLOSE]]
-    trunk.append(eos)
+    trunks: list[list[int | None]] = []
+    for answer in answers:
+        trunk: list[int | None] = []
+        for part in answer:
+            trunk += [None] * part.trunk + [ids[FORK_OPEN]] + [None] * len(policy.tags.join)
+            trunk += [None] * part.summary + [ids[SUMMARY_CLOSE]]
+        trunks.append([*trunk, eos])
 
     def force(answer: int, address: Address, size: int) -> int | None:
         if not address:
-            return trunk[size]
-        return ids[PATH_CLOSE] if size == 1 + shape.path else None  # the first is <Path>
+            return trunks[answer][size]
+        fork, path = address[0]
+        return ids[PATH_CLOSE] if size == 1 + answers[answer][fork].paths[path] else None  # the first is <Path>
 
-    most = shape.total  # of one answer it is less: budgets must not matter
+    most = total_tokens(answers)  # of one answer it is less: budgets must not matter
     budget = Budget(total=most, critical_path=most, path=most, forks=FORKS)
-    sampling = Sampling(sampler=sampler, paths=shape.paths, rows=shape.answers, budget=budget)
-    engine = LocalEngine(policy.model)
-    traces = draw(engine, policy.tags, prompts, sampling, seed, force=force)
-    tags = shape.answers * (FORKS * (2 + shape.paths) + 1)
-    assert sum(len(span.token_ids) for trace in traces for span in trace.spans if span.sampled) == shape.drawn - tags
-    assert sum(len(trace.token_ids) for trace in traces) == shape.total
+    sampling = Sampling(sampler=sampler, paths=len(answers[0][0].paths), rows=len(answers), budget=budget)
+    traces = draw(LocalEngine(policy.model, compile=compile), policy.tags, prompts, sampling, seed, force=force)
+    tags = sum(1 + sum(len(part.paths) + 2 for part in answer) for answer in answers)
+    assert sum(len(span.token_ids) for t in traces for span in t.spans if span.sampled) == drawn_tokens(answers) - tags
+    assert sum(len(trace.token_ids) for trace in traces) == total_tokens(answers)
     assert all(trace.forks == FORKS and not trace.defects for trace in traces)
 
 
-def by_loop(policy: Policy, shape: Shape, prompts: list[list[int]]) -> None:
+def by_loop(policy: Policy, answers: list[Answer], prompts: list[list[int]]) -> None:
     """Fresh calls of `generate`, all answers in each."""
     tags, ids, drawn = policy.tags, policy.tags.ids, 0
     texts = [list(prompt) for prompt in prompts]
 
-    def extend(last: dict[int, int], count: int) -> None:
-        """Go on in every answer; `last` tells which drawn token is replaced by which tag."""
+    def call(starts: Sequence[Sequence[int]], wanted: Sequence[int]) -> list[list[int]]:
+        """So many tokens after each text; what is longer than wanted is cut."""
         nonlocal drawn
-        for text, new in zip(texts, generate(policy, texts, count), strict=True):
-            for place, tag in last.items():
+        drawn += sum(wanted)
+        return [new[:count] for new, count in zip(generate(policy, starts, max(wanted)), wanted, strict=True)]
+
+    def extend(ends: Sequence[dict[int, int]]) -> None:
+        """Go on in every answer up to its last tag; `ends` tells which drawn token is replaced by which tag."""
+        for text, new, tags in zip(texts, call(texts, [1 + max(tags) for tags in ends]), ends, strict=True):
+            for place, tag in tags.items():
                 new[place] = tag
             text += new
-            drawn += len(new)
 
-    extend({shape.trunk: ids[FORK_OPEN]}, shape.trunk + 1)
+    extend([{answer[0].trunk: ids[FORK_OPEN]} for answer in answers])
     for fork in range(FORKS):
-        starts = [[*text, ids[PATH_OPEN]] for text in texts]
-        paths = generate(policy, starts, shape.path + 1, copies=shape.paths)
-        drawn += sum(map(len, paths))
-        for number, text in enumerate(texts):
-            for path in paths[number * shape.paths : (number + 1) * shape.paths]:
-                text += [ids[PATH_OPEN], *path[:-1], ids[PATH_CLOSE]]
+        starts = [
+            [*text, ids[PATH_OPEN]] for text, answer in zip(texts, answers, strict=True) for _ in answer[fork].paths
+        ]
+        paths = iter(call(starts, [path + 1 for answer in answers for path in answer[fork].paths]))
+        for text, answer in zip(texts, answers, strict=True):
+            for _ in answer[fork].paths:
+                text += [ids[PATH_OPEN], *next(paths)[:-1], ids[PATH_CLOSE]]
             text += tags.join
-        if fork + 1 < FORKS:
-            after = {shape.summary: ids[SUMMARY_CLOSE], shape.summary + 1 + shape.trunk: ids[FORK_OPEN]}
-            extend(after, shape.summary + shape.trunk + 2)
-        else:
-            extend({shape.summary: ids[SUMMARY_CLOSE], shape.summary + 1: min(tags.eos)}, shape.summary + 2)
-    assert drawn == shape.drawn
-    assert sum(map(len, texts)) == shape.total + shape.answers * shape.prompt
+        last = fork + 1 == FORKS
+        extend(
+            [
+                {answer[fork].summary: ids[SUMMARY_CLOSE], answer[fork].summary + 1: min(tags.eos)}
+                if last
+                else {
+                    answer[fork].summary: ids[SUMMARY_CLOSE],
+                    answer[fork].summary + 1 + answer[fork + 1].trunk: ids[FORK_OPEN],
+                }
+                for answer in answers
+            ]
+        )
+    assert drawn == drawn_tokens(answers)
+    assert sum(map(len, texts)) == total_tokens(answers) + sum(map(len, prompts))
 
 
 def without_tags(policy: Policy, tags: Tags) -> None:
@@ -122,25 +154,30 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--paths", type=int, nargs="+", default=[2, 4, 8], help="paths of a fork")
     parser.add_argument("--answers", type=int, default=8, help="at a time; 8 with 8 paths are 64 rows of `generate`")
+    parser.add_argument("--case", nargs="+", default=["equal", "unequal"], choices=["equal", "unequal"])
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
     details = []
     for name in options.model:
         subject = policy(name)
         without_tags(subject, subject.tags)
-        for paths in options.paths:
-            shape = Shape(options.answers, 64, trunk=32, path=48, summary=24, paths=paths)
-            if options.quick:
-                shape = Shape(2, 8, trunk=3, path=4, summary=3, paths=paths)
-            questions = prompts(subject, shape.answers, shape.prompt, options.seed)
+        for paths, case in product(options.paths, options.case):
+            sizes = (2, 3, 4, 3) if options.quick else (options.answers, 32, 48, 24)
+            answers = plan(*sizes, paths, case == "unequal", options.seed)
+            questions = prompts(subject, len(answers), 8 if options.quick else 64, options.seed)
             torch.manual_seed(options.seed)
             ways: dict[str, Callable[[], None]] = {
-                sampler: partial(by_engine, subject, shape, questions, sampler, options.seed) for sampler in BLIND
+                f"{sampler}{', compiled' * compile}": partial(
+                    by_engine, subject, answers, questions, sampler, options.seed, compile
+                )
+                for compile in engines(options)
+                for sampler in BLIND
             }
-            times = alternate({**ways, "loop": partial(by_loop, subject, shape, questions)}, options.runs)
-            for sampler in ways:
-                rows.append({"model": name, "paths": paths, **ratio(times, "loop", sampler)})
-            details.append({"model": name, "shape": vars(shape), "drawn": shape.drawn, "seconds": times})
+            times = alternate({**ways, "loop": partial(by_loop, subject, answers, questions)}, options.runs)
+            for way in ways:
+                rows.append({"model": name, "paths": paths, "case": case, **ratio(times, "loop", way)})
+            about = {"model": name, "paths": paths, "case": case, "drawn": drawn_tokens(answers)}
+            details.append({**about, "seconds": times})
     report(options, "forks", f"{options.answers} answers with {FORKS} forks each", rows, details=details)
 
 

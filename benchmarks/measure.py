@@ -35,6 +35,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", default=["tiny", "20m"], help="tiny, 20m, or model folders")
     parser.add_argument("--runs", type=int, default=5, help="rounds that count")
+    parser.add_argument("--compile", action="store_true", help="measure the compiled engine too")
     parser.add_argument("--seed", type=int, default=0, help="of prompts, lengths and draws")
     parser.add_argument("--quick", action="store_true", help="the smallest sizes: does it work at all?")
     parser.add_argument("--out", type=Path, help="a folder for the JSON; printed if none is given")
@@ -67,12 +68,20 @@ def plain(tokens: int) -> Sampling:
     return Sampling(sampler="sequential", budget=Budget(total=tokens, critical_path=tokens))
 
 
+def engines(options: argparse.Namespace) -> list[bool]:
+    """Whether the engines that take part are compiled."""
+    return [False, True] if options.compile else [False]
+
+
 def generate(policy: Policy, prompts: Sequence[Sequence[int]], tokens: int, copies: int = 1) -> list[list[int]]:
-    """So many new tokens after each of some prompts of one length, by one call of `model.generate`: the raw policy."""
-    batch = torch.tensor(prompts)
+    """So many new tokens after each of some prompts, by one call of `model.generate`: the raw policy. Shorter prompts
+    are padded on the left."""
+    longest = max(map(len, prompts))
+    padding = [longest - len(prompt) for prompt in prompts]
+    batch = torch.tensor([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)])
     drawn = policy.model.generate(
         batch,
-        attention_mask=torch.ones_like(batch),
+        attention_mask=(torch.arange(longest) >= torch.tensor(padding)[:, None]).long(),
         max_new_tokens=tokens,
         num_return_sequences=copies,
         do_sample=True,
@@ -81,7 +90,7 @@ def generate(policy: Policy, prompts: Sequence[Sequence[int]], tokens: int, copi
         top_p=1.0,
         pad_token_id=0,
     )
-    new = drawn[:, batch.shape[1] :]
+    new = drawn[:, longest:]
     assert new.shape == (len(prompts) * copies, tokens), "an answer ended early"
     return new.tolist()
 

@@ -41,7 +41,7 @@ print("\nlargest difference of log-probabilities:", measure(policy, "isolated", 
 
 # 5. Rewards are functions; advantages compare the answers to one problem.
 reward = parse_reward("alternate(accuracy(), bonus(0.2), period=10, second=2)")
-rewards = [reward(Outcome(r.correct, r.trace.forks, r.trace.well_formed), 1) for r in rollouts]
+rewards = [sum(reward(Outcome.of(rollout), 1).values()) for rollout in rollouts]
 advantages = [
     value for start in range(0, len(rewards), 8) for value in grpo.advantages(rewards[start : start + 8], True)
 ]

@@ -11,6 +11,7 @@ from parallel_r1.batch import collate, score
 from parallel_r1.config import Budget, Sampling
 from parallel_r1.engines import flex
 from parallel_r1.engines.local import LocalEngine
+from parallel_r1.errors import UserError
 from parallel_r1.fork_join import draw
 from parallel_r1.models import Policy
 from parallel_r1.trace import EXACT_SCORER
@@ -94,3 +95,33 @@ def check_flex(small, device):
         with torch.no_grad():
             found = (score(small.model, batch) - batch.behaviour).abs()[batch.sampled]
         assert found.max().item() <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma2"])
+def test_a_compiled_engine_is_exact_while_its_weights_change(name, tokenizer, tags):
+    """Windows, soft caps and grouped queries; answers that end one after the other, so that steps shrink to one token;
+    and no compiling again for other lengths, other engines or other weights."""
+    policy = Policy(architectures.random_model(name, len(tokenizer)), tokenizer, tags)
+    sampling = Sampling(paths=3, budget=Budget(total=150, critical_path=150, path=25, depth=2), rows=4)
+    torch._dynamo.reset()
+    compiled = []
+    for round_ in range(3):
+        prompts = prompts_of(policy, 3) * (1 + round_)
+        engine = LocalEngine(policy.model, compile=True)
+        traces = draw(engine, tags, prompts, sampling, round_, force=force_forks(tags))
+        assert mismatch(policy, traces, "isolated") <= 1e-4
+        compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        with torch.no_grad():
+            for weights in policy.model.parameters():
+                weights += 0.01 * torch.randn_like(weights)
+    assert compiled[0] > 0
+    assert compiled[0] == compiled[1] == compiled[2]
+
+
+def test_compiling_without_a_compiler_is_one_clear_error(policy, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    torch._inductor.cpp_builder.cpp_compiler_search.cache_clear()
+    with pytest.raises(UserError, match=r"C\+\+ compiler"):
+        LocalEngine(policy.model, compile=True)
+    torch._inductor.cpp_builder.cpp_compiler_search.cache_clear()

@@ -1,31 +1,93 @@
+import math
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parallel_r1 import rewards
 from parallel_r1.errors import UserError
-from parallel_r1.rewards import Outcome, accuracy, alternate, bonus, parallel_and_accuracy, parse_reward, switch
+from parallel_r1.rewards import KNOWN, Outcome, accuracy, check_reward, self_bleu
 
-RIGHT = Outcome(correct=True, forks=0, well_formed=True)
-RIGHT_FORKED = Outcome(correct=True, forks=1, well_formed=True)
-RIGHT_BROKEN = Outcome(correct=True, forks=1, well_formed=False)
-WRONG = Outcome(correct=False, forks=0, well_formed=True)
-WRONG_FORKED = Outcome(correct=False, forks=2, well_formed=True)
+TWO = "<Parallel><Path>{}</Path><Path>{}</Path></Parallel>\n<Summary>s</Summary>"
+RIGHT = Outcome(correct=True, forks=0, well_formed=True, critical_path=10, total=10, text="4*5")
+RIGHT_FORKED = Outcome(True, 1, True, critical_path=6, total=10, text=TWO.format("a b c d", "e f g h"))
+RIGHT_BROKEN = Outcome(True, 1, False, critical_path=6, total=10, text="<Parallel><Path>")
+WRONG = Outcome(False, 0, True, critical_path=10, total=10, text="4*6")
+WRONG_FORKED = Outcome(False, 2, True, critical_path=5, total=20, text=TWO.format("a b c d", "a b c d"))
 ALL = (RIGHT, RIGHT_FORKED, RIGHT_BROKEN, WRONG, WRONG_FORKED)
+HALF = math.exp(-1 / 50)
+
+
+def parse_reward(text):
+    """The reward as a number."""
+    reward = rewards.parse_reward(text)
+    return lambda outcome, step: sum(reward(outcome, step).values())
 
 
 @pytest.mark.parametrize(
-    ("reward", "expected"),
+    ("text", "expected"),
     [
-        (accuracy(), (1, 1, 1, -1, -1)),
-        (accuracy(wrong=0), (1, 1, 1, 0, 0)),
-        (parallel_and_accuracy(), (-1, 1, -1, -1, -1)),
-        (bonus(0.2), (1, 1.2, -1, -1, -1)),
-        (bonus(1.0), (1, 2.0, -1, -1, -1)),
+        ("accuracy()", (1, 1, 1, -1, -1)),
+        ("accuracy(wrong=0)", (1, 1, 1, 0, 0)),
+        ("parallel_and_accuracy()", (-1, 1, -1, -1, -1)),
+        ("bonus(0.2)", (1, 1.2, -1, -1, -1)),
+        ("bonus(1.0)", (1, 2.0, -1, -1, -1)),
+        ("gate()", (1, 1, -1, -1, -1)),
+        ("additive()", (1, 1.5, 1, -1, -1)),
+        ("additive(wrong=0.5)", (1, 1.5, 1, -1, -0.5)),
+        ("count()", (1, 2, 2, -1, -1)),
+        ("count(gate(), right=0.5, wrong=1)", (1, 1.5, -0.5, -1, -1 + math.sqrt(2))),
+        ("efficiency()", (1, 1.16, 1.16, -1, -1)),
+        ("efficiency(wrong=0.1)", (1, 1.16, 1.16, -1, -1 + 0.075)),
+        ("acceleration(accuracy(wrong=0))", (1, 1.1, 1.1, 0, 0)),
+        ("acceleration(accuracy(0), 0.5, 0, most=1)", (1, 1.2, 1.2, 0, 0)),
+        ("diversity()", (1, 1, 1, -1, -1)),
+        ("diversity(wrong=0.3)", (1, 1, 1, -1, -1.3)),
+        ("diversity(bonus(0.2), right=0.2)", (1, 1.2, -1, -1, -1)),
+        ("decay(efficiency(), steps=50)", (1, 1 + 0.16 * HALF, 1 + 0.16 * HALF, -1, -1)),
+        ("anneal(bonus(1.0), accuracy(), steps=4)", (1, 1 + 0.75, 1 - 2 * 0.75, -1, -1)),
     ],
 )
-def test_the_table_of_the_method(reward, expected):
-    for step in (1, 9, 100):
-        assert [reward(outcome, step) for outcome in ALL] == list(expected)
+def test_the_table_of_the_method(text, expected):
+    assert [parse_reward(text)(outcome, 1) for outcome in ALL] == pytest.approx(expected)
+
+
+def test_a_reward_is_the_sum_of_named_terms():
+    reward = rewards.parse_reward("diversity(additive(bonus(0.2)), right=1)")
+    same = Outcome(True, 1, True, 6, 10, TWO.format("a b c d", "a b c d"))
+    assert reward(same, 1) == pytest.approx({"accuracy": 1, "parallel": 0.7, "diversity": -1})
+    assert set(reward(WRONG, 1)) == set(reward(same, 1))
+
+
+def test_what_is_annealed_ends_as_the_other():
+    reward = parse_reward("anneal(bonus(1.0), steps=4)")
+    assert [reward(RIGHT_FORKED, step) for step in (2, 4, 100)] == [1.5, 1, 1]
+    assert parse_reward("decay(bonus(1.0), steps=2)")(RIGHT_FORKED, 100) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (TWO.format("one two three four", "one two three four"), 1.0),
+        (TWO.format("one two three four", "five six seven eight"), 0.0),
+        ("<Parallel><Path>one two three four</Path></Parallel>\n<Summary>s</Summary>", 0.0),
+        ("nothing", 0.0),
+        (TWO.format("a b c d", "a b c d") + TWO.format("a b c d", "e f g h"), 0.5),
+    ],
+)
+def test_how_alike_siblings_are(text, expected):
+    assert self_bleu(text) == pytest.approx(expected, abs=1e-9)
+
+
+def test_self_bleu_is_the_mean_of_bleu_against_the_siblings():
+    from sacrebleu import sentence_bleu
+
+    drawing = random.Random(0)
+    paths = [" ".join(drawing.choice("abcd") for _ in range(9)) for _ in range(4)]
+    text = "x<Parallel>" + "".join(f"<Path>{path}</Path>" for path in paths) + "</Parallel>\n<Summary>s</Summary>"
+    each = [sentence_bleu(path, [other for other in paths if other is not path]).score for path in paths]
+    assert self_bleu(text) == pytest.approx(sum(each) / 400)
 
 
 # Steps 1 to 20 by hand. S1 rewards accuracy throughout; S2 rewards accuracy for 8 steps, then the bonus for 2.
@@ -48,12 +110,39 @@ def test_schedules_s1_and_s2_by_step():
 def test_the_scaffold_switches_after_its_step():
     reward = parse_reward("switch(alternate(accuracy(), bonus(0.2)), accuracy(), at=9)")
     assert [reward(RIGHT_FORKED, step) for step in (8, 9, 10, 19)] == [1.0, 1.2, 1.0, 1.0]
-    assert switch(accuracy(), bonus(), at=1)(RIGHT_FORKED, 2) == 1.2
 
 
-@given(st.sampled_from([accuracy(), parallel_and_accuracy(), bonus(), alternate(accuracy(), bonus())]), st.integers(1))
-def test_only_correct_answers_earn(reward, step):
-    assert reward(WRONG, step) == reward(WRONG_FORKED, step) == -1
+leaves = st.sampled_from(["accuracy()", "gate()", "parallel_and_accuracy()", "bonus()"])
+shaped = ["additive({0})", "count({0})", "diversity({0})", "efficiency({0})", "acceleration({0})"]
+mixed = ["alternate({0}, {1})", "switch({0}, {1}, at=7)", "decay({0}, {1})", "anneal({0}, {1}, steps=9)"]
+expressions = st.recursive(
+    leaves,
+    lambda inner: st.builds(lambda form, *parts: form.format(*parts), st.sampled_from(shaped + mixed), inner, inner),
+    max_leaves=6,
+)
+
+
+@given(expressions, st.integers(1, 30))
+def test_unless_a_recipe_says_otherwise_a_wrong_answer_earns_nothing_for_its_structure(text, step):
+    reward = parse_reward(text)
+    assert reward(WRONG, step) == pytest.approx(-1)
+    assert reward(WRONG_FORKED, step) == pytest.approx(-1)
+
+
+@given(expressions)
+def test_a_reward_that_pays_for_forks_needs_a_sampler_that_forks(text):
+    check_reward(text, forks=True)
+    needs = any(name in text for name in ("bonus", "parallel", "additive", "count", "div", "effi", "accel"))
+    if needs:
+        with pytest.raises(UserError, match="sequential"):
+            check_reward(text, forks=False)
+    else:
+        check_reward(text, forks=False)
+
+
+def test_every_known_reward_has_an_explanation():
+    assert all(function.__doc__ for function in KNOWN.values())
+    assert accuracy()(RIGHT, 1) == {"accuracy": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +150,14 @@ def test_only_correct_answers_earn(reward, step):
     [
         ("acuracy()", "did you mean 'accuracy'"),
         ("accuracy", "reward such as"),
-        ("accuracy(oops=1)", "oops"),
+        ("accuracy(wrongg=1)", "did you mean 'wrong'"),
+        ("accuracy(1, 2)", "too many"),
+        ("accuracy(bonus())", "no number"),
+        ("accuracy(wrong=True)", "no number"),
+        ("alternate(1, 2)", "no call of a reward"),
+        ("alternate(accuracy(), bonus(), *[1])", "reward such as"),
+        ("accuracy(**{})", "argument of accuracy"),
+        ("decay(bonus(), steps=0)", "larger than 0"),
         ("alternate(accuracy())", "reward such as"),
         ("alternate(accuracy(), bonus(), period=2, second=3)", "second must lie"),
         ("bonus('x')", "no number"),
@@ -73,5 +169,5 @@ def test_only_correct_answers_earn(reward, step):
 )
 def test_a_bad_reward_is_one_clear_error(text, said):
     with pytest.raises(UserError, match="expected") as caught:
-        parse_reward(text)
+        rewards.parse_reward(text)
     assert said in str(caught.value)

@@ -6,10 +6,11 @@ from parallel_r1.trace import Defect, Span, Trace
 
 
 def rollout(name="a", reward=None):
+    terms = None if reward is None else {"accuracy": 1.0, "parallel": reward - 1.0}
     spans = (Span((1, 2), (), True, (-0.5, -1.25), (-0.75, -2.0)), Span((3,), ((0, 1), (2, 0)), False))
     spans += (Span((4,), (), True, (-1.0,)), Span((5,), (), True, (-1.0,), (-1.0,)))
     trace = Trace((7, 8), spans, "length", "isolated", 3, (Defect("x", 1, "y"),))
-    return Rollout(Problem(name, "p\n", "22", "t"), trace, "é</Path>\n", True, 3, 3, reward)
+    return Rollout(Problem(name, "p\n", "22", "t"), trace, "é</Path>\n", True, 3, 3, terms)
 
 
 def test_jsonl_loses_nothing(tmp_path):

@@ -94,7 +94,7 @@ def answer(
     prompts = {problem.prompt: policy.encode(problem.prompt) for problem in problems}
     check_length(policy, max(map(len, prompts.values())), sampling)
     traces = draw(
-        engine or LocalEngine(policy.model),
+        engine or LocalEngine(policy.model, compile=sampling.compile),
         policy.tags,
         [prompts[problem.prompt] for problem in asked],
         sampling,

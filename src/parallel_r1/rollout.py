@@ -36,7 +36,7 @@ class Rollout:
     Attributes:
         text: the answer as read by people, tags included.
         correct: whether the task's verifier accepts it.
-        reward: what it earned; None outside RL.
+        terms: what it earned, and what for; None outside RL.
         critical_path: tokens that had to be drawn one after the other, given ones included.
         total: all tokens of the answer.
     """
@@ -47,11 +47,16 @@ class Rollout:
     correct: bool
     critical_path: int
     total: int
-    reward: float | None = None
+    terms: dict[str, float] | None = None
 
-    def rewarded(self, reward: float) -> Rollout:
+    @property
+    def reward(self) -> float | None:
+        """What it earned: the sum of the terms."""
+        return None if self.terms is None else sum(self.terms.values())
+
+    def rewarded(self, terms: dict[str, float]) -> Rollout:
         """The same rollout with a reward."""
-        return replace(self, reward=reward)
+        return replace(self, terms=terms)
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ def to_json(rollout: Rollout) -> dict[str, Any]:
         "text": rollout.text,
         "correct": rollout.correct,
         "reward": rollout.reward,
+        "terms": rollout.terms,
         "critical_path": rollout.critical_path,
         "total": rollout.total,
         "finish": trace.finish,
@@ -107,7 +113,7 @@ def from_json(row: dict[str, Any]) -> Rollout:
     defects = tuple(Defect(**defect) for defect in row["defects"])
     trace = Trace(tuple(row["prompt_ids"]), spans, row["finish"], row["sampler"], row["policy_version"], defects)
     problem = Problem(row["id"], row["prompt"], row["answer"], row["source"])
-    return Rollout(problem, trace, row["text"], row["correct"], row["critical_path"], row["total"], row["reward"])
+    return Rollout(problem, trace, row["text"], row["correct"], row["critical_path"], row["total"], row["terms"])
 
 
 def write_jsonl(path: Path, rollouts: Iterable[Rollout]) -> None:

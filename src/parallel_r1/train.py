@@ -26,7 +26,7 @@ from parallel_r1.errors import UserError
 from parallel_r1.evaluate import Result, answer, evaluate
 from parallel_r1.models import Policy
 from parallel_r1.parity import compare
-from parallel_r1.rewards import Outcome, Reward, parse_reward
+from parallel_r1.rewards import Outcome, Reward, check_reward, parse_reward
 from parallel_r1.rollout import Group, Rollout, group
 from parallel_r1.run_folder import RunFolder
 from parallel_r1.tasks import load_task
@@ -191,7 +191,7 @@ def run_rl(policy: Policy, stage: RL, seed: int) -> Iterator[tuple[dict[str, Any
     for step in range(1, stage.steps + 1):
         started = time.perf_counter()
         problems = list(islice(source, stage.problems))
-        engine = LocalEngine(policy.model)
+        engine = LocalEngine(policy.model, compile=stage.sampling.compile)
         drawn = answer(policy, task, problems, stage.group, stage.sampling, f"{seed}/{policy.version}", engine)
         sampled = time.perf_counter()
         groups = [reward_group(members, reward, step) for members in group(drawn)]
@@ -241,10 +241,7 @@ def run_rl(policy: Policy, stage: RL, seed: int) -> Iterator[tuple[dict[str, Any
 
 def reward_group(members: Group, reward: Reward, step: int) -> Group:
     """A group with its rewards at a 1-based step."""
-    rewarded = []
-    for rollout in members.rollouts:
-        outcome = Outcome(rollout.correct, rollout.trace.forks, rollout.trace.well_formed)
-        rewarded.append(rollout.rewarded(reward(outcome, step)))
+    rewarded = (rollout.rewarded(reward(Outcome.of(rollout), step)) for rollout in members.rollouts)
     return Group(members.problem, tuple(rewarded))
 
 
@@ -252,8 +249,10 @@ def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Means over the answers of a step."""
     forked = [rollout for rollout in rollouts if rollout.trace.forks]
     logprobs = [value for rollout in rollouts for span in rollout.trace.spans for value in span.logprobs or ()]
+    terms = {name for rollout in rollouts for name in rollout.terms or ()}
     return {
         "reward": fmean(rollout.reward or 0.0 for rollout in rollouts),
+        **{f"reward_{name}": fmean((rollout.terms or {}).get(name, 0.0) for rollout in rollouts) for name in terms},
         "accuracy": fmean(rollout.correct for rollout in rollouts),
         "parallel_ratio": len(forked) / len(rollouts),
         "well_formed": fmean(rollout.trace.well_formed for rollout in forked) if forked else 1.0,
@@ -338,7 +337,7 @@ def check(recipe: Recipe) -> None:
     for stage in recipe.stages.values():
         if isinstance(stage, RL):
             load_task(stage.task)
-            parse_reward(stage.reward)
+            check_reward(stage.reward, forks=stage.sampling.sampler != "sequential")
         else:
             for task in {**stage.data.tasks, **stage.data.rehearse}:
                 load_task(task)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from parallel_r1.attend import capped
-from parallel_r1.engines.plan import Read, Step
+from parallel_r1.engines.plan import Layer, Read, Step
 
 
 def attend_step(
@@ -17,37 +17,34 @@ def attend_step(
     values: Tensor,
     far: tuple[Tensor, Tensor] | None,
     plan: Step,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    layer: Layer,
 ) -> Float[Tensor, "n h d"]:
     """One query per branch, as batched products: with few queries a row they are up to 5 times faster on CPU than
     the fused kernel. Queries of the heads that share a key head stand side by side, so keys are never repeated."""
     rows, slots, reach = plan.shape
     heads, head, key_heads = query.shape[0], query.shape[2], keys.shape[1]
     groups = heads // key_heads
-    laid = query.transpose(0, 1)
-    if not plan.dense:
-        flat, laid = laid, query.new_zeros(rows, slots, heads, head)
-        laid[plan.at.rows, plan.slots] = flat
-        laid = laid.view(rows, slots, key_heads, groups, head).permute(0, 2, 3, 1, 4)
+    laid = plan.lay(query).view(rows, slots, key_heads, groups, head).permute(0, 2, 3, 1, 4)
     laid = laid.reshape(rows * key_heads, groups * slots, head)
-    own, shared = _biases(plan, window, groups, key_heads, laid.dtype)
-    near_keys = keys[:rows, :, :reach].flatten(0, 1).transpose(1, 2)
+    own, shared = _biases(plan, layer.window, groups, key_heads, laid.dtype)
     near_values = values[:rows, :, :reach].flatten(0, 1)
-    if softcap is None:
-        scores = torch.baddbmm(own, laid, near_keys, alpha=scale)
-    else:
-        scores = torch.bmm(laid, near_keys).mul_(scale / softcap).tanh_().mul_(softcap) + own
-    if shared is None or far is None or plan.members is None:
+    scores = _scores(laid, keys[:rows, :, :reach].flatten(0, 1), own, layer)
+    if shared is None or far is None:
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
         out = torch.bmm(weights, near_values)
     else:
-        out = _with_prompts(laid, scores, near_values, far, plan, shared, scale, softcap)
-    if plan.dense:
-        return out.view(rows, heads, head)
+        out = _with_prompts(laid, scores, near_values, far, plan, shared, layer)
     out = out.view(rows, key_heads, groups, slots, head).permute(0, 3, 1, 2, 4).reshape(rows, slots, heads, head)
-    return out[plan.at.rows, plan.slots]
+    return out[:, 0] if plan.dense else out[plan.at.rows, plan.slots]
+
+
+def _scores(
+    laid: Float[Tensor, "b q d"], keys: Float[Tensor, "b c d"], bias: Float[Tensor, "b q c"], layer: Layer
+) -> Float[Tensor, "b q c"]:
+    if layer.softcap is None:
+        return torch.baddbmm(bias, laid, keys.transpose(1, 2), alpha=layer.scale)
+    scores = torch.bmm(laid, keys.transpose(1, 2)).mul_(layer.scale / layer.softcap)
+    return scores.tanh_().mul_(layer.softcap).add_(bias)
 
 
 def _with_prompts(
@@ -56,12 +53,11 @@ def _with_prompts(
     near_values: Tensor,
     far: tuple[Tensor, Tensor],
     plan: Step,
-    bias: Float[Tensor, "m q l"],
-    scale: float,
-    softcap: float | None,
+    bias: Float[Tensor, "rk q l"],
+    layer: Layer,
 ) -> Float[Tensor, "rk q d"]:
-    """Attention to own columns and to the shared prompt, normalised together. A prompt's keys are read once for
-    all answers to it."""
+    """Attention to own columns and to the shared prompt, normalised together. A prompt's keys are read once for all
+    answers to it, whose queries are sorted by prompt."""
     assert plan.members is not None
     assert plan.prompt is not None
     assert plan.place is not None
@@ -72,13 +68,11 @@ def _with_prompts(
     by_prompt[plan.prompt, plan.place] = laid.view(rows, key_heads, queries, head)[plan.members]
     by_prompt = by_prompt.transpose(1, 2).reshape(prompts * key_heads, answers * queries, head)
     far_keys, far_values = (part[:prompts, :, :length].flatten(0, 1) for part in far)
-    found = torch.bmm(by_prompt, far_keys.transpose(1, 2)).mul_(scale)
-    if softcap is not None:
-        found = found.div_(softcap).tanh_().mul_(softcap)
+    found = _scores(by_prompt, far_keys, laid.new_zeros(1, 1, 1), layer)
     found = found.view(prompts, key_heads, answers, queries, length).transpose(1, 2)
-    far_scores = scores.new_full((rows, key_heads, queries, length), torch.finfo(scores.dtype).min)
-    far_scores[plan.members] = found[plan.prompt, plan.place] + bias[:, None]
-    both = torch.cat([far_scores.view(batch, queries, length), scores], dim=-1)
+    far_scores = scores.new_zeros(rows, key_heads, queries, length)
+    far_scores[plan.members] = found[plan.prompt, plan.place]
+    both = torch.cat([far_scores.view(batch, queries, length) + bias, scores], dim=-1)
     weights = both.softmax(dim=-1, dtype=torch.float32).to(near_values.dtype)
     out = torch.bmm(weights[..., length:], near_values).view(rows, key_heads, queries, head)
     spread = weights.new_zeros(prompts, answers, key_heads, queries, length)
@@ -91,30 +85,31 @@ def _with_prompts(
 
 def _biases(
     plan: Step, window: int | None, groups: int, key_heads: int, dtype: torch.dtype
-) -> tuple[Float[Tensor, "rk q c"], Float[Tensor, "m q l"] | None]:
+) -> tuple[Float[Tensor, "rk q c"], Float[Tensor, "rk q l"] | None]:
     """What is added to the scores of own columns and of the shared prompt: 0 where seen, else the smallest number.
     The same for every layer with the same window."""
     if window in plan.made:
         return plan.made[window]
     (rows, slots, reach), memory = plan.shape, plan.at.memory
+
+    def bias(seen: Bool[Tensor, "r s c"]) -> Float[Tensor, "rk q c"]:
+        zero = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        each = zero.masked_fill_(~seen, torch.finfo(dtype).min)[:, None, None]
+        return each.expand(-1, key_heads, groups, -1, -1).reshape(rows * key_heads, groups * slots, seen.shape[2])
+
     seen = memory.visible[:rows, :slots, :reach]
-    now = None
     if window is not None:
-        now = plan.positions.new_zeros(rows, slots)
-        now[plan.at.rows, plan.slots] = plan.positions
-        seen = seen & (memory.positions[:rows, None, :reach] > now[:, :, None] - window)
-    least = torch.finfo(dtype).min
-    own = torch.zeros(seen.shape, dtype=dtype, device=plan.positions.device).masked_fill_(~seen, least)
-    own = own[:, None, None].expand(-1, key_heads, groups, -1, -1).reshape(rows * key_heads, groups * slots, reach)
-    shared = None
+        seen = seen & (memory.positions[:rows, None, :reach] > plan.now[:, :, None] - window)
+    own, shared = bias(seen), None
     if plan.members is not None:
         assert plan.lengths is not None
-        places = torch.arange(int(plan.lengths.max()), device=plan.positions.device)
-        within = (places < plan.lengths[:, None])[:, None].expand(-1, slots, -1)
-        if window is not None and now is not None:
-            within = within & (places > now[plan.members][:, :, None] - window)
-        shared = torch.zeros(within.shape, dtype=dtype, device=plan.positions.device).masked_fill_(~within, least)
-        shared = shared[:, None].expand(-1, groups, -1, -1).reshape(len(plan.members), groups * slots, -1)
+        lengths = plan.lengths.new_zeros(rows)
+        lengths[plan.members] = plan.lengths
+        places = torch.arange(int(plan.lengths.max()), device=lengths.device)
+        within = (places < lengths[:, None])[:, None].expand(-1, slots, -1)
+        if window is not None:
+            within = within & (places > plan.now[:, :, None] - window)
+        shared = bias(within)
     plan.made[window] = own, shared
     return own, shared
 
@@ -125,14 +120,10 @@ def attend_read(
     values: Tensor,
     far: tuple[Tensor, Tensor] | None,
     plan: Read,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    layer: Layer,
 ) -> Float[Tensor, "n h d"]:
     """Many queries per branch, padded to the longest."""
-    padded = query.new_zeros(len(plan.rows), plan.longest, *query.shape[::2])
-    padded[plan.feed, plan.offset] = query.transpose(0, 1)
-    padded = padded.transpose(1, 2)
+    padded, window, softcap = plan.lay(query), layer.window, layer.softcap
     mask = None
     if plan.fresh and window is None and softcap is None:
         seen_keys, seen_values = (part[plan.rows, :, : plan.longest] for part in (keys, values))
@@ -148,12 +139,12 @@ def attend_read(
             )
     if softcap is None:
         out = scaled_dot_product_attention(
-            padded, seen_keys, seen_values, mask, is_causal=mask is None, scale=scale, enable_gqa=True
+            padded, seen_keys, seen_values, mask, is_causal=mask is None, scale=layer.scale, enable_gqa=True
         )
     else:
         assert mask is not None
         bias = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
-        out = capped(padded, seen_keys, seen_values, bias, scale, softcap)
+        out = capped(padded, seen_keys, seen_values, bias, layer.scale, softcap)
     return out.transpose(1, 2)[plan.feed, plan.offset]
 
 
@@ -164,17 +155,15 @@ def _mask(plan: Read, window: int | None) -> Tensor:
         return plan.made[window]
     steps = torch.arange(1, plan.longest + 1, device=plan.positions.device)
     mask = plan.order[:, None, :] <= steps[:, None]
-    now = plan.positions.new_zeros(len(plan.rows), plan.longest)
-    now[plan.feed, plan.offset] = plan.positions
     if window is not None:
         positions = plan.at.memory.positions[plan.rows, : plan.order.shape[1]]
-        mask = mask & (positions[:, None, :] > now[:, :, None] - window)
+        mask = mask & (positions[:, None, :] > plan.now[:, :, None] - window)
     if plan.prompts is not None:
         lengths = plan.prompts[1]
         places = torch.arange(int(lengths.max()), device=plan.positions.device)
         seen = (places < lengths[:, None])[:, None].expand(-1, plan.longest, -1)
         if window is not None:
-            seen = seen & (places > now[:, :, None] - window)
+            seen = seen & (places > plan.now[:, :, None] - window)
         mask = torch.cat([seen, mask], dim=2)
     plan.made[window] = mask[:, None]
     return plan.made[window]

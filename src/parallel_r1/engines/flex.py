@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, and_masks, create_block_mask, flex_attention
 
-from parallel_r1.engines.plan import Read, Step
+from parallel_r1.engines.plan import Layer, Read, Step
 
 Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -25,22 +25,17 @@ def attend_step(
     values: Float[Tensor, "_ k _ d"],
     far: tuple[Tensor, Tensor] | None,
     plan: Step,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    layer: Layer,
 ) -> Float[Tensor, "n h d"]:
     """One query per branch."""
     (rows, slots, reach), memory, (heads, _, head) = plan.shape, plan.at.memory, query.shape
-    laid = query.new_zeros(rows, slots, heads, head)
-    laid[plan.at.rows, plan.slots] = query.transpose(0, 1)
-    now = plan.positions.new_zeros(rows, slots)
-    now[plan.at.rows, plan.slots] = plan.positions
+    laid, now, window = plan.lay(query), plan.now, layer.window
     visible, positions = memory.visible, memory.positions
     sees: Sees = lambda b, h, q, kv: visible[b, q, kv]  # noqa: E731
     if window is not None:
         sees = and_masks(sees, lambda b, h, q, kv: positions[b, kv] > now[b, q] - window)
     near = _mask(plan, ("near", window), sees, rows, slots, reach)
-    out, total = _attend(laid.transpose(1, 2), keys[:rows, :, :reach], values[:rows, :, :reach], near, scale, softcap)
+    out, total = _attend(laid.transpose(1, 2), keys[:rows, :, :reach], values[:rows, :, :reach], near, layer)
     if plan.members is not None and far is not None:
         assert plan.prompt is not None
         assert plan.place is not None
@@ -55,7 +50,7 @@ def attend_step(
         mask = _prompts(plan, window, lengths, then.flatten(1), longest)
         old_keys, old_values = (part[: plan.prompts, :, :longest] for part in far)
         asking = by_prompt.flatten(1, 2).transpose(1, 2)
-        more, sums = _attend(asking, old_keys, old_values, mask, scale, softcap)
+        more, sums = _attend(asking, old_keys, old_values, mask, layer)
         more = more.unflatten(2, (answers, slots)).transpose(1, 2)[plan.prompt, plan.place]
         sums = sums.unflatten(2, (answers, slots)).transpose(1, 2)[plan.prompt, plan.place]
         out[plan.members] = _merge(out[plan.members], total[plan.members], more, sums)
@@ -68,28 +63,22 @@ def attend_read(
     values: Float[Tensor, "_ k _ d"],
     far: tuple[Tensor, Tensor] | None,
     plan: Read,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    layer: Layer,
 ) -> Float[Tensor, "n h d"]:
     """Many queries per branch, padded to the longest."""
     count, reach = plan.order.shape
-    padded = query.new_zeros(count, plan.longest, *query.shape[::2])
-    padded[plan.feed, plan.offset] = query.transpose(0, 1)
-    now = plan.positions.new_zeros(count, plan.longest)
-    now[plan.feed, plan.offset] = plan.positions
+    asking, now, window = plan.lay(query), plan.now, layer.window
     positions, order = plan.at.memory.positions[plan.rows], plan.order
     sees: Sees = lambda b, h, q, kv: order[b, kv] <= q + 1  # noqa: E731
     if window is not None:
         sees = and_masks(sees, lambda b, h, q, kv: positions[b, kv] > now[b, q] - window)
     near = _mask(plan, ("near", window), sees, count, plan.longest, reach)
-    asking = padded.transpose(1, 2)
-    out, total = _attend(asking, keys[plan.rows, :, :reach], values[plan.rows, :, :reach], near, scale, softcap)
+    out, total = _attend(asking, keys[plan.rows, :, :reach], values[plan.rows, :, :reach], near, layer)
     if plan.prompts is not None and far is not None:
         rows, lengths = plan.prompts
         longest = int(lengths.max())
         mask = _prompts(plan, window, lengths, now, longest)
-        more, sums = _attend(asking, far[0][rows, :, :longest], far[1][rows, :, :longest], mask, scale, softcap)
+        more, sums = _attend(asking, far[0][rows, :, :longest], far[1][rows, :, :longest], mask, layer)
         out = _merge(out, total, more, sums)
     return out.transpose(1, 2)[plan.feed, plan.offset]
 
@@ -116,10 +105,10 @@ def _attend(
     keys: Float[Tensor, "b k c d"],
     values: Float[Tensor, "b k c d"],
     mask: BlockMask,
-    scale: float,
-    softcap: float | None,
+    layer: Layer,
 ) -> tuple[Float[Tensor, "b h q d"], Float[Tensor, "b h q"]]:
     """Attention and the log-sum-exp of the scores, -inf for a query that sees nothing."""
+    softcap = layer.softcap
     capped = None if softcap is None else lambda score, b, h, q, kv: softcap * torch.tanh(score / softcap)
     compute: Any = _compiled() if query.is_cuda else flex_attention
     out, more = compute(
@@ -128,7 +117,7 @@ def _attend(
         values,
         score_mod=capped,
         block_mask=mask,
-        scale=scale,
+        scale=layer.scale,
         enable_gqa=query.shape[1] != keys.shape[1],
         return_aux=AuxRequest(lse=True),
     )

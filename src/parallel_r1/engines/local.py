@@ -8,20 +8,26 @@ and the shared prompt for all answers to it at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
 import torch
+from accelerate.utils import compile_regions
 from jaxtyping import Float
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from parallel_r1.engines import Counts, batched, flex
 from parallel_r1.engines.memory import Branch, Memory
-from parallel_r1.engines.plan import Places, Read, Step
+from parallel_r1.engines.plan import Layer, Places, Read, Step
+from parallel_r1.errors import UserError
 
 ATTENTION = "parallel_r1_memory"
+_pass: ContextVar[tuple[LocalEngine, Sequence[Step | Read]]] = ContextVar("pass")
+"""The forward pass that is under way: whose memory attention works on, and what it does there. The graph of a compiled
+model holds tensors and numbers alone, so this cannot be an argument of attention."""
 
 
 class LocalEngine:
@@ -30,11 +36,21 @@ class LocalEngine:
     Args:
         model: on the device where it shall run.
         attention: the module that computes attention; `batched` on a CPU and `flex` on CUDA if None.
+        compile: run the model through `torch.compile`, layer by layer, for as many tokens as a step happens to have.
+            It reads the model's own weights, so it stays right while they are trained. Compiling takes about half a
+            minute in the first steps and needs a C++ compiler; what is compiled is kept on disk for the next time.
+
+    Raises:
+        UserError: there is no C++ compiler, but `compile`.
     """
 
-    def __init__(self, model: PreTrainedModel, attention: ModuleType | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, attention: ModuleType | None = None, *, compile: bool = False) -> None:
         self.attention = attention or (flex if model.device.type == "cuda" else batched)
         self.model = model
+        self.compiled: Callable[..., Any] | None = None
+        if compile:
+            check_compiler()
+            self.compiled = compile_regions(model, dynamic=True)
         self.config = model.config.get_text_config()
         self.device = model.device
         self.answers, self.prompts = Memory(model.device), Memory(model.device)
@@ -42,7 +58,6 @@ class LocalEngine:
         # What is to be read waits for the next step, so that reading costs no forward pass of its own.
         self.unread: dict[Memory, dict[Branch, list[int]]] = {self.prompts: {}, self.answers: {}}
         self.counts = Counts()
-        AttentionInterface.register(ATTENTION, self._attend)
 
     @torch.inference_mode()
     def open(self, prompts: Sequence[Sequence[int]], shared: Sequence[bool]) -> list[Branch]:
@@ -177,45 +192,93 @@ class LocalEngine:
 
     def _forward(self, plans: Sequence[Step | Read], logits: int) -> Float[Tensor, "n v"]:
         """One forward pass over the tokens of all plans, whose attention works on the memory; its last n logits."""
+        tokens = torch.cat([plan.tokens for plan in plans])
+        # One token has a shape of its own, which would have to be compiled for itself.
+        forward = self.model if self.compiled is None or len(tokens) == 1 else self.compiled
         before = self.config._attn_implementation
         self.config._attn_implementation = ATTENTION
+        under_way = _pass.set((self, plans))
         try:
-            return self.model(
-                input_ids=torch.cat([plan.tokens for plan in plans])[None],
+            return forward(
+                input_ids=tokens[None],
                 position_ids=torch.cat([plan.positions for plan in plans])[None],
                 use_cache=False,
-                engine=self,
-                plans=plans,
                 logits_to_keep=logits,
             ).logits[0]
         finally:
+            _pass.reset(under_way)
             self.config._attn_implementation = before
 
-    @staticmethod
-    def _attend(
-        module: torch.nn.Module,
+    def attend(
+        self,
+        plans: Sequence[Step | Read],
         query: Float[Tensor, "1 h n d"],
         key: Float[Tensor, "1 k n d"],
         value: Float[Tensor, "1 k n d"],
-        attention_mask: None,
-        *,
-        engine: LocalEngine,
-        plans: Sequence[Step | Read],
-        scaling: float | None = None,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        **_: Any,
-    ) -> tuple[Float[Tensor, "1 n h d"], None]:
-        """The attention function: store all keys and values, then let every query see its branch's columns."""
-        layer: Any = module.layer_idx
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        layer: Layer,
+    ) -> Float[Tensor, "1 n h d"]:
+        """Attention of a layer: store all keys and values, then let every query see its branch's columns."""
         sizes = [len(plan.tokens) for plan in plans]
         for plan, new_keys, new_values in zip(plans, key[0].split(sizes, 1), value[0].split(sizes, 1), strict=True):
-            plan.at.memory.write(layer, plan.at.rows, plan.at.columns, new_keys, new_values)
-        far = engine.prompts.layers.get(layer)
+            plan.at.memory.write(layer.index, plan.at.rows, plan.at.columns, new_keys, new_values)
+        far = self.prompts.layers.get(layer.index)
         parts = []
         for plan, asking in zip(plans, query[0].split(sizes, 1), strict=True):
-            compute = engine.attention.attend_step if isinstance(plan, Step) else engine.attention.attend_read
-            keys, values = plan.at.memory.layers[layer]
-            parts.append(compute(asking, keys, values, far, plan, scale, sliding_window, softcap))
-        return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
+            compute = self.attention.attend_step if isinstance(plan, Step) else self.attention.attend_read
+            keys, values = plan.at.memory.layers[layer.index]
+            parts.append(compute(asking, keys, values, far, plan, layer))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
+
+
+@torch.library.custom_op("parallel_r1::attend", mutates_args=())
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layer: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    engine, plans = _pass.get()
+    return engine.attend(plans, query, key, value, Layer(layer, scale, window, softcap)).contiguous()
+
+
+@_attend.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, layer: int, scale: float, window: Any, softcap: Any) -> Tensor:
+    _, heads, tokens, head = query.shape
+    return query.new_empty(1, tokens, heads, head)
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: Float[Tensor, "1 h n d"],
+    key: Float[Tensor, "1 k n d"],
+    value: Float[Tensor, "1 k n d"],
+    attention_mask: None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Float[Tensor, "1 n h d"], None]:
+    """The attention function of the models that an engine runs."""
+    layer: Any = module.layer_idx
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _attend(query, key, value, layer, scale, sliding_window, softcap), None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+
+
+def check_compiler() -> None:
+    """Refuse to compile without a C++ compiler."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise UserError(
+            "a C++ compiler, for sampling.compile", "none", "install g++ or clang++, or leave compile = false"
+        ) from error

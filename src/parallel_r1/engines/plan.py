@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from parallel_r1.engines.memory import Memory
+
+
+@dataclass(frozen=True)
+class Layer:
+    """How a layer attends: scores s `scale` become c tanh(s / c) under a soft cap c; within a window of positions."""
+
+    index: int
+    scale: float
+    window: int | None
+    softcap: float | None
 
 
 @dataclass
@@ -49,6 +60,23 @@ class Step:
     prompts: int = 0
     made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
+    def lay(self, query: Float[Tensor, "h n d"]) -> Float[Tensor, "r s h d"]:
+        """The queries by row and slot, 0 where there is none."""
+        rows, slots, _ = self.shape
+        flat = query.transpose(0, 1)
+        if self.dense:
+            return flat[:, None]
+        laid = query.new_zeros(rows, slots, *flat.shape[1:])
+        laid[self.at.rows, self.slots] = flat
+        return laid
+
+    @cached_property
+    def now(self) -> Int[Tensor, "r s"]:
+        """The position of every query."""
+        now = self.positions.new_zeros(self.shape[:2])
+        now[self.at.rows, self.slots] = self.positions
+        return now
+
 
 @dataclass
 class Read:
@@ -75,3 +103,16 @@ class Read:
     order: Int[Tensor, "k c"]
     prompts: tuple[Int[Tensor, " k"], Int[Tensor, " k"]] | None
     made: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def lay(self, query: Float[Tensor, "h n d"]) -> Float[Tensor, "k h l d"]:
+        """The queries by branch, 0 where there is none."""
+        laid = query.new_zeros(len(self.rows), self.longest, *query.shape[::2])
+        laid[self.feed, self.offset] = query.transpose(0, 1)
+        return laid.transpose(1, 2)
+
+    @cached_property
+    def now(self) -> Int[Tensor, "k l"]:
+        """The position of every query."""
+        now = self.positions.new_zeros(len(self.rows), self.longest)
+        now[self.feed, self.offset] = self.positions
+        return now

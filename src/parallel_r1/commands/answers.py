@@ -1,0 +1,171 @@
+"""Commands that draw answers, show them and score them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from parallel_r1.commands import (
+    AsJson,
+    Critical,
+    Forks,
+    MinP,
+    ModelPath,
+    PathBudget,
+    Paths,
+    SamplerName,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    Total,
+    app,
+    budget_of,
+    console,
+    quiet,
+    sampling_of,
+)
+from parallel_r1.errors import UserError
+
+
+@app.command()
+def generate(
+    model: ModelPath,
+    prompt: Annotated[str, typer.Option(help="What the model reads, such as 'Use 3, 5, 7 to make 26.\\n'.")],
+    sampler: SamplerName = "isolated",
+    paths: Paths = 4,
+    temperature: Temperature = 1.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer after this text. Repeatable.")] = None,
+    seed: Seed = 0,
+    total: Total = 512,
+    critical_path: Critical = 256,
+    path_tokens: PathBudget = 128,
+    forks: Forks = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Draw one answer and watch trunk, paths and summary grow, each path in its colour."""
+    budget = budget_of(total, critical_path, path_tokens, forks)
+    shape = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    sampling = sampling_of(sampler=sampler, paths=paths, budget=budget, stop=tuple(stop or ()), **shape)
+    from parallel_r1 import display, models
+    from parallel_r1.attention import latency
+    from parallel_r1.engines.local import LocalEngine
+    from parallel_r1.fork_join import draw
+
+    quiet()
+    policy = models.load(model)
+    text = prompt.replace("\\n", "\n")  # a shell's plain quotes keep the two characters
+    prompt_ids = policy.encode(text)
+    models.check_length(policy, len(prompt_ids), sampling)
+
+    def drawn(on_token: Any = None) -> Any:
+        return draw(
+            LocalEngine(policy.model),
+            policy.tags,
+            [prompt_ids],
+            sampling,
+            seed,
+            on_token=on_token,
+            decode=policy.decode,
+        )[0]
+
+    if as_json:
+        trace = drawn()
+    else:
+        console.print(text.strip(), style="bold", markup=False, highlight=False)
+        with display.LiveAnswer(console, policy.decode) as live:
+            trace = drawn(live)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "text": policy.decode(trace.token_ids),
+                    "finish": trace.finish,
+                    "forks": trace.forks,
+                    "critical_path": latency(trace),
+                    "total": len(trace.token_ids),
+                    "defects": [vars(defect) for defect in trace.defects],
+                    "spans": [
+                        {
+                            "text": policy.decode(span.token_ids),
+                            "address": span.address,
+                            "sampled": span.sampled,
+                            "logprobs": span.logprobs,
+                        }
+                        for span in trace.spans
+                    ],
+                }
+            )
+        )
+    else:
+        console.print(
+            f"{trace.finish}; forks {trace.forks}; critical path {latency(trace)}, tokens {len(trace.token_ids)}",
+            style="dim",
+        )
+        for defect in trace.defects:
+            console.print(f"{defect.kind} at token {defect.at}: {defect.message}", style="red", markup=False)
+
+
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(help="A run folder, or a file of its rollouts/.")],
+    count: Annotated[int, typer.Option(min=1, help="How many answers of a file to show.")] = 4,
+    first: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Show a run's table, or answers as trees with every path in its colour."""
+    from itertools import islice
+
+    if path.is_dir():
+        table = path / "table.md"
+        if not table.is_file():
+            raise UserError("a run folder with table.md", f"none in {path}", "give a finished run or a rollouts file")
+        files = sorted(path.glob("eval/*.json"), key=lambda file: file.stat().st_mtime)
+        if as_json:
+            print(json.dumps([json.loads(file.read_text(encoding="utf-8")) for file in files]))
+        else:
+            from rich.markdown import Markdown
+
+            console.print(Markdown(table.read_text(encoding="utf-8")))
+        return
+    if not path.is_file():
+        raise UserError("a run folder or a rollouts file", f"no file {path}", "check the path")
+    from parallel_r1.rollout import read_jsonl, to_json
+
+    for rollout in islice(read_jsonl(path), first, first + count):
+        if as_json:
+            print(json.dumps(to_json(rollout)))
+        else:
+            from parallel_r1 import display
+
+            display.rollout(console, rollout)
+
+
+@app.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="A file of a run's rollouts/, or of `eval --rollouts`.")],
+    reward: Annotated[str, typer.Option(help="A reward, as in a recipe: bonus(0.2), alternate(accuracy(), bonus()).")],
+    step: Annotated[int, typer.Option(min=1, help="The training step, for rewards that change with it.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """What answers earn under a reward, and what for: one line for each, its terms add up to its reward."""
+    from parallel_r1.rewards import Outcome, parse_reward
+
+    earn = parse_reward(reward)
+    if not file.is_file():
+        raise UserError("a file of rollouts", f"no file {file}", "check the path")
+    from parallel_r1.rollout import read_jsonl
+
+    for rollout in read_jsonl(file):
+        terms = earn(Outcome.of(rollout), step)
+        if as_json:
+            print(json.dumps({"id": rollout.problem.id, "reward": sum(terms.values()), "terms": terms}))
+        else:
+            parts = "  ".join(f"{name} {value:+.3f}" for name, value in terms.items())
+            console.print(f"{sum(terms.values()):+.3f}  {parts}  [{rollout.problem.id}]", markup=False, highlight=False)

@@ -1,0 +1,165 @@
+"""Commands that check what is drawn and written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from parallel_r1.commands import (
+    AsJson,
+    ModelPath,
+    Paths,
+    SamplerName,
+    ScorerName,
+    Seed,
+    app,
+    console,
+    one_of,
+    quiet,
+)
+from parallel_r1.errors import UserError
+
+
+@app.command()
+def parity(
+    model: ModelPath,
+    sampler: SamplerName = "isolated",
+    scorer: ScorerName = "isolated",
+    paths: Paths = 2,
+    every: Annotated[bool, typer.Option("--all", help="Compare every sampler with every scorer.")] = False,
+    answers: Annotated[int, typer.Option(min=1, help="How many answers to compare on.")] = 8,
+    forks: Annotated[int, typer.Option(min=1, help="Forks in each answer.")] = 3,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Check that what is sampled is what is scored: compare log-probabilities on answers with forks."""
+    from parallel_r1 import display, models
+    from parallel_r1.parity import measure
+    from parallel_r1.trace import Sampler, Scorer
+
+    one_of("--sampler", sampler, Sampler)
+    one_of("--scorer", scorer, Scorer)
+    quiet()
+    policy = models.load(model)
+    samplers, scorers = (get_args(Sampler), get_args(Scorer)) if every else ((sampler,), (scorer,))
+    found = [
+        pair
+        for name in samplers
+        for pair in measure(policy, name, scorers, paths, answers=answers, forks=forks, seed=seed)
+    ]
+    if as_json:
+        rows = [vars(pair) for pair in found]
+        one = {key: value for key, value in rows[0].items() if key not in ("sampler", "scorer", "exact")}
+        print(json.dumps(rows if every else one))
+    else:
+        display.parity(console, found)
+
+
+@app.command()
+def check(
+    file: Annotated[str, typer.Argument(help='JSONL with {"text": ..} on every line; - reads standard input.')],
+) -> None:
+    """Check the format of answers: prints one JSON object per line with every defect. Exit code 1 if any is invalid."""
+    invalid = False
+    for line in lines(file):
+        found = _check_line(line)
+        invalid |= not found["valid"]
+        print(json.dumps(found, ensure_ascii=False))
+    raise typer.Exit(1 if invalid else 0)
+
+
+def lines(file: str) -> Iterator[bytes]:
+    """The lines of a file or of standard input that are not blank."""
+    if file != "-" and not Path(file).is_file():
+        raise UserError("a JSONL file, or - for standard input", f"no file {file}", "check the path")
+    with sys.stdin.buffer if file == "-" else Path(file).open("rb") as stream:
+        yield from (line for line in stream if line.strip())
+
+
+def _check_line(line: bytes) -> dict[str, Any]:
+    from parallel_r1.trace import parse_text
+
+    try:
+        text = json.loads(line)["text"]
+        if not isinstance(text, str):
+            raise TypeError(f"text is {type(text).__name__}, not a string")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        at = error.pos if isinstance(error, json.JSONDecodeError) else 0
+        message = 'expected {"text": ..}, found ' + f"{type(error).__name__}: {error}"
+        defect = {"kind": "broken-line", "at": at, "message": message}
+        return {"valid": False, "defects": [defect], "forks": 0, "paths": [], "relative_positions": []}
+    found = parse_text(text)
+    return {
+        "valid": not found.defects,
+        "defects": [vars(defect) for defect in found.defects],
+        "forks": len(found.fork_at),
+        "paths": found.paths,
+        "relative_positions": [round(at / len(text), 4) for at in found.fork_at],
+    }
+
+
+@app.command()
+def inspect(
+    model: ModelPath,
+    text: Annotated[str, typer.Option(help="An answer, with its tags.")],
+    scorer: ScorerName = "isolated",
+    picture: Annotated[Path | None, typer.Option(help="Draw it into this PNG, SVG or PDF file instead.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how an answer is laid out: every token's address and position, who sees whom, the critical path."""
+    from parallel_r1.attention import layout
+    from parallel_r1.models import load_tokenizer, tag_ids
+    from parallel_r1.trace import Scorer, parse
+
+    one_of("--scorer", scorer, Scorer)
+    quiet()
+    tokenizer = load_tokenizer(model)
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    trace = parse(token_ids, tag_ids(tokenizer))
+    laid = layout(trace.runs, scorer)  # type: ignore[arg-type]
+    by_token = [span.address for span in trace.spans for _ in span.token_ids]
+    addresses = [by_token[token] for token in laid.source]  # under `replay` paths are there twice
+    laid_ids = [token_ids[token] for token in laid.source]
+    tokens = [str(tokenizer.decode([token])) for token in laid_ids]
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "tokens": tokens,
+                    "token_ids": laid_ids,
+                    "addresses": addresses,
+                    "positions": laid.positions.tolist(),
+                    "mask": laid.mask().astype(int).tolist(),
+                    "critical_path": laid.critical_path,
+                    "total": len(token_ids),
+                }
+            )
+        )
+        return
+    if picture:
+        from parallel_r1.report import relation
+
+        relation(laid, tokens, addresses, f"scorer {scorer}", picture)
+        console.print(f"wrote {picture}")
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    from parallel_r1.display import colour
+
+    table = Table("token", "position", "address", "sees")
+    for token, position, address, row in zip(tokens, laid.positions, addresses, laid.mask(), strict=True):
+        seen = "".join("█" if sees else "·" for sees in row)
+        table.add_row(
+            Text(repr(token)[1:-1], colour(address)),
+            str(position),
+            " > ".join(f"{fork + 1}.{path + 1}" for fork, path in address),
+            seen,
+        )
+    console.print(table)
+    console.print(f"critical path {laid.critical_path}, tokens {len(token_ids)}")

@@ -1,0 +1,142 @@
+"""Commands that run a recipe or measure a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from parallel_r1.commands import (
+    AsJson,
+    Critical,
+    Forks,
+    MinP,
+    ModelPath,
+    Out,
+    Overrides,
+    PathBudget,
+    Paths,
+    RecipePath,
+    SamplerName,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    Total,
+    app,
+    budget_of,
+    console,
+    quiet,
+    sampling_of,
+)
+from parallel_r1.errors import UserError
+
+
+@app.command()
+def demo(
+    out: Out = None,
+    overrides: Overrides = None,
+    recipe: Annotated[Path, typer.Option(help="The recipe to run.")] = Path("recipes/tiny/demo.toml"),
+) -> None:
+    """Watch a tiny model learn to think in parallel: the whole curriculum beside plain GRPO, in minutes on a CPU."""
+    _run(recipe, out, overrides, None)
+
+
+@app.command()
+def train(recipe: RecipePath, out: Out = None, overrides: Overrides = None) -> None:
+    """Run every stage of a recipe: a curriculum."""
+    _run(recipe, out, overrides, None)
+
+
+@app.command()
+def sft(recipe: RecipePath, out: Out = None, overrides: Overrides = None) -> None:
+    """Run the supervised stages of a recipe only."""
+    _run(recipe, out, overrides, "sft")
+
+
+@app.command()
+def rl(recipe: RecipePath, out: Out = None, overrides: Overrides = None) -> None:
+    """Run the reinforcement-learning stages of a recipe only. Give the start with --set model.path=FOLDER."""
+    _run(recipe, out, overrides, "rl")
+
+
+def _run(path: Path, out: Path | None, overrides: list[str] | None, kind: Literal["sft", "rl"] | None) -> None:
+    from parallel_r1.config import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    if kind is not None:
+        recipe = recipe.only(kind)
+    from parallel_r1 import display, report
+    from parallel_r1.run_folder import RunFolder
+    from parallel_r1.train import build_policy, check, train
+
+    quiet()
+    check(recipe)
+    folder = out or _free_folder(Path("runs") / recipe.name)
+    RunFolder.check_vacant(folder)
+    policy = build_policy(recipe)
+    run = RunFolder.create(folder, recipe)
+    console.print(f"writing to {run.path}", soft_wrap=True, highlight=False)
+    with display.RunProgress(console) as progress:
+        results = train(recipe, policy, run, progress)
+    if results:
+        (run.path / "table.md").write_text(report.markdown(results, recipe.compare), encoding="utf-8")
+        display.results(console, results, recipe.compare)
+    if not report.picture(report.read_metrics(run.path / "metrics.jsonl"), run.path / "curves.png"):
+        console.print("no picture: it needs an RL stage and `pip install parallel-r1[plot]`")
+    console.print(f"everything is in {run.path}", soft_wrap=True, highlight=False)
+
+
+def _free_folder(wanted: Path) -> Path:
+    """The wanted folder, or the first of NAME-2, NAME-3, .. that does not exist."""
+    number, folder = 1, wanted
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
+
+
+@app.command("eval")
+def evaluate(
+    model: ModelPath,
+    task: Annotated[list[str], typer.Option(help="A task, such as countdown-hard. Repeatable.")],
+    problems: Annotated[int, typer.Option(min=1, help="Held-out problems.")] = 200,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each problem: the k of mean@k.")] = 8,
+    sampler: SamplerName = "isolated",
+    paths: Paths = 4,
+    temperature: Temperature = 1.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    seed: Seed = 1234,
+    total: Total = 512,
+    critical_path: Critical = 256,
+    path_tokens: PathBudget = 128,
+    forks: Forks = 4,
+    rollouts: Annotated[Path | None, typer.Option(help="Write the answers to this JSONL file, for `show`.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model on held-out problems: mean@k and pass@k with intervals, parallel ratio, latency."""
+    budget = budget_of(total, critical_path, path_tokens, forks)
+    shape = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    sampling = sampling_of(sampler=sampler, paths=paths, budget=budget, **shape)
+    from parallel_r1 import display, models
+    from parallel_r1.evaluate import answer, held_out, summarise
+    from parallel_r1.rollout import write_jsonl
+    from parallel_r1.tasks import load_task
+
+    quiet()
+    chosen = [load_task(name) for name in task]
+    if rollouts is not None and rollouts.exists():
+        raise UserError("a new file for --rollouts", f"{rollouts} exists", "give another name")
+    policy = models.load(model)
+    drawn = [answer(policy, each, held_out(each, problems, seed), samples, sampling, seed) for each in chosen]
+    results = [summarise(answers, model) for answers in drawn]
+    if rollouts is not None:
+        write_jsonl(rollouts, [rollout for answers in drawn for rollout in answers])
+    if as_json:
+        print(json.dumps([result.to_json() for result in results]))
+    else:
+        display.results(console, results, ())
