@@ -34,8 +34,8 @@ BENCH = OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks
 RESULTS ?= bench
 
 bench: $(DONE)
-	$(BENCH)/engine.py --out $(RESULTS)
-	$(BENCH)/forks.py --out $(RESULTS)
+	$(BENCH)/engine.py --compile --out $(RESULTS)
+	$(BENCH)/forks.py --compile --out $(RESULTS)
 	$(BENCH)/growth.py --out $(RESULTS)
 	$(BENCH)/scoring.py --out $(RESULTS) --lengths 512 2048 --no-memory
 	$(BIN)/python benchmarks/table.py $(RESULTS)

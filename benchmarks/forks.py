@@ -1,11 +1,12 @@
 """Answers with forks: the engine against the way in which a causal server is driven to think in parallel.
 
 That way, as in the released code of arXiv 2509.07980, is a loop of fresh calls: `generate` draws the trunk of every
-answer up to `<Parallel>`; one call draws all paths of all answers, each after the whole text so far; and the text, now
-with all paths, is read once more to go on. No call keeps keys and values for the next. Summary and next trunk are one
-call. In the case `equal` the loop has its best: all answers are in step, so nothing is padded and no call waits. In
-`unequal`, as where a policy decides for itself, the length of every trunk, path and summary is drawn, the longest
-of each kind about 4 times as long as the median, and a call of the loop lasts as long as its longest text.
+answer up to `<Parallel>`; a call for each path draws this path of all answers, after the whole text so far; and the
+text, now with all paths, is read once more to go on. No call keeps keys and values for the next. Summary and next trunk
+are one call. A better loop, `batched loop`, draws all paths of all answers in one call. In the case `equal` the loops
+have their best: all answers are in step, so nothing is padded and no call waits. In `unequal`, as where a policy
+decides for itself, the length of every trunk, path and summary is drawn, at most 4 times the median, and a call lasts
+as long as its longest text.
 
 Both sides draw the same number of tokens at the same places: a trunk, a fork, a summary, and all of it once more. Tags
 stand at fixed places, where what was drawn is replaced; elsewhere a hook on the model's head takes tags and the end of
@@ -98,8 +99,8 @@ def by_engine(
     assert all(trace.forks == FORKS and not trace.defects for trace in traces)
 
 
-def by_loop(policy: Policy, answers: list[Answer], prompts: list[list[int]]) -> None:
-    """Fresh calls of `generate`, all answers in each."""
+def by_loop(policy: Policy, answers: list[Answer], prompts: list[list[int]], together: bool) -> None:
+    """Fresh calls of `generate`, all answers in each, and all paths too if `together`."""
     tags, ids, drawn = policy.tags, policy.tags.ids, 0
     texts = [list(prompt) for prompt in prompts]
 
@@ -118,13 +119,13 @@ def by_loop(policy: Policy, answers: list[Answer], prompts: list[list[int]]) -> 
 
     extend([{answer[0].trunk: ids[FORK_OPEN]} for answer in answers])
     for fork in range(FORKS):
-        starts = [
-            [*text, ids[PATH_OPEN]] for text, answer in zip(texts, answers, strict=True) for _ in answer[fork].paths
-        ]
-        paths = iter(call(starts, [path + 1 for answer in answers for path in answer[fork].paths]))
-        for text, answer in zip(texts, answers, strict=True):
-            for _ in answer[fork].paths:
-                text += [ids[PATH_OPEN], *next(paths)[:-1], ids[PATH_CLOSE]]
+        every = range(len(answers[0][fork].paths))
+        starts = [[*text, ids[PATH_OPEN]] for text in texts]
+        for several in [every] if together else [[path] for path in every]:
+            wanted = [answer[fork].paths[path] + 1 for path in several for answer in answers]
+            for place, path in enumerate(call(starts * len(several), wanted)):
+                texts[place % len(texts)] += [ids[PATH_OPEN], *path[:-1], ids[PATH_CLOSE]]
+        for text in texts:
             text += tags.join
         last = fork + 1 == FORKS
         extend(
@@ -173,9 +174,13 @@ def main() -> None:
                 for compile in engines(options)
                 for sampler in BLIND
             }
-            times = alternate({**ways, "loop": partial(by_loop, subject, answers, questions)}, options.runs)
-            for way in ways:
-                rows.append({"model": name, "paths": paths, "case": case, **ratio(times, "loop", way)})
+            loops = {
+                name: partial(by_loop, subject, answers, questions, together)
+                for name, together in (("loop", False), ("batched loop", True))
+            }
+            times = alternate({**ways, **loops}, options.runs)
+            for loop, way in product(loops, ways):
+                rows.append({"model": name, "paths": paths, "case": case, **ratio(times, loop, way)})
             about = {"model": name, "paths": paths, "case": case, "drawn": drawn_tokens(answers)}
             details.append({**about, "seconds": times})
     report(options, "forks", f"{options.answers} answers with {FORKS} forks each", rows, details=details)

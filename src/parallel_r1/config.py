@@ -79,8 +79,8 @@ class Sampling(Section):
         rows: answers that are drawn at once.
         memory: tokens whose keys and values may be held at once; None for no limit. When it is full, the answer that
             came last waits and is read again later.
-        compile: whether the model runs through `torch.compile` while it draws: faster steps after half a minute, and a
-            C++ compiler is needed.
+        compile: whether the model runs through `torch.compile` while it draws: faster steps after half a minute or
+            more, and a C++ compiler is needed.
         budget: of each answer.
     """
 

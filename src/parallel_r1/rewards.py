@@ -266,7 +266,10 @@ def _build(node: ast.expr, text: str) -> Reward:
 
 
 def _number(node: ast.expr) -> float:
-    value = ast.literal_eval(node)
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:
+        value = None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{ast.unparse(node)} is no number")
     return value

@@ -39,7 +39,7 @@ def attend_step(
 
 
 def _scores(
-    laid: Float[Tensor, "b q d"], keys: Float[Tensor, "b c d"], bias: Float[Tensor, "b q c"], layer: Layer
+    laid: Float[Tensor, "b q d"], keys: Float[Tensor, "b c d"], bias: Float[Tensor, "#b #q #c"], layer: Layer
 ) -> Float[Tensor, "b q c"]:
     if layer.softcap is None:
         return torch.baddbmm(bias, laid, keys.transpose(1, 2), alpha=layer.scale)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
-from accelerate.utils import compile_regions
 from jaxtyping import Float
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
@@ -25,9 +25,19 @@ from parallel_r1.engines.plan import Layer, Places, Read, Step
 from parallel_r1.errors import UserError
 
 ATTENTION = "parallel_r1_memory"
-_pass: ContextVar[tuple[LocalEngine, Sequence[Step | Read]]] = ContextVar("pass")
-"""The forward pass that is under way: whose memory attention works on, and what it does there. The graph of a compiled
-model holds tensors and numbers alone, so this cannot be an argument of attention."""
+
+
+@dataclass
+class Pass:
+    """A forward pass that is under way: whose memory attention works on, what it does there, and which layer is next.
+    The graph of a compiled model holds tensors and numbers alone, so these are no arguments of attention."""
+
+    engine: LocalEngine
+    plans: Sequence[Step | Read]
+    layer: int = 0
+
+
+_pass: ContextVar[Pass] = ContextVar("pass")
 
 
 class LocalEngine:
@@ -36,9 +46,9 @@ class LocalEngine:
     Args:
         model: on the device where it shall run.
         attention: the module that computes attention; `batched` on a CPU and `flex` on CUDA if None.
-        compile: run the model through `torch.compile`, layer by layer, for as many tokens as a step happens to have.
-            It reads the model's own weights, so it stays right while they are trained. Compiling takes about half a
-            minute in the first steps and needs a C++ compiler; what is compiled is kept on disk for the next time.
+        compile: run the model through `torch.compile`, once for any number of tokens. It reads the model's own
+            weights, so it stays right while they are trained. Compiling takes from half a minute to minutes, as the
+            model has layers, and needs a C++ compiler; what is compiled is kept on disk for the next time.
 
     Raises:
         UserError: there is no C++ compiler, but `compile`.
@@ -50,7 +60,7 @@ class LocalEngine:
         self.compiled: Callable[..., Any] | None = None
         if compile:
             check_compiler()
-            self.compiled = compile_regions(model, dynamic=True)
+            self.compiled = torch.compile(model, dynamic=True)
         self.config = model.config.get_text_config()
         self.device = model.device
         self.answers, self.prompts = Memory(model.device), Memory(model.device)
@@ -197,7 +207,7 @@ class LocalEngine:
         forward = self.model if self.compiled is None or len(tokens) == 1 else self.compiled
         before = self.config._attn_implementation
         self.config._attn_implementation = ATTENTION
-        under_way = _pass.set((self, plans))
+        under_way = _pass.set(Pass(self, plans))
         try:
             return forward(
                 input_ids=tokens[None],
@@ -230,42 +240,46 @@ class LocalEngine:
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
 
 
-@torch.library.custom_op("parallel_r1::attend", mutates_args=())
+@torch.library.custom_op(
+    "parallel_r1::attend",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value, float scale, SymInt? window, float? softcap) -> Tensor",
+)
 def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    layer: int,
     scale: float,
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    engine, plans = _pass.get()
-    return engine.attend(plans, query, key, value, Layer(layer, scale, window, softcap)).contiguous()
+    now = _pass.get()
+    layer = Layer(now.layer, scale, window, softcap)
+    now.layer += 1
+    return now.engine.attend(now.plans, query, key, value, layer).contiguous()
 
 
 @_attend.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, layer: int, scale: float, window: Any, softcap: Any) -> Tensor:
+def _(query: Tensor, key: Tensor, value: Tensor, scale: float, window: Any, softcap: Any) -> Tensor:
     _, heads, tokens, head = query.shape
     return query.new_empty(1, tokens, heads, head)
 
 
 def _attention(
     module: torch.nn.Module,
-    query: Float[Tensor, "1 h n d"],
-    key: Float[Tensor, "1 k n d"],
-    value: Float[Tensor, "1 k n d"],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     attention_mask: None,
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **_: Any,
-) -> tuple[Float[Tensor, "1 n h d"], None]:
-    """The attention function of the models that an engine runs."""
-    layer: Any = module.layer_idx
+) -> tuple[Tensor, None]:
+    """The attention function of the models that an engine runs; the layers call it in their order."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _attend(query, key, value, layer, scale, sliding_window, softcap), None
+    return _attend(query, key, value, scale, sliding_window, softcap), None
 
 
 AttentionInterface.register(ATTENTION, _attention)
