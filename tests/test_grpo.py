@@ -1,6 +1,7 @@
 """Credit and loss: against hand numbers, and against TRL's own loss on the same tensors."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from trl import GRPOConfig, GRPOTrainer
 
 from parallel_r1.algorithms import grpo, sft
-from parallel_r1.batch import collate, score
+from parallel_r1.batch import collate, score, score_with_entropy
 from parallel_r1.config import GRPO
+from parallel_r1.decoding import log_probabilities
 from parallel_r1.trace import Span, Trace
 
 
@@ -36,14 +38,22 @@ def gradient(model):
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
 
+LONGEST = 40
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+@pytest.mark.parametrize(("average", "theirs"), [("tokens", "dapo"), ("answers", "grpo"), ("constant", "dr_grpo")])
 @pytest.mark.parametrize(("low", "high"), [(0.2, 0.2), (0.2, 0.28)])
-def test_loss_and_gradient_equal_trl(policy, tmp_path, low, high):
+def test_loss_and_gradient_equal_trl(policy, tmp_path, low, high, average, theirs, kl):
     traces = plain_traces(policy)
     advantages = [1.5, -0.5, 0.7, -1.2, 0.3, -0.8]
-    tokens = sum(len(trace.token_ids) for trace in traces)
+    lengths = [len(trace.token_ids) for trace in traces]
+    tokens = sum(lengths)
+    reference = [torch.tensor(trace.spans[0].logprobs).flip(0) - 0.1 for trace in traces]
 
-    batch = collate(traces, "causal", advantages)
-    settings = GRPO(clip_low=low, clip_high=high)
+    settings = GRPO(clip_low=low, clip_high=high, average=average, kl=kl)
+    weights = grpo.weights(lengths, settings, LONGEST)
+    batch = collate(traces, "causal", advantages, weights=weights, reference=reference)
     ours, metrics = grpo.loss(score(policy.model, batch), batch, tokens, settings)
     ours.backward()
     our_gradient = gradient(policy.model)
@@ -55,8 +65,9 @@ def test_loss_and_gradient_equal_trl(policy, tmp_path, low, high):
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=GRPOConfig(
             output_dir=str(tmp_path),
-            loss_type="dapo",
+            loss_type=theirs,
             beta=0.0,
+            max_completion_length=LONGEST,
             epsilon=low,
             epsilon_high=high,
             use_cpu=True,
@@ -68,6 +79,7 @@ def test_loss_and_gradient_equal_trl(policy, tmp_path, low, high):
         train_dataset=Dataset.from_dict({"prompt": ["x"]}),
         processing_class=policy.tokenizer,
     )
+    trainer.beta = kl  # with it from the start it would load a reference, whose log-probabilities are given here
     longest_prompt = max(len(trace.prompt_ids) for trace in traces)
     longest = max(len(trace.token_ids) for trace in traces)
     pad = policy.tokenizer.pad_token_id
@@ -81,6 +93,9 @@ def test_loss_and_gradient_equal_trl(policy, tmp_path, low, high):
         "old_per_token_logps": torch.tensor(
             [[*t.spans[0].logprobs] + [0.0] * n for n, t in zip(right, traces, strict=True)]
         ),
+        "ref_per_token_logps": torch.stack(
+            [torch.nn.functional.pad(row, (0, n)) for n, row in zip(right, reference, strict=True)]
+        ),
         "advantages": torch.tensor(advantages),
         "num_items_in_batch": torch.tensor(float(tokens)),
     }
@@ -91,18 +106,68 @@ def test_loss_and_gradient_equal_trl(policy, tmp_path, low, high):
     assert torch.allclose(our_gradient, gradient(policy.model), atol=1e-6)
 
 
+def advantages(rewards, std="group"):
+    return grpo.advantages([rewards], GRPO(std=std))[0]
+
+
 def test_advantages_by_hand():
-    assert grpo.advantages([1.0] * 3, std=True) == [0, 0, 0]
-    half = grpo.advantages([1.2] * 4 + [1.0] * 4, std=True)
+    assert advantages([1.0] * 3) == [0, 0, 0]
+    half = advantages([1.2] * 4 + [1.0] * 4)
     assert half[0] == pytest.approx(0.935, abs=1e-3)
     assert half[-1] == pytest.approx(-0.935, abs=1e-3)
-    assert grpo.advantages([1.2] + [1.0] * 7, std=True)[0] == pytest.approx(2.475, abs=1e-3)
-    assert grpo.advantages([1.0, -1.0, -1.0, 1.0], std=False) == [1, -1, -1, 1]
+    assert advantages([1.2] + [1.0] * 7)[0] == pytest.approx(2.475, abs=1e-3)
+    assert advantages([1.0, -1.0, -1.0, 1.0], "none") == [1, -1, -1, 1]
 
 
-@given(st.lists(st.floats(-2, 2), min_size=2, max_size=9), st.booleans())
+def test_the_deviation_of_the_whole_batch_keeps_small_differences_small():
+    groups = [[1.0, -1.0], [1.2, 1.0], [1.0, 1.0]]
+    found = grpo.advantages(groups, GRPO(std="batch"))
+    scale = torch.tensor(groups).std().item()
+    assert found[0] == pytest.approx([1 / scale, -1 / scale], rel=1e-4)
+    assert found[1] == pytest.approx([0.1 / scale, -0.1 / scale], rel=1e-4)
+    assert found[2] == [0, 0]
+
+
+@given(st.lists(st.floats(-2, 2), min_size=2, max_size=9), st.sampled_from(["group", "batch", "none"]))
 def test_advantages_sum_to_nothing(rewards, std):
-    assert sum(grpo.advantages(rewards, std)) == pytest.approx(0, abs=1e-3)
+    assert sum(advantages(rewards, std)) == pytest.approx(0, abs=1e-3)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=9))
+def test_what_the_loss_is_a_mean_over(lengths):
+    """The weights of all tokens, divided by the tokens of the batch: shares of the loss."""
+
+    def shares(average):
+        weights = grpo.weights(lengths, GRPO(average=average), most=50)
+        return [weight * length / sum(lengths) for weight, length in zip(weights, lengths, strict=True)]
+
+    assert shares("tokens") == pytest.approx([length / sum(lengths) for length in lengths])
+    assert shares("answers") == pytest.approx([1 / len(lengths)] * len(lengths))
+    assert shares("constant") == pytest.approx([length / 50 / len(lengths) for length in lengths])
+
+
+def test_the_entropy_bonus_is_that_of_the_distribution(policy):
+    """Against the entropy of torch's own distribution; its gradient is that of the plain sum."""
+    batch = collate(plain_traces(policy, 2), "causal")
+    logits = policy.model(batch.token_ids).logits
+    for shape in ((0.7, 20, 1.0, 0.0), (0.7, 0, 1.0, 0.0)):
+        logprobs, entropies = score_with_entropy(policy.model, batch, shape)
+        oracle = torch.distributions.Categorical(logits=log_probabilities(logits.flatten(0, 1), shape)).entropy()
+        oracle = oracle.view(batch.token_ids.shape).roll(1, dims=1)
+        assert torch.allclose(entropies[batch.sampled], oracle[batch.sampled], atol=1e-5)
+        entropies.sum().backward(retain_graph=True)
+        assert torch.isfinite(gradient(policy.model)).all()
+        assert (entropies[batch.source < 0] == 0).all()
+    tokens = int(batch.sampled.sum())
+    same = replace(batch, old=logprobs.detach())
+    plain, _ = grpo.loss(logprobs, same, tokens, GRPO())
+    paid, metrics = grpo.loss(logprobs, same, tokens, GRPO(entropy=0.1), entropies)
+    assert metrics["entropy"] == pytest.approx(entropies.sum().item() / tokens)
+    assert paid.item() == pytest.approx(plain.item() - 0.1 * metrics["entropy"], abs=1e-6)
+    (gained,) = torch.autograd.grad(plain - paid, policy.model.get_input_embeddings().weight, retain_graph=True)
+    (expected,) = torch.autograd.grad(0.1 * entropies.sum() / tokens, policy.model.get_input_embeddings().weight)
+    assert torch.isfinite(expected).all()
+    assert torch.allclose(gained, expected, atol=1e-6)
 
 
 def test_the_first_update_has_ratio_one(policy):

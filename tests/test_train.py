@@ -2,24 +2,30 @@
 
 import json
 import math
+import multiprocessing
+import random
 from functools import partial
 from itertools import cycle, islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import victim
 from pydantic import ValidationError
 from test_fork_join import force_forks
 
-from parallel_r1 import evaluate, fork_join, models
+from parallel_r1 import evaluate, fork_join, models, run_folder
 from parallel_r1 import train as train_room
 from parallel_r1.algorithms import sft
 from parallel_r1.config import RL, SFT, Optimizer, Sampling, load_recipe
+from parallel_r1.engines.local import LocalEngine
 from parallel_r1.errors import UserError
-from parallel_r1.rollout import read_jsonl
+from parallel_r1.rollout import Group, read_jsonl
 from parallel_r1.run_folder import RunFolder
+from parallel_r1.tasks import load_task
 from parallel_r1.tasks.countdown import EASY
-from parallel_r1.train import Learner, build_policy, check, learning_rate, run_rl, run_sft, train
+from parallel_r1.train import Learner, build_policy, check, draw_groups, learning_rate, run_rl, run_sft, train
 
 STAGE = {
     "kind": "sft",
@@ -122,7 +128,7 @@ def test_a_trace_with_advantage_zero_counts_in_the_mean_only(policy):
     lone = learner.update(traces[:1], sft.loss)["loss"]
     learner = Learner(policy.model, stage.model_copy(update={"optimizer": Optimizer(lr=1e-12)}), 2)
     fresh = learner.update(traces[:1], sft.loss)["loss"]
-    both = learner.update(traces, sft.loss, [1.0, 0.0])["loss"]
+    both = learner.update(traces, sft.loss, advantages=[1.0, 0.0])["loss"]
     assert both == pytest.approx(fresh * sizes[0] / sum(sizes), rel=1e-4)
     assert lone != pytest.approx(both)
 
@@ -130,8 +136,105 @@ def test_a_trace_with_advantage_zero_counts_in_the_mean_only(policy):
 def test_a_batch_without_signal_changes_nothing(policy):
     stage = SFT(**STAGE)
     before = torch.cat([parameter.detach().flatten().clone() for parameter in policy.model.parameters()])
-    Learner(policy.model, stage, 1).update(examples(policy, stage, 2), sft.loss, [0.0, 0.0])
+    Learner(policy.model, stage, 1).update(examples(policy, stage, 2), sft.loss, advantages=[0.0, 0.0])
     assert torch.equal(before, torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()]))
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_many_end_the_stage(policy):
+    stage = SFT(**STAGE)
+    traces = examples(policy, stage, 2)
+    learner = Learner(policy.model, stage, 20)
+
+    def weights():
+        return torch.cat([parameter.detach().flatten().clone() for parameter in policy.model.parameters()])
+
+    def broken(logprobs, batch, tokens):
+        return logprobs.sum() * math.nan, {}
+
+    before = weights()
+    assert learner.update(traces, broken)["skipped"] == 1
+    assert torch.equal(before, weights())
+    assert "skipped" not in learner.update(traces, sft.loss)
+    assert not torch.equal(before, weights())
+    for _ in range(4):
+        learner.update(traces, broken)
+    with pytest.raises(FloatingPointError, match="5 updates in a row"):
+        learner.update(traces, broken)
+
+
+def test_a_run_that_diverges_names_its_last_good_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(sft, "loss", lambda logprobs, batch, tokens: (logprobs.sum() * math.nan, {}))
+    recipe = make(tmp_path, "stages.sft.steps=9")
+    run = RunFolder.create(tmp_path / "run", recipe)
+    with pytest.raises(UserError, match=r"stage sft.*checkpoints/base"):
+        train(recipe, build_policy(recipe), run, lambda row: None)
+    assert models.load(str(run.checkpoint("base")))
+
+
+def rl_stage(tmp_path, *overrides):
+    return make(tmp_path, *overrides).stages["rl"]
+
+
+def test_groups_without_signal_are_refilled(policy, tmp_path, monkeypatch):
+    """Whatever a group earns by its problem: the first problem of every draw has equal rewards."""
+    stage = rl_stage(tmp_path, "stages.rl.grpo.refill=2", "stages.rl.problems=4")
+    task = load_task(stage.task)
+    dead = set()
+
+    def rewarded(members):
+        if not dead or members.problem.id in dead:
+            dead.add(members.problem.id)
+            return Group(members.problem, tuple(rollout.rewarded({"a": 1.0}) for rollout in members.rollouts))
+        return Group(members.problem, tuple(r.rewarded({"a": float(i)}) for i, r in enumerate(members.rollouts)))
+
+    source = task.problems("train", 0)
+    groups, thrown = draw_groups(policy, task, source, stage, rewarded, 0, LocalEngine(policy.model))
+    assert thrown == 1
+    assert len(groups) == 4
+    assert not dead & {members.problem.id for members in groups}
+    texts = [rollout.text for members in groups for rollout in members.rollouts]
+    assert len(set(texts)) > 1
+
+    def alike(members):
+        return Group(members.problem, tuple(rollout.rewarded({"a": 1.0}) for rollout in members.rollouts))
+
+    groups, thrown = draw_groups(policy, task, source, stage, alike, 0, LocalEngine(policy.model))
+    assert (len(groups), thrown) == (4, 8)  # the last try is kept as it is
+
+
+@pytest.mark.parametrize(
+    ("changes", "measured"),
+    [
+        (["kl=0.1"], {"reference_kl"}),
+        (["entropy=0.01"], {"entropy"}),
+        (["std=batch", "average=answers", "refill=1"], {"thrown_groups"}),
+        (["std=none", "average=constant", "truncated=false"], set()),
+    ],
+)
+def test_every_member_of_the_family_runs(policy, tmp_path, changes, measured):
+    stage = rl_stage(tmp_path, *(f"stages.rl.grpo.{change}" for change in changes), "stages.rl.steps=2")
+    before = torch.cat([parameter.detach().flatten().clone() for parameter in policy.model.parameters()])
+    rows = [metrics for metrics, *_ in run_rl(policy, stage, 0)]
+    assert measured <= set(rows[0])
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    if "kl=0.1" in changes:
+        assert rows[0]["reference_kl"] == pytest.approx(0, abs=1e-2)  # two updates from the policy itself
+    after = torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()])
+    if "entropy=0.01" in changes:  # whatever was earned
+        assert not torch.equal(before, after)
+
+
+def test_what_was_cut_is_not_learnt_from_if_a_recipe_says_so(policy, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Learner, "update", lambda self, traces, loss, **columns: seen.append(traces) or {"lr": 0.0})
+    for truncated in (True, False):
+        stage = rl_stage(tmp_path, f"stages.rl.grpo.truncated={str(truncated).lower()}", "stages.rl.steps=1")
+        (_, rollouts, _), *_ = run_rl(policy, stage, 0)
+        cut = {id(rollout.trace) for rollout in rollouts if rollout.trace.finish == "length"}
+        assert cut
+        learnt = {id(trace) for traces in seen for trace in traces}
+        assert learnt == {id(rollout.trace) for rollout in rollouts} - (set() if truncated else cut)
+        seen.clear()
 
 
 def test_learning_rates_by_hand():
@@ -145,7 +248,7 @@ def test_learning_rates_by_hand():
 
 def test_sft_learns(policy):
     stage = SFT(**{**STAGE, "steps": 30, "batch": 8, "optimizer": {"lr": 1e-2}})
-    losses = [row["loss"] for row in run_sft(policy, stage, 0)]
+    losses = [row["loss"] for row, *_ in run_sft(policy, stage, 0)]
     assert losses[-1] < 0.6 * losses[0]
     assert policy.version == 30
 
@@ -195,11 +298,88 @@ def test_a_run_repeats_bit_for_bit(tmp_path):
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path, policy):
+    """Killed at twelve random moments one after the other, while it writes too, the run ends as if nothing had been."""
+    changes = "save_every = 2\n" + RECIPE.replace("[stages.rl]", "[stages.rl]\ngroup = 3").replace("group = 4\n", "")
+    changes = changes.replace("minibatches = 2", "minibatches = 2, kl = 0.1")
+    models.save(policy, tmp_path / "model")
+    start, end = changes.index("[model.architecture]"), changes.index("[evaluation]")
+    model = f"[model]\npath = '{tmp_path / 'model'}'\n"
+    (tmp_path / "small.toml").write_text(changes[:start] + model + changes[end:])
+    recipe = load_recipe(tmp_path / "small.toml")
+    whole = RunFolder.create(tmp_path / "whole", recipe)
+    results = train(recipe, build_policy(recipe), whole, lambda row: None)
+
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["victim", "transformers.models.qwen3.modeling_qwen3"])
+    drawing = random.Random(0)
+    for moments in [drawing.randint(1, 12) for _ in range(12)] + [0]:
+        process = server.Process(target=victim.run, args=(tmp_path / "small.toml", tmp_path / "killed", moments))
+        process.start()
+        process.join()
+        assert process.exitcode == (-9 if moments else 0)
+    killed = RunFolder(tmp_path / "killed")
+    assert not (killed.path / "state").exists()
+    assert [row["stage"] for row in killed.metrics() if row["kind"] == "evaluation"] == [
+        result.stage for result in results
+    ]
+
+    def lines(run):
+        timed = ("seconds", "sampling_seconds", "tokens_per_second")
+        return [{key: value for key, value in row.items() if key not in timed} for row in run.metrics()]
+
+    assert lines(killed) == lines(whole)
+    for stage in ("base", *recipe.stages):
+        one, two = (models.load(str(run.checkpoint(stage))).model.state_dict() for run in (whole, killed))
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    for file in sorted((whole.path / "rollouts").iterdir()):
+        assert (killed.path / "rollouts" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_what_cannot_be_written_destroys_nothing(tmp_path, policy, monkeypatch):
+    run = RunFolder.create(tmp_path / "run", make(tmp_path))
+    run.save_state(1, {"version": 1})
+
+    def full(value, file):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="No space left"):
+        run.save_state(2, {"version": 2})
+    assert run.load_state() == {"version": 1}
+    assert [path.name for path in (run.path / "state").iterdir()] == ["step-1.pt"]
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
+    with pytest.raises(UserError, match="GB free"):
+        run.check_space(10**9)
+
+
+def test_states_are_pruned(tmp_path):
+    run = RunFolder.create(tmp_path / "run", make(tmp_path))
+    for step in (8, 9, 10, 11):
+        run.save_state(step, {"version": step})
+    assert sorted(path.name for path in (run.path / "state").iterdir()) == ["step-11.pt"]
+    assert run.load_state() == {"version": 11}
+
+
+def test_a_line_that_was_broken_off_is_forgotten(tmp_path):
+    run = RunFolder.create(tmp_path / "run", make(tmp_path))
+    for step in (1, 2, 3):
+        run.log({"step": step, "kind": "sft"})
+    run.log({"step": 2, "kind": "evaluation", "stage": "sft", "task": "countdown-easy"})
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "ki')
+    run.rewind(2)
+    assert [row["step"] for row in run.metrics()] == [1, 2]
+
+
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
     recipe = make(tmp_path)
     RunFolder.create(tmp_path / "run", recipe)
+    assert RunFolder.create(tmp_path / "run", recipe).is_unfinished(recipe)
+    recipe = make(tmp_path, "seed=1")
     before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
-    with pytest.raises(UserError, match="holds something already"):
+    with pytest.raises(UserError, match="holds something else"):
         RunFolder.create(tmp_path / "run", recipe)
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
 
@@ -245,13 +425,13 @@ def test_a_mismatch_is_measured_at_every_step(policy, monkeypatch):
     forced = partial(fork_join.draw, force=force_forks(policy.tags))
     monkeypatch.setattr(evaluate, "draw", forced)
     problems = list(islice(EASY.problems("train", 0), 2))
-    # A problem that comes twice in a step makes one larger group.
-    monkeypatch.setattr(train_room, "load_task", lambda name: repeating(EASY, [problems[0], problems[0], problems[1]]))
+    # A problem that comes three times in a step makes one larger group.
+    monkeypatch.setattr(train_room, "load_task", lambda name: repeating(EASY, [problems[0]] * 3 + [problems[1]]))
     stage = {
         "kind": "rl",
         "task": "countdown-easy",
         "steps": 2,
-        "problems": 3,
+        "problems": 4,
         "group": 3,
         "sampling": {"sampler": "causal_join", "paths": 3, "budget": {"critical_path": 40, "path": 12}},
         "reward": "accuracy()",
@@ -259,11 +439,11 @@ def test_a_mismatch_is_measured_at_every_step(policy, monkeypatch):
     mixed = RL.model_validate(
         {**stage, "scorer": "causal", "allow_mismatch": True, "grpo": {"correction": 2.0, "minibatches": 2}}
     )
-    for row, _ in run_rl(policy, mixed, 0):
+    for row, *_ in run_rl(policy, mixed, 0):
         assert 1e-2 < row["mismatch_mean"] < row["mismatch_max"]
         assert row["mismatch_after_fork"] > 1e-2
         assert row["mismatch_after_join"] <= 1e-4
-    for row, rollouts in run_rl(policy, RL.model_validate({**stage, "scorer": "replay"}), 0):
+    for row, rollouts, _ in run_rl(policy, RL.model_validate({**stage, "scorer": "replay"}), 0):
         assert "mismatch_after_fork" not in row
         assert row["decoded"] > 0
         assert row["prefilled"] > 0

@@ -36,7 +36,8 @@ class Batch:
         sampled: True where the policy drew the token: the only places with a loss.
         behaviour: log-probabilities under the policy that drew the tokens; 0 where unknown or not sampled.
         old: log-probabilities under the scorer before the update that the batch is for; `behaviour` unless given.
-        advantages: those of the trace that the token is of; 0 outside answers.
+        reference: log-probabilities under the policy that the stage started from; 0 unless given.
+        advantages, weights: those of the trace that the token is of; 0 outside answers.
         plain: every row is one sequence without a fork, so ordinary causal attention says the same.
     """
 
@@ -50,7 +51,9 @@ class Batch:
     sampled: Bool[Tensor, "b n"]
     behaviour: Float[Tensor, "b n"]
     old: Float[Tensor, "b n"]
+    reference: Float[Tensor, "b n"]
     advantages: Float[Tensor, "b n"]
+    weights: Float[Tensor, "b n"]
     plain: bool
 
     @property
@@ -76,7 +79,9 @@ def collate(
     advantages: Sequence[float] | None = None,
     pad_id: int = 0,
     *,
+    weights: Sequence[float] | None = None,
     old: Sequence[Float[Tensor, " _"]] | None = None,
+    reference: Sequence[Float[Tensor, " _"]] | None = None,
     rows: Sequence[int] | None = None,
 ) -> Batch:
     """Lay traces out as one batch.
@@ -84,9 +89,9 @@ def collate(
     Args:
         traces: at least one.
         scorer: who sees whom.
-        advantages: one per trace; ones if None.
+        advantages, weights: one per trace; ones if None.
         pad_id: any valid token id; padding is never seen and never scored.
-        old: for each trace one log-probability per token of its answer, as `Batch.gather` makes them.
+        old, reference: for each trace one log-probability per token of its answer, as `Batch.gather` makes them.
         rows: how many traces lie side by side in each row, in the order of `traces`; one in each if None.
     """
     sizes = [len(trace.token_ids) for trace in traces]
@@ -107,7 +112,11 @@ def collate(
     known = _spread(
         [span.logprobs if span.sampled and span.logprobs else [0.0] * len(span.token_ids) for span in spans], source
     )
-    weights = [1.0] * len(traces) if advantages is None else advantages
+
+    def each(values: Sequence[float] | None) -> Float[Tensor, "b n"]:
+        ones = values or [1.0] * len(traces)
+        return _spread([[value] * size for value, size in zip(ones, sizes, strict=True)], source)
+
     return Batch(
         token_ids=_padded([np.concatenate([tokens[i] for i in row])[laid.source] for row, laid in filled], pad_id),
         positions=_padded([laid.positions for laid in layouts], 0),
@@ -119,7 +128,11 @@ def collate(
         sampled=_spread([[float(span.sampled)] * len(span.token_ids) for span in spans], source).bool(),
         behaviour=known,
         old=known if old is None else _spread([each.tolist() for each in old], source),
-        advantages=_spread([[weight] * size for weight, size in zip(weights, sizes, strict=True)], source),
+        reference=_spread(
+            [[0.0] * size for size in sizes] if reference is None else [x.tolist() for x in reference], source
+        ),
+        advantages=each(advantages),
+        weights=each(weights),
         plain=all(laid.sees.all() for laid in layouts),
     )
 
@@ -210,6 +223,13 @@ def score(model: PreTrainedModel, batch: Batch, shape: Decoding = RAW) -> Float[
         batch: under its scorer.
         shape: of the distribution to score; the raw policy unless it is what `decoding` says of a sampling.
     """
+    return score_with_entropy(model, batch, shape, entropy=False)[0]
+
+
+def score_with_entropy(
+    model: PreTrainedModel, batch: Batch, shape: Decoding = RAW, *, entropy: bool = True
+) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"] | None]:
+    """`score`, and the entropy of each distribution, in nats, in the same places."""
     predicted = (batch.source >= 0) & (
         batch.previous != torch.arange(batch.source.shape[1], device=batch.source.device)
     )
@@ -219,6 +239,15 @@ def score(model: PreTrainedModel, batch: Batch, shape: Decoding = RAW) -> Float[
     else:
         logits = attend.forward(model, batch.token_ids, batch.sight, logits_to_keep=kept).logits
     logprobs = log_probabilities(logits.flatten(0, 1), shape).view(logits.shape)
-    found = torch.zeros(predicted.shape, device=logprobs.device)
-    found[predicted] = logprobs[predicted.nonzero()[:, 0], column, batch.token_ids[predicted]]
-    return found
+    row = predicted.nonzero()[:, 0]
+
+    def at_places(values: Float[Tensor, " p"]) -> Float[Tensor, "b n"]:
+        found = torch.zeros(predicted.shape, device=values.device)
+        found[predicted] = values
+        return found
+
+    found = at_places(logprobs[row, column, batch.token_ids[predicted]])
+    if not entropy:
+        return found, None
+    known = logprobs.masked_fill(logprobs.isneginf(), 0.0)  # a token that is filtered out adds nothing
+    return found, at_places(-(known * logprobs.exp()).sum(-1)[row, column])

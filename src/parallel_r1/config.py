@@ -202,20 +202,33 @@ class SFT(Stage):
 
 
 class GRPO(Section):
-    """Group-relative policy optimisation.
+    """Group-relative policy optimisation and its family.
 
     Attributes:
         clip_low, clip_high: the ratio of new to old probability counts within [1 - clip_low, 1 + clip_high].
-        std: divide advantages by the group's standard deviation.
+        std: what divides rewards less their group's mean: the standard deviation of the group's rewards (GRPO), of the
+            whole batch's (PAPO), or nothing (Dr. GRPO).
+        average: what the loss is a mean over: all sampled tokens (DAPO), answers, each a mean over its own tokens
+            (GRPO as first published), or a constant, all that `budget.total` allows (Dr. GRPO).
         minibatches: optimiser updates from one batch of answers; 1 is strictly on-policy.
+        refill: how often problems whose answers all earned the same are replaced by new ones before a step goes on
+            with what it has (DAPO's dynamic sampling).
+        truncated: whether answers that were cut by the budget are learnt from.
+        kl: weight of the divergence from the policy that the stage started from (k3 estimate); 0 keeps no reference.
+        entropy: weight of a bonus for the entropy of what was sampled from.
         correction: the largest importance weight of a token whose sampler is not the scorer's exact partner; no
             weights if None.
     """
 
     clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
     clip_high: Annotated[float, Field(gt=0)] = 0.2
-    std: bool = True
+    std: Literal["group", "batch", "none"] = "group"
+    average: Literal["tokens", "answers", "constant"] = "tokens"
     minibatches: Count = 1
+    refill: Annotated[int, Field(ge=0)] = 0
+    truncated: bool = True
+    kl: Annotated[float, Field(ge=0)] = 0.0
+    entropy: Annotated[float, Field(ge=0)] = 0.0
     correction: Annotated[float, Field(gt=0)] | None = None
 
 
@@ -234,6 +247,10 @@ class RL(Stage):
     def explores(self) -> RL:
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature must be above 0: greedy answers to a problem are all the same")
+        if self.problems % self.grpo.minibatches:
+            raise ValueError(
+                f"problems ({self.problems}) must be divisible by grpo.minibatches ({self.grpo.minibatches})"
+            )
         return self
 
 
@@ -251,6 +268,7 @@ class Recipe(Section):
 
     Attributes:
         compare: pairs (stage, against) that the table compares, paired by problem.
+        save_every: steps of a stage after which all that is needed to go on is saved.
     """
 
     name: str
@@ -259,6 +277,7 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     stages: dict[str, Annotated[SFT | RL, Field(discriminator="kind")]] = Field(min_length=1)
     compare: tuple[tuple[str, str], ...] = ()
+    save_every: Count = 20
 
     @model_validator(mode="after")
     def known_starts(self) -> Recipe:

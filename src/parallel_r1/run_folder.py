@@ -6,8 +6,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,34 +23,63 @@ PACKAGES = ("parallel-r1", "torch", "transformers", "accelerate", "numpy", "toke
 
 
 class RunFolder:
-    """One run's files. Nothing in it is ever overwritten by another run."""
+    """One run's files. Nothing in it is ever overwritten by another run.
+
+    A run that has not finished has a folder `state/`, with all that is needed to go on from the last saved step. What
+    is there is whole: files and folders are written under another name and then renamed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> RunFolder:
-        """Start a folder for a run.
+        """Start a folder for a run, or take up the one that this recipe was broken off in.
 
         Raises:
-            UserError: the folder holds something already, or cannot be written.
+            UserError: the folder holds something else already, or cannot be written.
         """
+        run = cls(path)
+        if run.is_unfinished(recipe):
+            return run
         cls.check_vacant(path)
         try:
-            for name in ("rollouts", "checkpoints", "eval"):
+            for name in ("rollouts", "checkpoints", "eval", "state"):
                 (path / name).mkdir(parents=True, exist_ok=True)
-            (path / "recipe.toml").write_text(dump_recipe(recipe), encoding="utf-8")
             _write_json(path / "environment.json", environment())
+            _write(path / "recipe.toml", dump_recipe(recipe))  # the last: with it the folder is a run
         except OSError as error:
             raise UserError("a folder that can be written", f"{path}: {error}", "give another --out") from error
-        return cls(path)
+        return run
 
     @staticmethod
     def check_vacant(path: Path) -> None:
         """Refuse a folder that holds anything, before time is spent on a run that could not be written."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(
-                "a folder for a new run", f"{path} holds something already", "give another --out, or move it away"
+                "a folder for a new run, or one in which this recipe was broken off",
+                f"{path} holds something else",
+                "give another --out, or move it away",
+            )
+
+    def is_unfinished(self, recipe: Recipe) -> bool:
+        """Whether this recipe was begun here and has not been finished."""
+        begun = self.path / "recipe.toml"
+        same = begun.is_file() and begun.read_text(encoding="utf-8") == dump_recipe(recipe)
+        return same and (self.path / "state").is_dir()
+
+    def finish(self) -> None:
+        """Note that there is nothing left to do here."""
+        shutil.rmtree(self.path / "state")
+
+    def check_space(self, needed: int) -> None:
+        """Refuse to start on a disk with less than `needed` bytes free."""
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise UserError(
+                f"{needed / 1e9:.1f} GB free for checkpoints",
+                f"{free / 1e9:.1f} GB at {self.path}",
+                "give another --out",
             )
 
     def log(self, metrics: dict[str, Any]) -> None:
@@ -56,13 +87,51 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; one that was broken off is left out."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after a step, and evaluations that were not saved."""
+        kept = [
+            row
+            for row in self.metrics()
+            if (
+                self.evaluation(f"{row['stage']}.{row['task']}") if row["kind"] == "evaluation" else row["step"] <= step
+            )
+        ]
+        _write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+
+    def save_state(self, step: int, state: dict[str, Any]) -> None:
+        """Write what is needed to go on from a step. The last but one is kept until the next is whole."""
+        import torch
+
+        folder = self.path / "state"
+        with _whole(folder / f"step-{step}.pt") as file:
+            torch.save(state, file)
+        for old in sorted(folder.glob("step-*.pt"), key=_step)[:-1]:
+            old.unlink()
+
+    def load_state(self) -> dict[str, Any] | None:
+        """What `save_state` wrote last; None if nothing."""
+        import torch
+
+        found = sorted((self.path / "state").glob("step-*.pt"), key=_step)
+        return torch.load(found[-1], weights_only=True) if found else None
+
     def save_rollouts(self, step: int, rollouts: Iterable[Rollout]) -> None:
         """Write the answers of a step."""
-        write_jsonl(self.path / "rollouts" / f"step-{step}.jsonl", rollouts)
+        with _whole(self.path / "rollouts" / f"step-{step}.jsonl") as file:
+            write_jsonl(file, rollouts)
 
     def save_checkpoint(self, name: str, policy: Policy) -> None:
         """Write the weights after a stage as an ordinary Hugging Face model folder."""
-        save(policy, self.checkpoint(name))
+        if not self.checkpoint(name).exists():
+            with _whole(self.checkpoint(name)) as folder:
+                shutil.rmtree(folder, ignore_errors=True)
+                save(policy, folder)
 
     def checkpoint(self, name: str) -> Path:
         """Where the weights after a stage lie."""
@@ -71,6 +140,38 @@ class RunFolder:
     def save_evaluation(self, name: str, result: dict[str, Any]) -> None:
         """Write one evaluation."""
         _write_json(self.path / "eval" / f"{name}.json", result)
+
+    def evaluation(self, name: str) -> dict[str, Any] | None:
+        """What `save_evaluation` wrote, if it has."""
+        file = self.path / "eval" / f"{name}.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A name to write a file or folder under; it gets its own name when it is whole. What could not be written is
+    removed, and what was there before stays."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+        raise UserError(
+            f"room for {path}", str(error), "make some; the same command then goes on from the last saved step"
+        ) from error
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
+
+
+def _write(path: Path, text: str) -> None:
+    with _whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def environment() -> dict[str, Any]:
@@ -87,4 +188,4 @@ def environment() -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    _write(path, json.dumps(value, indent=1))

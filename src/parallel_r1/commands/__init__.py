@@ -30,7 +30,12 @@ ModelPath = Annotated[str, typer.Argument(help="A Hugging Face model folder or h
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Change one value: --set section.key=value. Repeatable.")
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="The run folder; must be new. Default: runs/NAME.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", help="The run folder: a new one, or one in which this recipe was broken off. Default: runs/NAME."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
 SamplerName = Annotated[str, typer.Option(help="How answers are drawn: isolated, causal_join or sequential.")]
 ScorerName = Annotated[str, typer.Option(help="How answers are scored: isolated, replay or causal.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -32,6 +32,9 @@ from parallel_r1.commands import (
     sampling_of,
 )
 from parallel_r1.errors import UserError
+
+if TYPE_CHECKING:
+    from parallel_r1.config import Recipe
 
 
 @app.command()
@@ -74,11 +77,13 @@ def _run(path: Path, out: Path | None, overrides: list[str] | None, kind: Litera
 
     quiet()
     check(recipe)
-    folder = out or _free_folder(Path("runs") / recipe.name)
-    RunFolder.check_vacant(folder)
+    run = RunFolder(out or _free_folder(Path("runs") / recipe.name, recipe))
+    again = run.is_unfinished(recipe)
+    if not again:
+        RunFolder.check_vacant(run.path)
     policy = build_policy(recipe)
-    run = RunFolder.create(folder, recipe)
-    console.print(f"writing to {run.path}", soft_wrap=True, highlight=False)
+    run = RunFolder.create(run.path, recipe)
+    console.print(f"{'going on in' if again else 'writing to'} {run.path}", soft_wrap=True, highlight=False)
     with display.RunProgress(console) as progress:
         results = train(recipe, policy, run, progress)
     if results:
@@ -86,13 +91,16 @@ def _run(path: Path, out: Path | None, overrides: list[str] | None, kind: Litera
         display.results(console, results, recipe.compare)
     if not report.picture(report.read_metrics(run.path / "metrics.jsonl"), run.path / "curves.png"):
         console.print("no picture: it needs an RL stage and `pip install parallel-r1[plot]`")
+    run.finish()
     console.print(f"everything is in {run.path}", soft_wrap=True, highlight=False)
 
 
-def _free_folder(wanted: Path) -> Path:
-    """The wanted folder, or the first of NAME-2, NAME-3, .. that does not exist."""
+def _free_folder(wanted: Path, recipe: Recipe) -> Path:
+    """The first of NAME, NAME-2, NAME-3, .. that does not exist, or in which this recipe was broken off."""
+    from parallel_r1.run_folder import RunFolder
+
     number, folder = 1, wanted
-    while folder.exists():
+    while folder.exists() and not RunFolder(folder).is_unfinished(recipe):
         number += 1
         folder = wanted.with_name(f"{wanted.name}-{number}")
     return folder

@@ -1,0 +1,51 @@
+"""A run that is killed; in a module of its own, so that a process that runs it loads little else."""
+
+import functools
+import os
+from pathlib import Path
+
+import torch
+
+from parallel_r1.config import load_recipe
+from parallel_r1.run_folder import RunFolder
+from parallel_r1.train import Learner, build_policy, train
+
+MOMENTS = [
+    *(
+        (RunFolder, name)
+        for name in ("log", "rewind", "save_state", "save_checkpoint", "save_evaluation", "save_rollouts")
+    ),
+    (Learner, "update"),
+    (os, "replace"),
+    (torch, "save"),
+]
+
+
+def run(recipe: Path, folder: Path, moments: int) -> None:
+    """Train, and die without a word at a moment: just before or just after something is learnt or written, or between
+    a file's writing and its naming. Never if 0."""
+    left = moments
+
+    def count() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), 9)
+
+    def counted(function):
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            count()
+            result = function(*args, **kwargs)
+            count()
+            return result
+
+        return call
+
+    loaded = load_recipe(recipe)
+    run = RunFolder.create(folder, loaded)
+    policy = build_policy(loaded)
+    for owner, name in MOMENTS:
+        setattr(owner, name, counted(getattr(owner, name)))
+    train(loaded, policy, run, lambda row: None)
+    run.finish()
