@@ -15,7 +15,7 @@ FLOORS = [
     {"tasks", "rewards", "models", "attend", "decoding", "drawing"},
     {"batch", "engines"},
     {"algorithms", "fork_join", "coldstart"},
-    {"evaluate", "parity", "run_folder"},
+    {"evaluate", "parity", "run_folder", "monitor"},
     {"train", "report"},
     {"display"},
     {"commands"},

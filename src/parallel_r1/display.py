@@ -58,6 +58,9 @@ class RunProgress:
         if row["kind"] == "evaluation":
             self.evaluation(row)
             return
+        if row["kind"] == "warning":
+            self.console.print(f"warning: {row['stage']}: {row['warning']}", style="yellow", soft_wrap=True)
+            return
         figures = self.figures(row)
         if self.bars:
             if row["stage"] != self.stage:

@@ -26,6 +26,7 @@ from parallel_r1.engines.local import LocalEngine
 from parallel_r1.errors import UserError
 from parallel_r1.evaluate import Result, answer, evaluate
 from parallel_r1.models import Policy
+from parallel_r1.monitor import Monitor
 from parallel_r1.parity import compare
 from parallel_r1.rewards import Outcome, Reward, check_reward, parse_reward
 from parallel_r1.rollout import Group, Problem, Rollout, group
@@ -408,9 +409,12 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, tell: Observer) -> lis
     # The weights of every stage, and two states: each has the weights and two moments of each.
     run.check_space(sum(each.numel() for each in policy.model.parameters()) * 4 * (len(recipe.stages) + 1 + 2 * 3))
 
+    monitor = Monitor().remember(run.metrics())
+
     def record(row: dict[str, Any]) -> None:
-        run.log(row)
-        tell(row)
+        for each in (row, *monitor(row)):
+            run.log(each)
+            tell(each)
 
     def measure(name: str, stage: Stage, policy: Policy | None) -> None:
         for task in recipe.evaluation.tasks:
