@@ -38,6 +38,7 @@ bench: $(DONE)
 	$(BENCH)/forks.py --compile --out $(RESULTS)
 	$(BENCH)/growth.py --out $(RESULTS)
 	$(BENCH)/scoring.py --out $(RESULTS) --lengths 512 2048 --no-memory
+	$(BENCH)/logits.py --out $(RESULTS)
 	$(BIN)/python benchmarks/table.py $(RESULTS)
 
 .venv-vllm/.installed:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_r1 import attend
+from parallel_r1 import batch as batch_room
 from parallel_r1.batch import collate, score, split
 from parallel_r1.trace import TRUNK, Span, Trace, parse
 
@@ -205,3 +206,42 @@ def test_loss_and_gradient_do_not_depend_on_packing_or_padding(policy, monkeypat
             assert torch.allclose(ours, theirs, atol=1e-5)
         for ours, theirs in zip(gradients, gradient, strict=True):
             assert torch.allclose(ours, theirs, atol=1e-5 * max(1.0, theirs.abs().max().item()))
+
+
+@pytest.mark.parametrize("scorer", ["isolated", "causal"])
+def test_logits_in_pieces_are_the_logits(policy, scorer, monkeypatch):
+    """Values and gradients do not depend on how many logits exist at once; nor on whether activations are kept."""
+    traces = traces_of(policy)
+
+    def scored():
+        policy.model.zero_grad()
+        values, entropies = batch_room.score_with_entropy(policy.model, collate(traces, scorer), (0.9, 30, 1.0, 0.0))
+        (values.nan_to_num(neginf=0.0).sum() + entropies.sum()).backward()
+        gradient = torch.cat([parameter.grad.flatten() for parameter in policy.model.parameters()])
+        return values.detach(), entropies.detach(), gradient
+
+    expected = scored()
+    monkeypatch.setattr(batch_room, "LOGITS", 3 * policy.model.config.vocab_size)
+    for found, known in zip(scored(), expected, strict=True):
+        assert torch.allclose(found, known, atol=1e-5)
+
+
+@pytest.mark.parametrize("scorer", ["isolated", "replay"])
+@pytest.mark.parametrize("long", [False, True])
+def test_activations_that_are_computed_again_are_the_same(policy, scorer, long, monkeypatch):
+    """Transformers would compute them again with its own attention, which knows nothing of forks."""
+    monkeypatch.setattr(attend.Sight, "is_long", lambda self: long)
+    batch = collate(traces_of(policy, [NESTED, FORKED]), scorer)
+
+    def gradient():
+        policy.model.zero_grad()
+        policy.model.train()
+        score(policy.model, batch).sum().backward()
+        policy.model.eval()
+        return torch.cat([parameter.grad.flatten() for parameter in policy.model.parameters()])
+
+    expected = gradient()
+    attend.recompute(policy.model)
+    assert policy.model.is_gradient_checkpointing
+    assert torch.allclose(gradient(), expected, atol=1e-5)
+    policy.model.gradient_checkpointing_disable()

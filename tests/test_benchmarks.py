@@ -37,6 +37,14 @@ def test_a_benchmark_reports_ratios(name, tmp_path):
 
 
 @pytest.mark.slow
+def test_logits_in_pieces_need_less_memory(tmp_path):
+    run("benchmarks/logits.py", "--quick", "--out", str(tmp_path))
+    memory, _ = json.loads((tmp_path / "logits.json").read_text())["rows"]
+    assert memory["ratio"] > 2
+    assert "plain / pieces" in run("benchmarks/table.py", str(tmp_path))
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".venv-vllm").exists(), reason="`make bench-vllm` has not installed vLLM")
 def test_vllm_can_be_measured(tmp_path):
     run("benchmarks/against_vllm.py", "--quick", "--runs", "1", "--model", "tiny", "--out", str(tmp_path))

@@ -96,13 +96,21 @@ def weights_after(policy, stage, batches):
 
 
 def test_the_update_does_not_depend_on_how_the_batch_is_cut_or_ordered(policy):
-    """One micro-batch, many, packed rows, and another order give the same loss, gradient norm and weights."""
+    """One micro-batch, many, packed rows, activations computed again, and another order give the same loss, norm and
+    weights."""
     whole = SFT(**STAGE, micro_tokens=100_000)
     pieces = whole.model_copy(update={"micro_tokens": 1})
     packed = whole.model_copy(update={"packing": True, "micro_tokens": 300})
     traces = examples(policy, whole)
     expected, metrics = weights_after(policy, whole, [traces])
-    for stage, order in ((pieces, traces), (packed, traces), (whole, traces[::-1]), (pieces, traces[::-1])):
+    again = whole.model_copy(update={"recompute": True})
+    for stage, order in (
+        (pieces, traces),
+        (packed, traces),
+        (again, traces),
+        (whole, traces[::-1]),
+        (pieces, traces[::-1]),
+    ):
         found, others = weights_after(policy, stage, [order])
         assert torch.allclose(found, expected, atol=1e-5)
         assert others[0]["loss"] == pytest.approx(metrics[0]["loss"], rel=1e-5)

@@ -14,6 +14,7 @@ a scale, a soft cap.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, and_masks, create_block_mask
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.flex_attention import flex_attention_forward
 
 from parallel_r1.attention import Stretch, stretches
@@ -102,12 +103,30 @@ class Sight:
 def forward(model: PreTrainedModel, token_ids: Int[Tensor, "b n"], sight: Sight, **arguments: Any) -> Any:
     """A model's forward pass in which every layer attends to what `sight` says, at its positions."""
     AttentionInterface.register(ATTENTION, attend)
-    config = model.config.get_text_config()
-    before, config._attn_implementation = config._attn_implementation, ATTENTION
-    try:
+    with using(model.config.get_text_config(), ATTENTION):
         return model(input_ids=token_ids, position_ids=sight.positions, use_cache=False, sight=sight, **arguments)
+
+
+@contextmanager
+def using(config: PreTrainedConfig, attention: str) -> Iterator[None]:
+    """Let a model of this configuration use an attention function of this name."""
+    before, config._attn_implementation = config._attn_implementation, attention
+    try:
+        yield
     finally:
         config._attn_implementation = before
+
+
+def recompute(model: PreTrainedModel) -> None:
+    """Let the backward pass compute the activations of every layer again, instead of keeping them. It then uses the
+    attention that the forward pass used, which transformers alone does not see to."""
+    config = model.config.get_text_config()
+    model.gradient_checkpointing_enable(
+        {
+            "use_reentrant": False,
+            "context_fn": lambda: (nullcontext(), using(config, config._attn_implementation)),
+        }
+    )
 
 
 def attend(

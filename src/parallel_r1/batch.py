@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from parallel_r1 import attend
@@ -18,6 +19,9 @@ from parallel_r1.attend import Sight
 from parallel_r1.attention import Layout, Run, arrange, pack
 from parallel_r1.decoding import RAW, Decoding, log_probabilities
 from parallel_r1.trace import TRUNK, Scorer, Trace
+
+LOGITS = 2**24
+"""Logits that exist at once while a batch is scored."""
 
 
 @dataclass(frozen=True)
@@ -215,8 +219,8 @@ def score(model: PreTrainedModel, batch: Batch, shape: Decoding = RAW) -> Float[
     token that nothing stands before.
 
     A token is predicted from the token before it in the text that it sees, `Batch.previous`. In a row that is the
-    token beside it, but not for the first of a later path. Logits are made only where an answer's token is predicted:
-    they take the most memory.
+    token beside it, but not for the first of a later path. Logits are made only where an answer's token is predicted,
+    and of a few places at a time: they take the most memory.
 
     Args:
         model: loaded with `models.load`.
@@ -230,24 +234,37 @@ def score_with_entropy(
     model: PreTrainedModel, batch: Batch, shape: Decoding = RAW, *, entropy: bool = True
 ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"] | None]:
     """`score`, and the entropy of each distribution, in nats, in the same places."""
-    predicted = (batch.source >= 0) & (
-        batch.previous != torch.arange(batch.source.shape[1], device=batch.source.device)
-    )
-    kept, column = batch.previous[predicted].unique(return_inverse=True)  # the same places in all rows
+    places = torch.arange(batch.source.shape[1], device=batch.source.device)
+    predicted = (batch.source >= 0) & (batch.previous != places)
+    body = model.get_decoder()
     if batch.plain:
-        logits = model(input_ids=batch.token_ids, use_cache=False, logits_to_keep=kept).logits
+        hidden = body(input_ids=batch.token_ids, use_cache=False).last_hidden_state
     else:
-        logits = attend.forward(model, batch.token_ids, batch.sight, logits_to_keep=kept).logits
-    logprobs = log_probabilities(logits.flatten(0, 1), shape).view(logits.shape)
-    row = predicted.nonzero()[:, 0]
+        hidden = attend.forward(body, batch.token_ids, batch.sight).last_hidden_state
+    asking = hidden[predicted.nonzero()[:, 0], batch.previous[predicted]]
+    tokens = batch.token_ids[predicted]
 
-    def at_places(values: Float[Tensor, " p"]) -> Float[Tensor, "b n"]:
-        found = torch.zeros(predicted.shape, device=values.device)
-        found[predicted] = values
-        return found
+    def read(asking: Float[Tensor, "p d"], tokens: Int[Tensor, " p"]) -> Float[Tensor, "k p"]:
+        logprobs = log_probabilities(head(model, asking), shape)
+        found = [logprobs.gather(-1, tokens[:, None])[:, 0]]
+        if entropy:
+            known = logprobs.masked_fill(logprobs.isneginf(), 0.0)  # a token that is filtered out adds nothing
+            found.append(-(known * logprobs.exp()).sum(-1))
+        return torch.stack(found)
 
-    found = at_places(logprobs[row, column, batch.token_ids[predicted]])
-    if not entropy:
-        return found, None
-    known = logprobs.masked_fill(logprobs.isneginf(), 0.0)  # a token that is filtered out adds nothing
-    return found, at_places(-(known * logprobs.exp()).sum(-1)[row, column])
+    size = max(1, LOGITS // model.config.get_text_config().vocab_size)
+    pieces = zip(asking.split(size), tokens.split(size), strict=True)
+    if len(asking) <= size:
+        values = read(asking, tokens)
+    else:  # the backward pass computes the logits of a piece again
+        values = torch.cat([checkpoint(read, *piece, use_reentrant=False) for piece in pieces], dim=1)
+    found = torch.zeros(len(values), *predicted.shape, device=values.device)
+    found[:, predicted] = values
+    return found[0], found[1] if entropy else None
+
+
+def head(model: PreTrainedModel, hidden: Float[Tensor, "p d"]) -> Float[Tensor, "p v"]:
+    """Logits of a model that `models.load` takes, from the last hidden states."""
+    logits = model.get_output_embeddings()(hidden)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)

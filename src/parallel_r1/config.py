@@ -165,6 +165,8 @@ class Stage(Section):
         micro_tokens: padded tokens of one forward pass.
         packing: lay several answers side by side in a row, so that short ones need no padding.
         precision: of forward passes in training; weights and optimiser stay fp32.
+        recompute: compute activations again in the backward pass instead of keeping them: less memory, a third more
+            time.
     """
 
     start: str | None = None
@@ -176,6 +178,7 @@ class Stage(Section):
     micro_tokens: Count = 4096
     packing: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
+    recompute: bool = False
 
     @property
     def is_exact(self) -> bool:

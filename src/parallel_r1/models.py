@@ -116,6 +116,9 @@ def check_model(model: PreTrainedModel) -> None:
         raise UserError(
             "layers with full or sliding attention", f"{', '.join(sorted(unknown))}", "choose another model"
         )
+    scaled = [name for name in ("logit_scale", "logits_scaling") if getattr(config, name, 1) not in (1, None)]
+    if scaled:
+        raise UserError("logits as the head gives them", f"{scaled[0]} in its config.json", "choose another model")
     if any(name.endswith(".sinks") for name, _ in model.named_parameters()):
         raise UserError("a softmax over the keys alone", "attention sinks", "choose another model")
     if getattr(config, "attention_dropout", 0):

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from parallel_r1 import coldstart, models
+from parallel_r1 import attend, coldstart, models
 from parallel_r1.algorithms import grpo, sft
 from parallel_r1.batch import Batch, collate, score_with_entropy, split
 from parallel_r1.config import RL, SFT, Optimizer, Recipe, Stage
@@ -76,6 +76,10 @@ class Learner:
                 "start the command without torchrun or accelerate launch",
             )
         self.stage, self.shape = stage, shape
+        if stage.recompute:
+            attend.recompute(model)
+        else:
+            model.gradient_checkpointing_disable()
         self.entropy = isinstance(stage, RL) and stage.grpo.entropy > 0
         self.regularised = isinstance(stage, RL) and (stage.grpo.entropy > 0 or stage.grpo.kl > 0)
         self.skipped = 0  # updates in a row whose gradient was not finite

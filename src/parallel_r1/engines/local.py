@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
+from parallel_r1.attend import using
 from parallel_r1.engines import Counts, batched, flex
 from parallel_r1.engines.memory import Branch, Memory
 from parallel_r1.engines.plan import Layer, Places, Read, Step
@@ -205,19 +206,17 @@ class LocalEngine:
         tokens = torch.cat([plan.tokens for plan in plans])
         # One token has a shape of its own, which would have to be compiled for itself.
         forward = self.model if self.compiled is None or len(tokens) == 1 else self.compiled
-        before = self.config._attn_implementation
-        self.config._attn_implementation = ATTENTION
         under_way = _pass.set(Pass(self, plans))
         try:
-            return forward(
-                input_ids=tokens[None],
-                position_ids=torch.cat([plan.positions for plan in plans])[None],
-                use_cache=False,
-                logits_to_keep=logits,
-            ).logits[0]
+            with using(self.config, ATTENTION):
+                return forward(
+                    input_ids=tokens[None],
+                    position_ids=torch.cat([plan.positions for plan in plans])[None],
+                    use_cache=False,
+                    logits_to_keep=logits,
+                ).logits[0]
         finally:
             _pass.reset(under_way)
-            self.config._attn_implementation = before
 
     def attend(
         self,
