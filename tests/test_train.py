@@ -387,7 +387,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
     assert RunFolder.create(tmp_path / "run", recipe).is_unfinished(recipe)
     recipe = make(tmp_path, "seed=1")
     before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="holds something already"):
         RunFolder.create(tmp_path / "run", recipe)
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
 

@@ -58,7 +58,7 @@ class RunFolder:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(
                 "a folder for a new run, or one in which this recipe was broken off",
-                f"{path} holds something else",
+                f"{path} holds something already",
                 "give another --out, or move it away",
             )
 
