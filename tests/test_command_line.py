@@ -1,11 +1,13 @@
-"""Through the real command, in a process of its own, as a user meets it."""
+"""Through the real command, in a process of its own, as a user meets it; the first runs are freshly started."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 from conftest import ROOT, TINY
 from test_train import RECIPE
@@ -16,16 +18,13 @@ GOOD = "so <Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>c</Summar
 
 
 def run(*words, stdin=None, cwd=ROOT, width="100"):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": width}
-    return subprocess.run(
-        [sys.executable, "-m", "parallel_r1", *map(str, words)],
-        capture_output=True,
-        text=True,
-        input=stdin,
-        cwd=cwd,
-        env=environment,
-        timeout=240,
-    )
+    return processes.command([str(word) for word in words], stdin, cwd, width, 240)
+
+
+def fresh(*words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    command = [sys.executable, "-m", "parallel_r1", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240)
 
 
 def refused(*words, said, **more):
@@ -44,14 +43,14 @@ def finished(tmp_path_factory):
     """A small curriculum, run by the command."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "small.toml").write_text(RECIPE)
-    done = run("train", folder / "small.toml", "--out", folder / "run", "--set", "stages.sft.steps=1")
+    done = fresh("train", folder / "small.toml", "--out", folder / "run", "--set", "stages.sft.steps=1")
     assert done.returncode == 0, done.stderr
     return folder, done
 
 
 def test_help_names_every_command():
-    text = run("--help").stdout
-    for command in ("demo", "sft", "rl", "train", "eval", "generate", "show", "parity", "check", "inspect"):
+    text = fresh("--help").stdout
+    for command in ("demo", "sft", "rl", "train", "eval", "generate", "show", "score", "parity", "check", "inspect"):
         assert command in text
         done = run(command, "--help")
         assert done.returncode == 0
@@ -243,3 +242,38 @@ def test_bad_input_is_one_clear_line(words, said, tmp_path):
 
 def test_the_tiny_model_path_exists():
     assert Path(TINY).is_dir()
+
+
+def test_score(finished):
+    """Of a run's answers, under another reward than theirs: the terms add up, and are those of the step."""
+    folder, _ = finished
+    file = sorted((folder / "run" / "rollouts").iterdir())[0]
+    reward = "alternate(accuracy(), additive(bonus(0.5), 0.25), period=2, second=1)"
+    for step, terms in ((1, {"accuracy"}), (2, {"accuracy", "parallel"})):
+        lines = run("score", file, "--reward", reward, "--step", step, "--json").stdout.splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert rows
+        for row in rows:
+            assert set(row["terms"]) == terms
+            assert row["reward"] == pytest.approx(sum(row["terms"].values()))
+    assert "accuracy" in run("score", file, "--reward", reward).stdout
+    refused("score", file, "--reward", "acuracy()", said="did you mean 'accuracy'")
+    refused("score", folder / "none.jsonl", "--reward", "accuracy()", said="no file")
+
+
+def test_a_run_that_was_broken_off_goes_on_when_the_command_is_given_again(finished, tmp_path):
+    """As left behind by a cut after the first stage; a finished run in the default folder is not touched."""
+    folder, _ = finished
+    shutil.copytree(folder / "run", tmp_path / "runs" / "small")
+    broken = tmp_path / "runs" / "small"
+    (broken / "state").mkdir()
+    for stage in ("rl", "plain"):
+        shutil.rmtree(broken / "checkpoints" / stage)
+        (broken / "eval" / f"{stage}.countdown-easy.json").unlink()
+    words = ("train", folder / "small.toml", "--set", "stages.sft.steps=1")
+    done = run(*words, cwd=tmp_path)
+    assert "going on in runs/small" in done.stdout
+    assert (broken / "table.md").read_bytes() == (folder / "run" / "table.md").read_bytes()
+    rows = [json.loads(line) for line in (broken / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] in ("sft", "rl")] == [1, 2, 3, 4, 5]
+    assert "writing to runs/small-2" in run(*words, cwd=tmp_path).stdout

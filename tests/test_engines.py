@@ -68,7 +68,9 @@ def test_bf16_draws_and_scores_alike(policy):
     assert means[0] < 0.1 * means[1]
 
 
-@pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma2"])
+@pytest.mark.parametrize(
+    "name", ["qwen3", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("mistral", "gemma2"))]
+)
 def test_flex_attention_is_exact(name, tokenizer, tags):
     """What the engine does on CUDA, checked on a CPU: own columns and shared prompts as two calls, merged."""
     small = Policy(architectures.random_model(name, len(tokenizer)), tokenizer, tags)

@@ -2,13 +2,13 @@
 
 import json
 import math
-import multiprocessing
 import random
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import pytest
 import torch
 import victim
@@ -318,12 +318,9 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path, policy):
     whole = RunFolder.create(tmp_path / "whole", recipe)
     results = train(recipe, build_policy(recipe), whole, lambda row: None)
 
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["victim", "transformers.models.qwen3.modeling_qwen3"])
     drawing = random.Random(0)
     for moments in [drawing.randint(1, 12) for _ in range(12)] + [0]:
-        process = server.Process(target=victim.run, args=(tmp_path / "small.toml", tmp_path / "killed", moments))
-        process.start()
+        process = processes.start(victim.run, tmp_path / "small.toml", tmp_path / "killed", moments)
         process.join()
         assert process.exitcode == (-9 if moments else 0)
     killed = RunFolder(tmp_path / "killed")
