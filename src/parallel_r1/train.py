@@ -361,7 +361,10 @@ def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:
     terms = {name for rollout in rollouts for name in rollout.terms or ()}
     return {
         "reward": fmean(rollout.reward or 0.0 for rollout in rollouts),
-        **{f"reward_{name}": fmean((rollout.terms or {}).get(name, 0.0) for rollout in rollouts) for name in terms},
+        **{
+            f"reward_{name}": fmean((rollout.terms or {}).get(name, 0.0) for rollout in rollouts)
+            for name in sorted(terms)
+        },
         "accuracy": fmean(rollout.correct for rollout in rollouts),
         "parallel_ratio": len(forked) / len(rollouts),
         "well_formed": fmean(rollout.trace.well_formed for rollout in forked) if forked else 1.0,
