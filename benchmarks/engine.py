@@ -17,7 +17,7 @@ from functools import partial
 from itertools import product
 
 import torch
-from measure import alternate, arguments, engines, generate, plain, policy, prompts, ratio, report
+from measure import alternate, arguments, forwards, generate, plain, policy, prompts, ratio, report
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
 from parallel_r1.engines.local import LocalEngine
@@ -89,10 +89,10 @@ def cases(policy: Policy, options: argparse.Namespace) -> list[Case]:
     ]
 
 
-def by_engine(policy: Policy, case: Case, seed: int, compile: bool = False) -> None:
+def by_engine(policy: Policy, case: Case, seed: int, forward: Callable[..., object] | None = None) -> None:
     """Every answer by the engine, with a row for the next as soon as one has ended."""
     endless = dataclasses.replace(policy.tags, eos=frozenset())
-    drawing = Drawing(LocalEngine(policy.model, compile=compile), endless, ROWS)
+    drawing = Drawing(LocalEngine(policy.model, forward=forward), endless, ROWS)
     answers = [
         drawing.submit(prompt, plain(length), f"{seed}/{index}") for index, (prompt, length) in enumerate(case.requests)
     ]
@@ -159,7 +159,8 @@ def main() -> None:
             times = alternate(ways, options.runs)
             if batching is not None:
                 batching.manager.stop(block=True)
-            for ours, other in product(list(ways)[: len(engines(options))], list(ways)[len(engines(options)) :]):
+            engines = [name for name in ways if name.startswith("engine")]
+            for ours, other in product(engines, [name for name in ways if name not in engines]):
                 rows.append({"model": name, "case": case.name, **ratio(times, other, ours)})
             details.append({"model": name, "case": case.name, "tokens": case.tokens, "seconds": times, **skipped})
     report(options, "engine", "The engine without forks", rows, details=details)
@@ -171,8 +172,8 @@ def ways_of(
     """The ways to draw a case, the engines first; why one is left out; and the running manager, if there is one."""
     ways: dict[str, Callable[[], None]] = {
         **{
-            f"engine{', compiled' * compile}": partial(by_engine, policy, case, options.seed, compile)
-            for compile in engines(options)
+            f"engine{name}": partial(by_engine, policy, case, options.seed, forward)
+            for name, forward in forwards(policy, options).items()
         },
         "generate": partial(by_generate, policy, case),
     }

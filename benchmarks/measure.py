@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from parallel_r1 import models
 from parallel_r1.config import Budget, Sampling
+from parallel_r1.engines.local import compiled
 from parallel_r1.models import Policy
 from parallel_r1.run_folder import environment
 
@@ -68,9 +69,9 @@ def plain(tokens: int) -> Sampling:
     return Sampling(sampler="sequential", budget=Budget(total=tokens, critical_path=tokens))
 
 
-def engines(options: argparse.Namespace) -> list[bool]:
-    """Whether the engines that take part are compiled."""
-    return [False, True] if options.compile else [False]
+def forwards(policy: Policy, options: argparse.Namespace) -> dict[str, Callable[..., object] | None]:
+    """What runs the model in the engines that take part, by what it adds to their names."""
+    return {"": None, ", compiled": compiled(policy.model)} if options.compile else {"": None}
 
 
 def generate(policy: Policy, prompts: Sequence[Sequence[int]], tokens: int, copies: int = 1) -> list[list[int]]:

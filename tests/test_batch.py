@@ -242,6 +242,6 @@ def test_activations_that_are_computed_again_are_the_same(policy, scorer, long, 
 
     expected = gradient()
     attend.recompute(policy.model)
-    assert policy.model.is_gradient_checkpointing
+    assert policy.model.is_activation_checkpointing
     assert torch.allclose(gradient(), expected, atol=1e-5)
-    policy.model.gradient_checkpointing_disable()
+    policy.model.activation_checkpointing_disable()

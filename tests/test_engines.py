@@ -10,7 +10,7 @@ from test_fork_join import force_forks, mismatch, prompts_of
 from parallel_r1.batch import collate, score
 from parallel_r1.config import Budget, Sampling
 from parallel_r1.engines import flex
-from parallel_r1.engines.local import LocalEngine
+from parallel_r1.engines.local import LocalEngine, compiled
 from parallel_r1.errors import UserError
 from parallel_r1.fork_join import draw
 from parallel_r1.models import Policy
@@ -107,23 +107,24 @@ def test_a_compiled_engine_is_exact_while_its_weights_change(name, tokenizer, ta
     policy = Policy(architectures.random_model(name, len(tokenizer)), tokenizer, tags)
     sampling = Sampling(paths=3, budget=Budget(total=150, critical_path=150, path=25, depth=2), rows=4)
     torch._dynamo.reset()
-    compiled = []
+    forward = compiled(policy.model)
+    graphs = []
     for round_ in range(3):
         prompts = prompts_of(policy, 3) * (1 + round_)
-        engine = LocalEngine(policy.model, compile=True)
+        engine = LocalEngine(policy.model, forward=forward)
         traces = draw(engine, tags, prompts, sampling, round_, force=force_forks(tags))
         assert mismatch(policy, traces, "isolated") <= 1e-4
-        compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
         with torch.no_grad():
             for weights in policy.model.parameters():
                 weights += 0.01 * torch.randn_like(weights)
-    assert compiled[0] > 0
-    assert compiled[0] == compiled[1] == compiled[2]
+    assert graphs[0] > 0
+    assert graphs[0] == graphs[1] == graphs[2]
 
 
 def test_compiling_without_a_compiler_is_one_clear_error(policy, monkeypatch):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     torch._inductor.cpp_builder.cpp_compiler_search.cache_clear()
     with pytest.raises(UserError, match=r"C\+\+ compiler"):
-        LocalEngine(policy.model, compile=True)
+        compiled(policy.model)
     torch._inductor.cpp_builder.cpp_compiler_search.cache_clear()

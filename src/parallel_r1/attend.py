@@ -121,7 +121,7 @@ def recompute(model: PreTrainedModel) -> None:
     """Let the backward pass compute the activations of every layer again, instead of keeping them. It then uses the
     attention that the forward pass used, which transformers alone does not see to."""
     config = model.config.get_text_config()
-    model.gradient_checkpointing_enable(
+    model.activation_checkpointing_enable(
         {
             "use_reentrant": False,
             "context_fn": lambda: (nullcontext(), using(config, config._attn_implementation)),

@@ -14,7 +14,7 @@ import numpy as np
 from parallel_r1.attention import latency
 from parallel_r1.config import Evaluation, Sampling
 from parallel_r1.engines import Engine
-from parallel_r1.engines.local import LocalEngine
+from parallel_r1.engines.local import LocalEngine, compiled
 from parallel_r1.errors import UserError
 from parallel_r1.fork_join import draw
 from parallel_r1.models import Policy, check_length
@@ -93,8 +93,10 @@ def answer(
     asked = [problem for problem in problems for _ in range(samples)]
     prompts = {problem.prompt: policy.encode(problem.prompt) for problem in problems}
     check_length(policy, max(map(len, prompts.values())), sampling)
+    if engine is None:
+        engine = LocalEngine(policy.model, forward=compiled(policy.model) if sampling.compile else None)
     traces = draw(
-        engine or LocalEngine(policy.model, compile=sampling.compile),
+        engine,
         policy.tags,
         [prompts[problem.prompt] for problem in asked],
         sampling,

@@ -22,7 +22,7 @@ from parallel_r1.algorithms import grpo, sft
 from parallel_r1.batch import Batch, collate, score_with_entropy, split
 from parallel_r1.config import RL, SFT, Optimizer, Recipe, Stage
 from parallel_r1.decoding import RAW, Decoding, decoding
-from parallel_r1.engines.local import LocalEngine
+from parallel_r1.engines.local import LocalEngine, compiled
 from parallel_r1.errors import UserError
 from parallel_r1.evaluate import Result, answer, evaluate
 from parallel_r1.models import Policy
@@ -79,7 +79,7 @@ class Learner:
         if stage.recompute:
             attend.recompute(model)
         else:
-            model.gradient_checkpointing_disable()
+            model.activation_checkpointing_disable()
         self.entropy = isinstance(stage, RL) and stage.grpo.entropy > 0
         self.regularised = isinstance(stage, RL) and (stage.grpo.entropy > 0 or stage.grpo.kl > 0)
         self.skipped = 0  # updates in a row whose gradient was not finite
@@ -269,11 +269,12 @@ def run_rl(policy: Policy, stage: RL, seed: int, state: dict[str, Any] | None = 
     settings = stage.grpo
     loss = partial(grpo.loss, settings=settings)
     reference = copy.deepcopy(policy.model) if settings.kl else None
+    forward = compiled(policy.model) if stage.sampling.compile else None
     done, taken = resume(policy, learner, state)
     source = Source(task.problems("train", seed), taken)
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
-        engine = LocalEngine(policy.model, compile=stage.sampling.compile)
+        engine = LocalEngine(policy.model, forward=forward)
         groups, thrown = draw_groups(
             policy, task, source, stage, partial(reward_group, reward=reward, step=step), seed, engine
         )

@@ -47,21 +47,19 @@ class LocalEngine:
     Args:
         model: on the device where it shall run.
         attention: the module that computes attention; `batched` on a CPU and `flex` on CUDA if None.
-        compile: run the model through `torch.compile`, once for any number of tokens. It reads the model's own
-            weights, so it stays right while they are trained. Compiling takes from half a minute to minutes, as the
-            model has layers, and needs a C++ compiler; what is compiled is kept on disk for the next time.
-
-    Raises:
-        UserError: there is no C++ compiler, but `compile`.
+        forward: what runs the model, made by `compiled`; the model itself if None.
     """
 
-    def __init__(self, model: PreTrainedModel, attention: ModuleType | None = None, *, compile: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        attention: ModuleType | None = None,
+        *,
+        forward: Callable[..., Any] | None = None,
+    ) -> None:
         self.attention = attention or (flex if model.device.type == "cuda" else batched)
         self.model = model
-        self.compiled: Callable[..., Any] | None = None
-        if compile:
-            check_compiler()
-            self.compiled = torch.compile(model, dynamic=True)
+        self.forward = model if forward is None else forward
         self.config = model.config.get_text_config()
         self.device = model.device
         self.answers, self.prompts = Memory(model.device), Memory(model.device)
@@ -205,7 +203,7 @@ class LocalEngine:
         """One forward pass over the tokens of all plans, whose attention works on the memory; its last n logits."""
         tokens = torch.cat([plan.tokens for plan in plans])
         # One token has a shape of its own, which would have to be compiled for itself.
-        forward = self.model if self.compiled is None or len(tokens) == 1 else self.compiled
+        forward = self.model if len(tokens) == 1 else self.forward
         under_way = _pass.set(Pass(self, plans))
         try:
             with using(self.config, ATTENTION):
@@ -284,8 +282,15 @@ def _attention(
 AttentionInterface.register(ATTENTION, _attention)
 
 
-def check_compiler() -> None:
-    """Refuse to compile without a C++ compiler."""
+def compiled(model: PreTrainedModel) -> Callable[..., Any]:
+    """The model through `torch.compile`, for any number of tokens, to be made once for all engines of a model.
+
+    It reads the model's own weights, so it stays right while they are trained. Compiling takes from half a minute to
+    minutes, as the model has layers; what is compiled is kept on disk for the next time.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -295,3 +300,4 @@ def check_compiler() -> None:
         raise UserError(
             "a C++ compiler, for sampling.compile", "none", "install g++ or clang++, or leave compile = false"
         ) from error
+    return torch.compile(model, dynamic=True)
