@@ -168,4 +168,9 @@ def score(
             print(json.dumps({"id": rollout.problem.id, "reward": sum(terms.values()), "terms": terms}))
         else:
             parts = "  ".join(f"{name} {value:+.3f}" for name, value in terms.items())
-            console.print(f"{sum(terms.values()):+.3f}  {parts}  [{rollout.problem.id}]", markup=False, highlight=False)
+            console.print(
+                f"{sum(terms.values()):+.3f}  {parts}  [{rollout.problem.id}]",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
