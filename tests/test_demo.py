@@ -11,7 +11,7 @@ from conftest import ROOT
 
 @pytest.mark.slow
 def test_the_short_demo_learns(tmp_path):
-    short = {"easy": 10, "hard": 25, "grpo-easy": 1, "grpo-hard": 1}
+    short = {"easy": 10, "hard": 40, "grpo-easy": 1, "grpo-hard": 1}
     words = [word for stage, steps in short.items() for word in ("--set", f"stages.{stage}.steps={steps}")]
     done = subprocess.run(
         [sys.executable, "-m", "parallel_r1", "demo", "--out", str(tmp_path / "run"), *words],
