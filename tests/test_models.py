@@ -61,9 +61,11 @@ def test_other_architectures_are_exact_too(tokenizer, tags, name):
         ({"layer_types": ["linear_attention"]}, "linear_attention"),
         ({"layer_types": ["chunked_attention"]}, "chunked_attention"),
         ({"attention_dropout": 0.1}, "dropout"),
+        ({"logit_scale": 0.5}, "logit_scale"),
+        ({"logits_scaling": 2.0}, "logits_scaling"),
     ],
 )
-def test_attention_that_nobody_repeats_is_refused(tokenizer, config, said):
+def test_a_model_that_nobody_repeats_is_refused(tokenizer, config, said):
     model = random_model("llama", len(tokenizer))
     for key, value in config.items():
         setattr(model.config, key, value)

@@ -1,11 +1,10 @@
-"""The loops: normalisation, schedules, and small runs from end to end."""
+"""The loops, and small runs from end to end."""
 
 import json
 import math
 import random
 from functools import partial
 from itertools import cycle, islice
-from pathlib import Path
 from types import SimpleNamespace
 
 import processes
@@ -14,26 +13,22 @@ import torch
 import victim
 from pydantic import ValidationError
 from test_fork_join import force_forks
+from test_learner import STAGE
 
-from parallel_r1 import evaluate, fork_join, models, run_folder
+from parallel_r1 import evaluate, fork_join, models
 from parallel_r1 import train as train_room
 from parallel_r1.algorithms import sft
-from parallel_r1.config import RL, SFT, Optimizer, Sampling, load_recipe
+from parallel_r1.config import RL, SFT, Sampling
 from parallel_r1.engines.local import LocalEngine
 from parallel_r1.errors import UserError
+from parallel_r1.learner import Learner
+from parallel_r1.recipe_file import load_recipe
 from parallel_r1.rollout import Group, read_jsonl
 from parallel_r1.run_folder import RunFolder
 from parallel_r1.tasks import load_task
 from parallel_r1.tasks.countdown import EASY
-from parallel_r1.train import Learner, build_policy, check, draw_groups, learning_rate, run_rl, run_sft, train
+from parallel_r1.train import build_policy, check, draw_groups, run_rl, run_sft, train
 
-STAGE = {
-    "kind": "sft",
-    "steps": 2,
-    "batch": 6,
-    "data": {"tasks": {"countdown-easy": 1.0}, "parallel": 0.7, "paths": 3},
-    "optimizer": {"lr": 1e-3},
-}
 RECIPE = """
 name = "small"
 compare = [["rl", "sft"]]
@@ -75,99 +70,6 @@ group = 2
 scorer = "causal"
 sampling = { sampler = "sequential" }
 """
-
-
-def examples(policy, stage, count=6):
-    from itertools import islice
-
-    from parallel_r1 import coldstart
-
-    source = coldstart.examples(stage.data, 0)
-    return [coldstart.to_trace(each, policy, stage.sampling.sampler) for each in islice(source, count)]
-
-
-def weights_after(policy, stage, batches):
-    start = {name: value.clone() for name, value in policy.model.state_dict().items()}
-    learner = Learner(policy.model, stage, len(batches))
-    metrics = [learner.update(traces, sft.loss) for traces in batches]
-    after = torch.cat([parameter.detach().flatten().clone() for parameter in policy.model.parameters()])
-    policy.model.load_state_dict(start)
-    return after, metrics
-
-
-def test_the_update_does_not_depend_on_how_the_batch_is_cut_or_ordered(policy):
-    """One micro-batch, many, packed rows, activations computed again, and another order give the same loss, norm and
-    weights."""
-    whole = SFT(**STAGE, micro_tokens=100_000)
-    pieces = whole.model_copy(update={"micro_tokens": 1})
-    packed = whole.model_copy(update={"packing": True, "micro_tokens": 300})
-    traces = examples(policy, whole)
-    expected, metrics = weights_after(policy, whole, [traces])
-    again = whole.model_copy(update={"recompute": True})
-    for stage, order in (
-        (pieces, traces),
-        (packed, traces),
-        (again, traces),
-        (whole, traces[::-1]),
-        (pieces, traces[::-1]),
-    ):
-        found, others = weights_after(policy, stage, [order])
-        assert torch.allclose(found, expected, atol=1e-5)
-        assert others[0]["loss"] == pytest.approx(metrics[0]["loss"], rel=1e-5)
-        assert others[0]["gradient_norm"] == pytest.approx(metrics[0]["gradient_norm"], rel=1e-4)
-
-
-def test_log_probabilities_come_back_in_order(policy):
-    """The same for every trace, however the batch is cut."""
-    whole = SFT(**STAGE, micro_tokens=100_000)
-    traces = examples(policy, whole)
-    expected = Learner(policy.model, whole, 1).logprobs(traces)
-    assert [len(each) for each in expected] == [len(trace.token_ids) for trace in traces]
-    for change in ({"micro_tokens": 1}, {"micro_tokens": 300, "packing": True}):
-        found = Learner(policy.model, whole.model_copy(update=change), 1).logprobs(traces)
-        assert all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(found, expected, strict=True))
-
-
-def test_a_trace_with_advantage_zero_counts_in_the_mean_only(policy):
-    stage = SFT(**STAGE)
-    traces = examples(policy, stage, 2)
-    sizes = [sum(len(s.token_ids) for s in t.spans if s.sampled) for t in traces]
-    learner = Learner(policy.model, stage, 2)
-    lone = learner.update(traces[:1], sft.loss)["loss"]
-    learner = Learner(policy.model, stage.model_copy(update={"optimizer": Optimizer(lr=1e-12)}), 2)
-    fresh = learner.update(traces[:1], sft.loss)["loss"]
-    both = learner.update(traces, sft.loss, advantages=[1.0, 0.0])["loss"]
-    assert both == pytest.approx(fresh * sizes[0] / sum(sizes), rel=1e-4)
-    assert lone != pytest.approx(both)
-
-
-def test_a_batch_without_signal_changes_nothing(policy):
-    stage = SFT(**STAGE)
-    before = torch.cat([parameter.detach().flatten().clone() for parameter in policy.model.parameters()])
-    Learner(policy.model, stage, 1).update(examples(policy, stage, 2), sft.loss, advantages=[0.0, 0.0])
-    assert torch.equal(before, torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()]))
-
-
-def test_a_gradient_that_is_not_finite_is_skipped_and_many_end_the_stage(policy):
-    stage = SFT(**STAGE)
-    traces = examples(policy, stage, 2)
-    learner = Learner(policy.model, stage, 20)
-
-    def weights():
-        return torch.cat([parameter.detach().flatten().clone() for parameter in policy.model.parameters()])
-
-    def broken(logprobs, batch, tokens):
-        return logprobs.sum() * math.nan, {}
-
-    before = weights()
-    assert learner.update(traces, broken)["skipped"] == 1
-    assert torch.equal(before, weights())
-    assert "skipped" not in learner.update(traces, sft.loss)
-    assert not torch.equal(before, weights())
-    for _ in range(4):
-        learner.update(traces, broken)
-    with pytest.raises(FloatingPointError, match="5 updates in a row"):
-        learner.update(traces, broken)
 
 
 def test_a_run_that_diverges_names_its_last_good_weights(tmp_path, monkeypatch):
@@ -243,15 +145,6 @@ def test_what_was_cut_is_not_learnt_from_if_a_recipe_says_so(policy, tmp_path, m
         learnt = {id(trace) for traces in seen for trace in traces}
         assert learnt == {id(rollout.trace) for rollout in rollouts} - (set() if truncated else cut)
         seen.clear()
-
-
-def test_learning_rates_by_hand():
-    cosine = learning_rate(Optimizer(schedule="cosine", warmup=0.2), 10)
-    assert [cosine(update) for update in (0, 1, 2)] == [0.5, 1.0, 1.0]
-    assert cosine(6) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
-    assert cosine(10) == pytest.approx(0)
-    constant = learning_rate(Optimizer(), 10)
-    assert [constant(update) for update in (0, 9)] == [1.0, 1.0]
 
 
 def test_sft_learns(policy):
@@ -339,54 +232,6 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path, policy):
         assert all(torch.equal(one[key], two[key]) for key in one)
     for file in sorted((whole.path / "rollouts").iterdir()):
         assert (killed.path / "rollouts" / file.name).read_bytes() == file.read_bytes()
-
-
-def test_what_cannot_be_written_destroys_nothing(tmp_path, policy, monkeypatch):
-    run = RunFolder.create(tmp_path / "run", make(tmp_path))
-    run.save_state(1, {"version": 1})
-
-    def full(value, file):
-        Path(file).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="No space left"):
-        run.save_state(2, {"version": 2})
-    assert run.load_state() == {"version": 1}
-    assert [path.name for path in (run.path / "state").iterdir()] == ["step-1.pt"]
-    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
-    with pytest.raises(UserError, match="GB free"):
-        run.check_space(10**9)
-
-
-def test_states_are_pruned(tmp_path):
-    run = RunFolder.create(tmp_path / "run", make(tmp_path))
-    for step in (8, 9, 10, 11):
-        run.save_state(step, {"version": step})
-    assert sorted(path.name for path in (run.path / "state").iterdir()) == ["step-11.pt"]
-    assert run.load_state() == {"version": 11}
-
-
-def test_a_line_that_was_broken_off_is_forgotten(tmp_path):
-    run = RunFolder.create(tmp_path / "run", make(tmp_path))
-    for step in (1, 2, 3):
-        run.log({"step": step, "kind": "sft"})
-    run.log({"step": 2, "kind": "evaluation", "stage": "sft", "task": "countdown-easy"})
-    with (run.path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "ki')
-    run.rewind(2)
-    assert [row["step"] for row in run.metrics()] == [1, 2]
-
-
-def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
-    recipe = make(tmp_path)
-    RunFolder.create(tmp_path / "run", recipe)
-    assert RunFolder.create(tmp_path / "run", recipe).is_unfinished(recipe)
-    recipe = make(tmp_path, "seed=1")
-    before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
-    with pytest.raises(UserError, match="holds something already"):
-        RunFolder.create(tmp_path / "run", recipe)
-    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from parallel_r1.config import load_recipe
+from parallel_r1.learner import Learner
+from parallel_r1.recipe_file import load_recipe
 from parallel_r1.run_folder import RunFolder
-from parallel_r1.train import Learner, build_policy, train
+from parallel_r1.train import build_policy, train
 
 MOMENTS = [
     *(
@@ -43,9 +44,9 @@ def run(recipe: Path, folder: Path, moments: int) -> None:
         return call
 
     loaded = load_recipe(recipe)
-    run = RunFolder.create(folder, loaded)
     policy = build_policy(loaded)
     for owner, name in MOMENTS:
         setattr(owner, name, counted(getattr(owner, name)))
+    run = RunFolder.create(folder, loaded)
     train(loaded, policy, run, lambda row: None)
     run.finish()

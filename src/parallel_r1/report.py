@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -72,11 +71,6 @@ def markdown(results: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> str
     if differences:
         parts.append(f"## Paired by problem, with 95 % intervals\n\n{differences}")
     return "\n".join(parts)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def picture(metrics: Sequence[dict[str, Any]], path: Path) -> bool:

@@ -14,11 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from parallel_r1.config import Recipe, dump_recipe
+from parallel_r1.config import Recipe
 from parallel_r1.errors import UserError
 from parallel_r1.models import Policy, save
+from parallel_r1.recipe_file import dump_recipe
 from parallel_r1.rollout import Rollout, write_jsonl
 
+FOLDERS = ("rollouts", "checkpoints", "eval", "state")
 PACKAGES = ("parallel-r1", "torch", "transformers", "accelerate", "numpy", "tokenizers")
 
 
@@ -43,19 +45,23 @@ class RunFolder:
         if run.is_unfinished(recipe):
             return run
         cls.check_vacant(path)
-        try:
-            for name in ("rollouts", "checkpoints", "eval", "state"):
+        with _written(path):
+            for name in FOLDERS:
                 (path / name).mkdir(parents=True, exist_ok=True)
-            _write_json(path / "environment.json", environment())
-            _write(path / "recipe.toml", dump_recipe(recipe))  # the last: with it the folder is a run
-        except OSError as error:
-            raise UserError("a folder that can be written", f"{path}: {error}", "give another --out") from error
+        _write_json(path / "environment.json", environment())
+        _write(path / "recipe.toml", dump_recipe(recipe))  # the last: with it the folder is a run
         return run
 
     @staticmethod
     def check_vacant(path: Path) -> None:
-        """Refuse a folder that holds anything, before time is spent on a run that could not be written."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        """Refuse a folder that holds anything, before time is spent on a run that could not be written. What `create`
+        had made there when it was broken off does not count."""
+
+        def is_ours(entry: Path) -> bool:
+            empty = entry.name in FOLDERS and entry.is_dir() and not any(entry.iterdir())
+            return empty or entry.name == "environment.json" or entry.name.endswith(".part")
+
+        if path.exists() and not (path.is_dir() and all(map(is_ours, path.iterdir()))):
             raise UserError(
                 "a folder for a new run, or one in which this recipe was broken off",
                 f"{path} holds something already",
@@ -84,8 +90,9 @@ class RunFolder:
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+        file = self.path / "metrics.jsonl"
+        with _written(file), file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(metrics) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; one that was broken off is left out."""
@@ -148,21 +155,33 @@ class RunFolder:
 
 
 @contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Say in one line what could not be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"to write {path}",
+            str(error),
+            "make room or give another --out; a run then goes on from its last saved step",
+        ) from error
+
+
+@contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """A name to write a file or folder under; it gets its own name when it is whole. What could not be written is
     removed, and what was there before stays."""
     part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    except OSError as error:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
-        raise UserError(
-            f"room for {path}", str(error), "make some; the same command then goes on from the last saved step"
-        ) from error
+    with _written(path):
+        try:
+            yield part
+            os.replace(part, path)
+        except OSError:
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
+            raise
 
 
 def _step(path: Path) -> int:

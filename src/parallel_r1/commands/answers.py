@@ -8,51 +8,42 @@ from typing import Annotated, Any
 
 import typer
 
-from parallel_r1.commands import (
-    AsJson,
-    Critical,
-    Forks,
-    MinP,
-    ModelPath,
-    PathBudget,
-    Paths,
-    SamplerName,
-    Seed,
-    Temperature,
-    TopK,
-    TopP,
-    Total,
-    app,
-    budget_of,
-    console,
-    quiet,
-    sampling_of,
-)
+from parallel_r1.commands import app, console, options, quiet, sampling_of
 from parallel_r1.errors import UserError
 
 
 @app.command()
 def generate(
-    model: ModelPath,
+    model: options.ModelPath,
     prompt: Annotated[str, typer.Option(help="What the model reads, such as 'Use 3, 5, 7 to make 26.\\n'.")],
-    sampler: SamplerName = "isolated",
-    paths: Paths = 4,
-    temperature: Temperature = 1.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
+    sampler: options.SamplerName = "isolated",
+    paths: options.Paths = 4,
+    temperature: options.Temperature = 1.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
     stop: Annotated[list[str] | None, typer.Option(help="End the answer after this text. Repeatable.")] = None,
-    seed: Seed = 0,
-    total: Total = 512,
-    critical_path: Critical = 256,
-    path_tokens: PathBudget = 128,
-    forks: Forks = 4,
-    as_json: AsJson = False,
+    seed: options.Seed = 0,
+    total: options.Total = 512,
+    critical_path: options.Critical = 256,
+    path_tokens: options.PathBudget = 128,
+    forks: options.Forks = 4,
+    as_json: options.AsJson = False,
 ) -> None:
     """Draw one answer and watch trunk, paths and summary grow, each path in its colour."""
-    budget = budget_of(total, critical_path, path_tokens, forks)
-    shape = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    sampling = sampling_of(sampler=sampler, paths=paths, budget=budget, stop=tuple(stop or ()), **shape)
+    sampling = sampling_of(
+        sampler=sampler,
+        paths=paths,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        stop=tuple(stop or ()),
+        total=total,
+        critical_path=critical_path,
+        path_tokens=path_tokens,
+        forks=forks,
+    )
     from parallel_r1 import display, models
     from parallel_r1.attention import latency
     from parallel_r1.engines.local import LocalEngine
@@ -117,7 +108,7 @@ def show(
     path: Annotated[Path, typer.Argument(help="A run folder, or a file of its rollouts/.")],
     count: Annotated[int, typer.Option(min=1, help="How many answers of a file to show.")] = 4,
     first: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show a run's table, or answers as trees with every path in its colour."""
     from itertools import islice
@@ -152,7 +143,7 @@ def score(
     file: Annotated[Path, typer.Argument(help="A file of a run's rollouts/, or of `eval --rollouts`.")],
     reward: Annotated[str, typer.Option(help="A reward, as in a recipe: bonus(0.2), alternate(accuracy(), bonus()).")],
     step: Annotated[int, typer.Option(min=1, help="The training step, for rewards that change with it.")] = 1,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """What answers earn under a reward, and what for: one line for each, its terms add up to its reward."""
     from parallel_r1.rewards import Outcome, parse_reward

@@ -10,32 +10,21 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from parallel_r1.commands import (
-    AsJson,
-    ModelPath,
-    Paths,
-    SamplerName,
-    ScorerName,
-    Seed,
-    app,
-    console,
-    one_of,
-    quiet,
-)
+from parallel_r1.commands import app, console, one_of, options, quiet
 from parallel_r1.errors import UserError
 
 
 @app.command()
 def parity(
-    model: ModelPath,
-    sampler: SamplerName = "isolated",
-    scorer: ScorerName = "isolated",
-    paths: Paths = 2,
+    model: options.ModelPath,
+    sampler: options.SamplerName = "isolated",
+    scorer: options.ScorerName = "isolated",
+    paths: options.Paths = 2,
     every: Annotated[bool, typer.Option("--all", help="Compare every sampler with every scorer.")] = False,
     answers: Annotated[int, typer.Option(min=1, help="How many answers to compare on.")] = 8,
     forks: Annotated[int, typer.Option(min=1, help="Forks in each answer.")] = 3,
-    seed: Seed = 0,
-    as_json: AsJson = False,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
 ) -> None:
     """Check that what is sampled is what is scored: compare log-probabilities on answers with forks."""
     from parallel_r1 import display, models
@@ -105,11 +94,11 @@ def _check_line(line: bytes) -> dict[str, Any]:
 
 @app.command()
 def inspect(
-    model: ModelPath,
+    model: options.ModelPath,
     text: Annotated[str, typer.Option(help="An answer, with its tags.")],
-    scorer: ScorerName = "isolated",
+    scorer: options.ScorerName = "isolated",
     picture: Annotated[Path | None, typer.Option(help="Draw it into this PNG, SVG or PDF file instead.")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show how an answer is laid out: every token's address and position, who sees whom, the critical path."""
     from parallel_r1.attention import layout

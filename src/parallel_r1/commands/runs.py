@@ -8,29 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from parallel_r1.commands import (
-    AsJson,
-    Critical,
-    Forks,
-    MinP,
-    ModelPath,
-    Out,
-    Overrides,
-    PathBudget,
-    Paths,
-    RecipePath,
-    SamplerName,
-    Seed,
-    Temperature,
-    TopK,
-    TopP,
-    Total,
-    app,
-    budget_of,
-    console,
-    quiet,
-    sampling_of,
-)
+from parallel_r1.commands import app, console, options, quiet, sampling_of
 from parallel_r1.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,8 +17,8 @@ if TYPE_CHECKING:
 
 @app.command()
 def demo(
-    out: Out = None,
-    overrides: Overrides = None,
+    out: options.Out = None,
+    overrides: options.Overrides = None,
     recipe: Annotated[Path, typer.Option(help="The recipe to run.")] = Path("recipes/tiny/demo.toml"),
 ) -> None:
     """Watch a tiny model learn to think in parallel: the whole curriculum beside plain GRPO, in minutes on a CPU."""
@@ -48,25 +26,25 @@ def demo(
 
 
 @app.command()
-def train(recipe: RecipePath, out: Out = None, overrides: Overrides = None) -> None:
+def train(recipe: options.RecipePath, out: options.Out = None, overrides: options.Overrides = None) -> None:
     """Run every stage of a recipe: a curriculum."""
     _run(recipe, out, overrides, None)
 
 
 @app.command()
-def sft(recipe: RecipePath, out: Out = None, overrides: Overrides = None) -> None:
+def sft(recipe: options.RecipePath, out: options.Out = None, overrides: options.Overrides = None) -> None:
     """Run the supervised stages of a recipe only."""
     _run(recipe, out, overrides, "sft")
 
 
 @app.command()
-def rl(recipe: RecipePath, out: Out = None, overrides: Overrides = None) -> None:
+def rl(recipe: options.RecipePath, out: options.Out = None, overrides: options.Overrides = None) -> None:
     """Run the reinforcement-learning stages of a recipe only. Give the start with --set model.path=FOLDER."""
     _run(recipe, out, overrides, "rl")
 
 
 def _run(path: Path, out: Path | None, overrides: list[str] | None, kind: Literal["sft", "rl"] | None) -> None:
-    from parallel_r1.config import load_recipe
+    from parallel_r1.recipe_file import load_recipe
 
     recipe = load_recipe(path, overrides)
     if kind is not None:
@@ -89,7 +67,7 @@ def _run(path: Path, out: Path | None, overrides: list[str] | None, kind: Litera
     if results:
         (run.path / "table.md").write_text(report.markdown(results, recipe.compare), encoding="utf-8")
         display.results(console, results, recipe.compare)
-    if not report.picture(report.read_metrics(run.path / "metrics.jsonl"), run.path / "curves.png"):
+    if not report.picture(run.metrics(), run.path / "curves.png"):
         console.print("no picture: it needs an RL stage and `pip install parallel-r1[plot]`")
     run.finish()
     console.print(f"everything is in {run.path}", soft_wrap=True, highlight=False)
@@ -108,28 +86,37 @@ def _free_folder(wanted: Path, recipe: Recipe) -> Path:
 
 @app.command("eval")
 def evaluate(
-    model: ModelPath,
+    model: options.ModelPath,
     task: Annotated[list[str], typer.Option(help="A task, such as countdown-hard. Repeatable.")],
     problems: Annotated[int, typer.Option(min=1, help="Held-out problems.")] = 200,
     samples: Annotated[int, typer.Option(min=1, help="Answers to each problem: the k of mean@k.")] = 8,
-    sampler: SamplerName = "isolated",
-    paths: Paths = 4,
-    temperature: Temperature = 1.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    seed: Seed = 1234,
-    total: Total = 512,
-    critical_path: Critical = 256,
-    path_tokens: PathBudget = 128,
-    forks: Forks = 4,
+    sampler: options.SamplerName = "isolated",
+    paths: options.Paths = 4,
+    temperature: options.Temperature = 1.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
+    seed: options.Seed = 1234,
+    total: options.Total = 512,
+    critical_path: options.Critical = 256,
+    path_tokens: options.PathBudget = 128,
+    forks: options.Forks = 4,
     rollouts: Annotated[Path | None, typer.Option(help="Write the answers to this JSONL file, for `show`.")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Measure a model on held-out problems: mean@k and pass@k with intervals, parallel ratio, latency."""
-    budget = budget_of(total, critical_path, path_tokens, forks)
-    shape = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    sampling = sampling_of(sampler=sampler, paths=paths, budget=budget, **shape)
+    sampling = sampling_of(
+        sampler=sampler,
+        paths=paths,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        total=total,
+        critical_path=critical_path,
+        path_tokens=path_tokens,
+        forks=forks,
+    )
     from parallel_r1 import display, models
     from parallel_r1.evaluate import answer, held_out, summarise
     from parallel_r1.rollout import write_jsonl

@@ -14,7 +14,8 @@ from parallel_r1.engines.memory import Memory
 
 @dataclass(frozen=True)
 class Layer:
-    """How a layer attends: scores s `scale` become c tanh(s / c) under a soft cap c; within a window of positions."""
+    """How the layer of an index attends: scores s `scale` become c tanh(s / c) under a soft cap c; within a window of
+    positions."""
 
     index: int
     scale: float

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from parallel_r1.config import apply_override, dump_recipe, load_recipe
 from parallel_r1.errors import UserError
+from parallel_r1.recipe_file import apply_override, dump_recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(ROOT.glob("recipes/**/*.toml"))

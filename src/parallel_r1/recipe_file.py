@@ -1,0 +1,111 @@
+"""Recipe files: TOML in and out, `a.b=value` overrides, and mistakes in one line."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from parallel_r1.config import RL, SFT, Recipe, Stage
+from parallel_r1.errors import UserError, nearest
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe, apply `a.b=value` overrides, fill in defaults, check everything.
+
+    A `[defaults]` table is laid under every stage, so that stages say only what differs.
+
+    Raises:
+        UserError: no such file, bad TOML, an unknown key, a value out of range.
+    """
+    if not path.is_file():
+        raise UserError("a recipe file", f"no file {path}", "see recipes/ for some that work")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError("a recipe in TOML", f"{path}: {error}", "mend the line that it names") from error
+    for override in overrides or []:
+        apply_override(tree, override)
+    _spread_defaults(tree, path)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(error, path) from error
+
+
+def _spread_defaults(tree: dict[str, Any], path: Path) -> None:
+    """Lay the `[defaults]` table under every stage that knows its keys, in place."""
+    defaults, stages = tree.pop("defaults", {}), tree.get("stages", {})
+    kinds: dict[str, type[Stage]] = {"sft": SFT, "rl": RL}
+    known = {key for kind in kinds.values() for key in kind.model_fields}
+    for key in defaults:
+        if key not in known:
+            raise UserError("keys of a stage in [defaults]", f"'{key}' in {path}", nearest(key, known))
+    for name, stage in stages.items() if isinstance(stages, dict) else ():
+        if isinstance(stage, dict) and stage.get("kind") in kinds:
+            fields = kinds[stage["kind"]].model_fields
+            stages[name] = _merge({key: value for key, value in defaults.items() if key in fields}, stage)
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one value of a nested table in place: `a.b=3`. The value is read as TOML, else as a string."""
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError("--set section.key=value", f"'{override}'", "write it like --set stages.easy.steps=10")
+    node: Any = tree
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise UserError(f"a section '{part}'", f"a value in --set {override}", "name a key of a section")
+    try:
+        node[parts[-1]] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        node[parts[-1]] = value
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as TOML: everything that a run used, defaults filled in."""
+    import tomli_w
+
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _explain(error: ValidationError, path: Path) -> UserError:
+    """The first problem of a recipe as one line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in ("sft", "rl"))
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(first["loc"][:-1])
+        return UserError("a known key", f"'{where}' in {path}", nearest(str(first["loc"][-1]), known))
+    message = first["msg"].removeprefix("Value error, ")
+    found = f" (found {first['input']!r})" if not isinstance(first["input"], dict) else ""
+    return UserError("a valid recipe", f"{path}: {where or 'recipe'}{found}", message)
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section at a location of a validation error may have."""
+    section: type[BaseModel] = Recipe
+    for part in location:
+        if part in ("sft", "rl"):
+            section = SFT if part == "sft" else RL
+        elif part in section.model_fields:
+            kinds = [kind for kind in _kinds(section.model_fields[str(part)].annotation)]
+            section = kinds[0] if kinds else section
+    return list(section.model_fields)
+
+
+def _kinds(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [kind for inner in getattr(annotation, "__args__", ()) for kind in _kinds(inner)]

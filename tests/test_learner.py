@@ -1,0 +1,118 @@
+"""The learner: one update, however a batch is cut, and the learning rates."""
+
+import math
+from itertools import islice
+
+import pytest
+import torch
+
+from parallel_r1 import coldstart
+from parallel_r1.algorithms import sft
+from parallel_r1.config import SFT, Optimizer
+from parallel_r1.learner import Learner, learning_rate
+
+STAGE = {
+    "kind": "sft",
+    "steps": 2,
+    "batch": 6,
+    "data": {"tasks": {"countdown-easy": 1.0}, "parallel": 0.7, "paths": 3},
+    "optimizer": {"lr": 1e-3},
+}
+
+
+def examples(policy, stage, count=6):
+    source = coldstart.examples(stage.data, 0)
+    return [coldstart.to_trace(each, policy, stage.sampling.sampler) for each in islice(source, count)]
+
+
+def weights_after(policy, stage, batches):
+    start = {name: value.clone() for name, value in policy.model.state_dict().items()}
+    learner = Learner(policy.model, stage, len(batches))
+    metrics = [learner.update(traces, sft.loss) for traces in batches]
+    after = torch.cat([parameter.detach().flatten().clone() for parameter in policy.model.parameters()])
+    policy.model.load_state_dict(start)
+    return after, metrics
+
+
+def test_the_update_does_not_depend_on_how_the_batch_is_cut_or_ordered(policy):
+    """One micro-batch, many, packed rows, activations computed again, and another order give the same loss, norm and
+    weights."""
+    whole = SFT(**STAGE, micro_tokens=100_000)
+    pieces = whole.model_copy(update={"micro_tokens": 1})
+    packed = whole.model_copy(update={"packing": True, "micro_tokens": 300})
+    traces = examples(policy, whole)
+    expected, metrics = weights_after(policy, whole, [traces])
+    again = whole.model_copy(update={"recompute": True})
+    for stage, order in (
+        (pieces, traces),
+        (packed, traces),
+        (again, traces),
+        (whole, traces[::-1]),
+        (pieces, traces[::-1]),
+    ):
+        found, others = weights_after(policy, stage, [order])
+        assert torch.allclose(found, expected, atol=1e-5)
+        assert others[0]["loss"] == pytest.approx(metrics[0]["loss"], rel=1e-5)
+        assert others[0]["gradient_norm"] == pytest.approx(metrics[0]["gradient_norm"], rel=1e-4)
+
+
+def test_log_probabilities_come_back_in_order(policy):
+    """The same for every trace, however the batch is cut."""
+    whole = SFT(**STAGE, micro_tokens=100_000)
+    traces = examples(policy, whole)
+    expected = Learner(policy.model, whole, 1).logprobs(traces)
+    assert [len(each) for each in expected] == [len(trace.token_ids) for trace in traces]
+    for change in ({"micro_tokens": 1}, {"micro_tokens": 300, "packing": True}):
+        found = Learner(policy.model, whole.model_copy(update=change), 1).logprobs(traces)
+        assert all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(found, expected, strict=True))
+
+
+def test_a_trace_with_advantage_zero_counts_in_the_mean_only(policy):
+    stage = SFT(**STAGE)
+    traces = examples(policy, stage, 2)
+    sizes = [sum(len(s.token_ids) for s in t.spans if s.sampled) for t in traces]
+    learner = Learner(policy.model, stage, 2)
+    lone = learner.update(traces[:1], sft.loss)["loss"]
+    learner = Learner(policy.model, stage.model_copy(update={"optimizer": Optimizer(lr=1e-12)}), 2)
+    fresh = learner.update(traces[:1], sft.loss)["loss"]
+    both = learner.update(traces, sft.loss, advantages=[1.0, 0.0])["loss"]
+    assert both == pytest.approx(fresh * sizes[0] / sum(sizes), rel=1e-4)
+    assert lone != pytest.approx(both)
+
+
+def test_a_batch_without_signal_changes_nothing(policy):
+    stage = SFT(**STAGE)
+    before = torch.cat([parameter.detach().flatten().clone() for parameter in policy.model.parameters()])
+    Learner(policy.model, stage, 1).update(examples(policy, stage, 2), sft.loss, advantages=[0.0, 0.0])
+    assert torch.equal(before, torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()]))
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_many_end_the_stage(policy):
+    stage = SFT(**STAGE)
+    traces = examples(policy, stage, 2)
+    learner = Learner(policy.model, stage, 20)
+
+    def weights():
+        return torch.cat([parameter.detach().flatten().clone() for parameter in policy.model.parameters()])
+
+    def broken(logprobs, batch, tokens):
+        return logprobs.sum() * math.nan, {}
+
+    before = weights()
+    assert learner.update(traces, broken)["skipped"] == 1
+    assert torch.equal(before, weights())
+    assert "skipped" not in learner.update(traces, sft.loss)
+    assert not torch.equal(before, weights())
+    for _ in range(4):
+        learner.update(traces, broken)
+    with pytest.raises(FloatingPointError, match="5 updates in a row"):
+        learner.update(traces, broken)
+
+
+def test_learning_rates_by_hand():
+    cosine = learning_rate(Optimizer(schedule="cosine", warmup=0.2), 10)
+    assert [cosine(update) for update in (0, 1, 2)] == [0.5, 1.0, 1.0]
+    assert cosine(6) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
+    assert cosine(10) == pytest.approx(0)
+    constant = learning_rate(Optimizer(), 10)
+    assert [constant(update) for update in (0, 9)] == [1.0, 1.0]
