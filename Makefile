@@ -35,7 +35,8 @@ RESULTS ?= bench
 
 bench: $(DONE)
 	$(BENCH)/engine.py --compile --out $(RESULTS)
-	$(BENCH)/forks.py --compile --out $(RESULTS)
+	$(BENCH)/forks.py --compile --out $(RESULTS) --model tiny
+	$(BENCH)/forks.py --compile --out $(RESULTS) --model 20m --paths 4 --case equal
 	$(BENCH)/growth.py --out $(RESULTS)
 	$(BENCH)/scoring.py --out $(RESULTS) --lengths 512 2048 --no-memory
 	$(BENCH)/logits.py --out $(RESULTS)

@@ -16,9 +16,10 @@ import time
 import torch
 from measure import arguments, report
 from scoring import highest
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from parallel_r1.batch import collate, score
+from parallel_r1.models import qwen3
 from parallel_r1.trace import Span, Trace
 
 VOCABULARY = 151_936
@@ -27,17 +28,8 @@ WAYS = ("plain", "pieces")
 
 def measure(way: str, tokens: int) -> tuple[float, float]:
     """Megabytes that a step adds, and its seconds."""
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        intermediate_size=128,
-        tie_word_embeddings=True,
-    )
-    model = Qwen3ForCausalLM(config)
+    shape = {"hidden": 64, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 128}
+    model = Qwen3ForCausalLM(qwen3(VOCABULARY, **shape, positions=tokens + 1))
     ids = torch.randint(10, VOCABULARY, (tokens + 1,), generator=torch.Generator().manual_seed(0))
     batch = collate([Trace((int(ids[0]),), (Span(tuple(ids[1:].tolist()), (), True),))], "causal")
     for parameter in model.parameters():

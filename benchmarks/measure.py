@@ -27,6 +27,7 @@ from parallel_r1.run_folder import environment
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "models" / "tiny-base"
+MODELS = ["tiny", "20m"]
 Times = Mapping[str, Sequence[float]]
 """Way -> seconds of every round."""
 
@@ -34,7 +35,7 @@ Times = Mapping[str, Sequence[float]]
 def arguments(description: str | None) -> argparse.ArgumentParser:
     """The arguments that every benchmark has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=["tiny", "20m"], help="tiny, 20m, or model folders")
+    parser.add_argument("--model", nargs="+", default=MODELS, help="tiny, 20m, or model folders")
     parser.add_argument("--runs", type=int, default=5, help="rounds that count")
     parser.add_argument("--compile", action="store_true", help="measure the compiled engine too")
     parser.add_argument("--seed", type=int, default=0, help="of prompts, lengths and draws")
@@ -120,8 +121,8 @@ def ratio(times: Times, upper: str, lower: str) -> dict[str, object]:
 
 
 def report(options: argparse.Namespace, name: str, title: str, rows: list[dict[str, object]], **more: object) -> None:
-    """Print a benchmark's JSON or write it to `<out>/<name>.json`. Rows are what `table.py` shows, `more` is the rest,
-    such as all times."""
+    """Print a benchmark's JSON or write it to `<out>/<name>.json`; the name says which models
+    took part if not all did. Rows are what `table.py` shows, `more` is the rest, such as all times."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     whole = {
         "benchmark": title,
@@ -140,6 +141,8 @@ def report(options: argparse.Namespace, name: str, title: str, rows: list[dict[s
         print(text)
     else:
         options.out.mkdir(parents=True, exist_ok=True)
+        if options.model != MODELS:
+            name = "-".join([name, *(Path(model).name for model in options.model)])
         (options.out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 

@@ -48,4 +48,4 @@ def test_logits_in_pieces_need_less_memory(tmp_path):
 @pytest.mark.skipif(not (ROOT / ".venv-vllm").exists(), reason="`make bench-vllm` has not installed vLLM")
 def test_vllm_can_be_measured(tmp_path):
     run("benchmarks/against_vllm.py", "--quick", "--runs", "1", "--model", "tiny", "--out", str(tmp_path))
-    assert len(json.loads((tmp_path / "vllm.json").read_text())["rows"]) == 3
+    assert len(json.loads((tmp_path / "vllm-tiny.json").read_text())["rows"]) == 3

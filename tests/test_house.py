@@ -16,7 +16,7 @@ FLOORS = [
     {"batch", "engines"},
     {"algorithms", "fork_join", "coldstart"},
     {"learner", "evaluate", "parity", "run_folder", "monitor"},
-    {"train", "report"},
+    {"train", "report", "plan"},
     {"display"},
     {"commands"},
     {"__main__"},

@@ -6,7 +6,7 @@ from parallel_r1.errors import UserError
 from parallel_r1.recipe_file import apply_override, dump_recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent
-RECIPES = sorted(ROOT.glob("recipes/**/*.toml"))
+RECIPES = sorted(path for path in ROOT.glob("recipes/**/*.toml") if path.stem != "common")
 SMALL = """
 name = "x"
 [model]
@@ -32,7 +32,7 @@ def write(tmp_path, text):
     return tmp_path / "r.toml"
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_shipped_recipes_load_and_survive_being_written(path, tmp_path):
     recipe = load_recipe(path)
     assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
@@ -45,6 +45,24 @@ def test_defaults_lie_under_every_stage(tmp_path):
     assert recipe.stages["two"].sampling.sampler == "sequential"
     assert recipe.start_of("one") == "base"
     assert recipe.start_of("two") == "one"
+
+
+def test_a_recipe_lies_over_the_one_that_it_extends(tmp_path):
+    write(tmp_path, SMALL)
+    child = tmp_path / "child.toml"
+    child.write_text(
+        "extends = 'r.toml'\nname = 'y'\n[stages.two]\nsteps = 9\n[stages.three]\nkind = 'rl'\n"
+        "task = 'countdown-easy'\nsteps = 1\n[defaults.sampling]\npaths = 4"
+    )
+    recipe = load_recipe(child, ["stages.one.steps=1"])
+    assert list(recipe.stages) == ["one", "two", "three"]
+    assert [stage.steps for stage in recipe.stages.values()] == [1, 9, 1]
+    assert [stage.sampling.paths for stage in recipe.stages.values()] == [4, 4, 4]
+    assert (recipe.name, recipe.model.path) == ("y", "models/tiny-base")
+    for wrong in ("'child.toml'", "'none.toml'", "3"):
+        child.write_text(f"extends = {wrong}")
+        with pytest.raises(UserError, match="recipe file"):
+            load_recipe(child)
 
 
 def test_overrides(tmp_path):

@@ -94,6 +94,12 @@ class Sampling(Section):
     compile: bool = False
     budget: Budget = Budget()
 
+    @property
+    def reach(self) -> int:
+        """The positions that an answer may take: those of its critical path, or of all its text where a join reads it
+        again."""
+        return self.budget.total if self.sampler == "causal_join" else min(self.budget.critical_path, self.budget.total)
+
     @field_validator("stop")
     @classmethod
     def stops_are_text(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
@@ -256,12 +262,27 @@ class RL(Stage):
 
 
 class Evaluation(Section):
-    """How every stage is measured on held-out problems."""
+    """How every stage is measured on held-out problems.
+
+    Attributes:
+        problems: of every task; all of a task that has fewer.
+        samples: answers to each problem, for all tasks or task by task: the k of mean@k.
+    """
 
     tasks: tuple[str, ...] = ()
     problems: Count = 200
-    samples: Count = 8
+    samples: Count | dict[str, Count] = 8
     seed: int = 1234
+
+    @model_validator(mode="after")
+    def samples_of_every_task(self) -> Evaluation:
+        if isinstance(self.samples, dict) and set(self.samples) != set(self.tasks):
+            raise ValueError(f"samples must name every task: {', '.join(self.tasks)}")
+        return self
+
+    def samples_of(self, task: str) -> int:
+        """Answers to each problem of a task."""
+        return self.samples[task] if isinstance(self.samples, dict) else self.samples
 
 
 class Recipe(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from rich.console import Console, Group
@@ -17,6 +18,7 @@ from rich.tree import Tree
 from parallel_r1 import report
 from parallel_r1.evaluate import Result
 from parallel_r1.parity import Parity
+from parallel_r1.plan import Memory, Plan
 from parallel_r1.rollout import Rollout
 from parallel_r1.trace import FORK_OPEN, SUMMARY_OPEN, TRUNK, Address, parse_text, text_pieces
 
@@ -97,17 +99,44 @@ class RunProgress:
 def results(console: Console, found: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> None:
     """Print the tables and comparisons of a run."""
     for task in report.tasks(found):
-        # Narrow enough for the 80 columns that a pipe or a log has.
-        table = Table(
-            title=report.title(found, task), title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False
-        )
-        for index, name in enumerate(report.HEADER):
-            table.add_column("\n".join(name.rsplit(" ", 1)), justify="right" if index else "left", no_wrap=True)
+        table = _table(*("\n".join(name.rsplit(" ", 1)) for name in report.HEADER))
+        table.title, table.title_justify = report.title(found, task), "left"
         for row in report.rows(found, task):
             table.add_row(*row)
         console.print(table)
     for line in report.comparisons(found, pairs):
         console.print(line, soft_wrap=True, highlight=False)
+
+
+def plan(console: Console, made: Plan) -> None:
+    """Print what a recipe would do and need."""
+    steps = _table("stage", "from", "steps", "updates", "answers\na step", "tokens\nat most")
+    for stage in made.stages:
+        numbers = (stage.steps, stage.updates, stage.answers, stage.tokens)
+        steps.add_row(stage.name, stage.start, *(f"{number:,}" if number else "-" for number in numbers))
+    console.print(steps)
+    for stage in made.stages:
+        console.print(f"{stage.name}: {stage.source}", soft_wrap=True, highlight=False)
+    if made.parameters is not None and made.disk is not None:
+        parts = [part.name for part in fields(Memory)]
+        memory = _table("GB", *(stage.name for stage in made.stages))
+        for part in (*parts, "peak"):
+            row = [f"{getattr(stage.memory, part) / 1e9:.2f}" for stage in made.stages]
+            memory.add_row(part, *row, style="bold" if part == "peak" else None)
+        console.print(memory)
+        console.print(f"{made.parameters:,} parameters; {made.disk / 1e9:.1f} GB on disk", highlight=False)
+    console.print(f"evaluations draw {made.evaluated:,} tokens at most", highlight=False)
+    for line in made.unknown:
+        console.print(f"not known: {line}", style="yellow", soft_wrap=True, highlight=False)
+
+
+def _table(first: str, *others: str) -> Table:
+    """A table with numbers on the right, narrow enough for the 80 columns that a pipe or a log has."""
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def colour(address: Address) -> str:

@@ -108,24 +108,27 @@ def answer(
 
 
 def held_out(task: Task, count: int, seed: int) -> list[Problem]:
-    """Different problems that no stage ever trains on.
+    """Different problems that no stage ever trains on; all of them if the task has fewer.
 
     Raises:
-        UserError: the task does not seem to have so many.
+        UserError: there is no end to the task's problems, and yet there are not so many.
     """
+    source = task.problems("test", seed)
     found: dict[str, Problem] = {}
-    for problem in islice(task.problems("test", seed), 20 * count + 1000):
+    for problem in islice(source, 20 * count + 1000):
         found.setdefault(problem.id, problem)
         if len(found) == count:
             return list(found.values())
-    raise UserError(f"{count} held-out problems of {task.name}", f"{len(found)}", "ask for fewer problems")
+    if next(source, None) is not None:
+        raise UserError(f"{count} held-out problems of {task.name}", f"{len(found)}", "ask for fewer problems")
+    return list(found.values())
 
 
 def evaluate(policy: Policy, task_name: str, settings: Evaluation, sampling: Sampling, stage: str = "") -> Result:
     """Measure a policy on the held-out problems of a task."""
     task = load_task(task_name)
     problems = held_out(task, settings.problems, settings.seed)
-    return summarise(answer(policy, task, problems, settings.samples, sampling, settings.seed), stage)
+    return summarise(answer(policy, task, problems, settings.samples_of(task_name), sampling, settings.seed), stage)
 
 
 def summarise(rollouts: Sequence[Rollout], stage: str = "") -> Result:

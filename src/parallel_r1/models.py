@@ -12,7 +12,7 @@ from parallel_r1.errors import UserError
 from parallel_r1.trace import TAGS, Tags
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -137,8 +137,7 @@ def check_model(model: PreTrainedModel) -> None:
 
 def check_length(policy: Policy, prompt: int, sampling: Sampling) -> None:
     """Refuse a prompt that leaves no room for its answer in the positions that the model knows."""
-    budget = sampling.budget
-    answer = budget.total if sampling.sampler == "causal_join" else min(budget.critical_path, budget.total)
+    answer = sampling.reach
     most = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     if most is not None and prompt + answer > most:
         raise UserError(
@@ -193,29 +192,38 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
 
 
-def random_model(
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    hidden: int,
-    layers: int,
-    heads: int,
-    kv_heads: int,
-    intermediate: int,
-    positions: int,
-    seed: int,
-) -> PreTrainedModel:
-    """A Qwen3 model with random weights for a tokenizer; tied embeddings.
+def random_model(tokenizer: PreTrainedTokenizerBase, *, seed: int, **shape: int) -> PreTrainedModel:
+    """A Qwen3 model with random weights for a tokenizer.
 
     Args:
-        hidden, layers, heads, kv_heads, intermediate: the architecture; a head has `hidden / heads` dimensions.
-        positions: the longest sequence it is meant for.
         seed: of the weights.
+        shape: see `qwen3`.
     """
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3ForCausalLM
 
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
+    config = qwen3(len(tokenizer), **shape)
+    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    config._attn_implementation = "sdpa"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config).eval()
+
+
+def qwen3(
+    vocabulary: int, *, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, positions: int
+) -> Qwen3Config:
+    """The configuration of a Qwen3 model with tied embeddings.
+
+    Args:
+        vocabulary: how many tokens.
+        hidden, layers, heads, kv_heads, intermediate: the architecture; a head has `hidden / heads` dimensions.
+        positions: the longest sequence it is meant for.
+    """
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        vocab_size=vocabulary,
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -225,14 +233,8 @@ def random_model(
         max_position_embeddings=positions,
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
     )
-    config._attn_implementation = "sdpa"
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Qwen3ForCausalLM(config).eval()
 
 
 def save(policy: Policy, folder: Path) -> None:

@@ -15,17 +15,13 @@ from parallel_r1.errors import UserError, nearest
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe, apply `a.b=value` overrides, fill in defaults, check everything.
 
-    A `[defaults]` table is laid under every stage, so that stages say only what differs.
+    `extends` names another file, beside this one, that is laid under it. A `[defaults]` table is laid under every
+    stage, so that stages say only what differs.
 
     Raises:
         UserError: no such file, bad TOML, an unknown key, a value out of range.
     """
-    if not path.is_file():
-        raise UserError("a recipe file", f"no file {path}", "see recipes/ for some that work")
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError("a recipe in TOML", f"{path}: {error}", "mend the line that it names") from error
+    tree = _read(path)
     for override in overrides or []:
         apply_override(tree, override)
     _spread_defaults(tree, path)
@@ -33,6 +29,22 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise _explain(error, path) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The tables of a recipe file and of the one that it extends."""
+    if not path.is_file():
+        raise UserError("a recipe file", f"no file {path}", "see recipes/ for some that work")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError("a recipe in TOML", f"{path}: {error}", "mend the line that it names") from error
+    under = tree.pop("extends", None)
+    if under is None:
+        return tree
+    if not isinstance(under, str) or (path.parent / under).resolve() == path.resolve():
+        raise UserError("the name of another recipe file in extends", f"{under!r} in {path}", "name one beside it")
+    return _merge(_read(path.parent / under), tree)
 
 
 def _spread_defaults(tree: dict[str, Any], path: Path) -> None:

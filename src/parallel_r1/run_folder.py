@@ -184,6 +184,12 @@ def _whole(path: Path) -> Iterator[Path]:
             raise
 
 
+def space(recipe: Recipe, parameters: int) -> int:
+    """Bytes that a run of a recipe takes at most: the weights of every stage, and two states, each with the weights and
+    two moments of each."""
+    return 4 * parameters * (len(recipe.stages) + 1 + 2 * 3)
+
+
 def _step(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 

@@ -25,7 +25,7 @@ from parallel_r1.monitor import Monitor
 from parallel_r1.parity import compare
 from parallel_r1.rewards import Outcome, Reward, check_reward, parse_reward
 from parallel_r1.rollout import Group, Problem, Rollout, group
-from parallel_r1.run_folder import RunFolder
+from parallel_r1.run_folder import RunFolder, space
 from parallel_r1.tasks import Task, load_task
 
 Observer = Callable[[dict[str, Any]], None]
@@ -252,8 +252,7 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, tell: Observer) -> lis
     state = None if saved is None or saved["stage"] in done else saved
     step = sum(stage.steps for stage in done.values()) + (state["update"]["stage_step"] if state else 0)
     run.rewind(step)
-    # The weights of every stage, and two states: each has the weights and two moments of each.
-    run.check_space(sum(each.numel() for each in policy.model.parameters()) * 4 * (len(recipe.stages) + 1 + 2 * 3))
+    run.check_space(space(recipe, models.parameter_count(policy.model)))
 
     monitor = Monitor().remember(run.metrics())
 

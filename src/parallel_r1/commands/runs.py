@@ -26,9 +26,17 @@ def demo(
 
 
 @app.command()
-def train(recipe: options.RecipePath, out: options.Out = None, overrides: options.Overrides = None) -> None:
+def train(
+    recipe: options.RecipePath,
+    out: options.Out = None,
+    overrides: options.Overrides = None,
+    dry_run: Annotated[bool, typer.Option(help="Check all that needs no weights, print the plan, stop.")] = False,
+) -> None:
     """Run every stage of a recipe: a curriculum."""
-    _run(recipe, out, overrides, None)
+    if dry_run:
+        _plan(recipe, overrides)
+    else:
+        _run(recipe, out, overrides, None)
 
 
 @app.command()
@@ -41,6 +49,18 @@ def sft(recipe: options.RecipePath, out: options.Out = None, overrides: options.
 def rl(recipe: options.RecipePath, out: options.Out = None, overrides: options.Overrides = None) -> None:
     """Run the reinforcement-learning stages of a recipe only. Give the start with --set model.path=FOLDER."""
     _run(recipe, out, overrides, "rl")
+
+
+def _plan(path: Path, overrides: list[str] | None) -> None:
+    from parallel_r1.recipe_file import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    from parallel_r1 import display, plan
+    from parallel_r1.train import check
+
+    quiet()
+    check(recipe)
+    display.plan(console, plan.make(recipe))
 
 
 def _run(path: Path, out: Path | None, overrides: list[str] | None, kind: Literal["sft", "rl"] | None) -> None:

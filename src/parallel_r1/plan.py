@@ -1,0 +1,234 @@
+"""What a recipe will do and need, known without weights: steps, answers, tokens, memory by part, disk.
+
+The model is built from its configuration with tensors that have shapes and no memory, and a forward pass of it is
+followed to count what the backward pass would keep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from parallel_r1.config import RL, SFT, Recipe, Stage
+from parallel_r1.errors import UserError
+from parallel_r1.models import check_model, parameter_count, qwen3
+from parallel_r1.run_folder import space
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+NUMBER = 4
+"""Bytes of a weight, a gradient, a moment, a key or a value: fp32."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a stage needs at its peak, by part.
+
+    Attributes:
+        weights, gradients, moments: of the policy; two moments a weight.
+        reference: the copy of the policy that a KL penalty keeps.
+        activations: of the largest micro-batch, and the copies of weights that another precision makes.
+        logits: of the piece that is scored, with what its backward pass needs.
+        cache: keys and values while answers are drawn, if every one of them is as long as its budget allows.
+    """
+
+    weights: int
+    gradients: int
+    moments: int
+    reference: int
+    activations: int
+    logits: int
+    cache: int
+
+    @property
+    def peak(self) -> int:
+        """The larger of drawing and learning, which take turns."""
+        return (
+            self.weights
+            + self.moments
+            + self.reference
+            + max(self.cache, self.gradients + self.activations + self.logits)
+        )
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage does.
+
+    Attributes:
+        source: what it reads, and how it is rewarded.
+        updates: of the optimiser, over all steps.
+        answers: of a step.
+        tokens: that it draws at most, over all steps; 0 in sft.
+        memory: None if the model's configuration could not be read.
+    """
+
+    name: str
+    kind: str
+    start: str
+    source: str
+    steps: int
+    updates: int
+    answers: int
+    tokens: int
+    memory: Memory | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe does.
+
+    Attributes:
+        parameters: of the model; None if its configuration could not be read.
+        evaluated: tokens that are drawn at most to measure every stage.
+        disk: bytes of checkpoints and of the state to go on from, at the most.
+        unknown: what could not be checked, and why.
+    """
+
+    stages: tuple[StagePlan, ...]
+    parameters: int | None
+    evaluated: int
+    disk: int | None
+    unknown: tuple[str, ...]
+
+
+def make(recipe: Recipe) -> Plan:
+    """The plan of a recipe that `train.check` let pass.
+
+    Raises:
+        UserError: a budget over the positions that the model knows.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    unknown: list[str] = []
+    model = None
+    with FakeTensorMode():  # tensors have shapes and no memory here
+        try:
+            model = build(recipe)
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            unknown.append(f"memory and positions, without a configuration of {recipe.model.path} ({reason})")
+        memories = {name: None if model is None else memory(model, stage) for name, stage in recipe.stages.items()}
+    if model is not None:
+        for name, stage in recipe.stages.items():
+            check_positions(model.config.get_text_config(), name, stage)
+    parameters = None if model is None else parameter_count(model)
+    stages = tuple(
+        StagePlan(
+            name,
+            stage.kind,
+            recipe.start_of(name),
+            source(stage),
+            stage.steps,
+            stage.steps * (stage.grpo.minibatches if isinstance(stage, RL) else 1),
+            stage.problems * stage.group if isinstance(stage, RL) else stage.batch,
+            stage.steps * stage.problems * stage.group * stage.sampling.budget.total if isinstance(stage, RL) else 0,
+            memories[name],
+        )
+        for name, stage in recipe.stages.items()
+    )
+    settings = recipe.evaluation
+    measured = [stage.sampling.budget.total for stage in recipe.stages.values()]
+    measured += measured[:1] if recipe.model.path else []  # the model itself, as the first stage draws
+    evaluated = sum(measured) * sum(settings.problems * settings.samples_of(task) for task in settings.tasks)
+    disk = None if parameters is None else space(recipe, parameters)
+    return Plan(stages, parameters, evaluated, disk, tuple(unknown))
+
+
+def source(stage: Stage) -> str:
+    """What a stage reads, and how it is rewarded."""
+    if isinstance(stage, RL):
+        return f"{stage.task}, {stage.reward}"
+    assert isinstance(stage, SFT)
+    return stage.data.file or ", ".join({**stage.data.tasks, **stage.data.rehearse})
+
+
+def build(recipe: Recipe) -> PreTrainedModel:
+    """The recipe's model, with weights of the kind that tensors have where it is called.
+
+    Raises:
+        OSError: its configuration cannot be read.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if recipe.model.architecture is not None:
+        shape = recipe.model.architecture.model_dump()
+        config: PretrainedConfig = qwen3(shape.pop("vocabulary"), **shape)
+    else:
+        assert recipe.model.path is not None
+        config = AutoConfig.from_pretrained(recipe.model.path)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    check_model(model)
+    return model
+
+
+def memory(model: PreTrainedModel, stage: Stage) -> Memory:
+    """What a stage needs."""
+    from parallel_r1.batch import LOGITS
+
+    weights = NUMBER * parameter_count(model)
+    config = model.config.get_text_config()
+    drawing = isinstance(stage, RL)
+    longest = max(stage.micro_tokens, stage.sampling.budget.total if drawing else 0)
+    held = stage.sampling.memory or stage.sampling.rows * stage.sampling.budget.total
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return Memory(
+        weights=weights,
+        gradients=weights,
+        moments=2 * weights,
+        reference=weights if isinstance(stage, RL) and stage.grpo.kl else 0,
+        activations=kept(model, longest, stage),
+        # Logits, log-probabilities, and the gradients of both, beside one that is being made.
+        logits=5 * NUMBER * min(LOGITS, longest * config.vocab_size),
+        cache=2 * NUMBER * config.num_hidden_layers * heads * head * held if drawing else 0,
+    )
+
+
+def kept(model: PreTrainedModel, tokens: int, stage: Stage) -> int:
+    """Bytes that the backward pass over so many tokens needs from the forward pass, weights not counted. Where they are
+    computed again, those of one layer more."""
+    layers = model.config.get_text_config().num_hidden_layers
+    whole = _kept(model, tokens, stage.precision == "bf16")
+    if not stage.recompute:
+        return whole
+    from parallel_r1 import attend
+
+    attend.recompute(model)
+    try:
+        return _kept(model, tokens, stage.precision == "bf16") + whole // layers
+    finally:
+        model.activation_checkpointing_disable()
+
+
+def _kept(model: PreTrainedModel, tokens: int, half: bool) -> int:
+    import torch
+
+    weights = {each.untyped_storage()._cdata for each in model.parameters()}
+    found: dict[int, torch.Tensor] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        found[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    model.train()
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=half),
+    ):
+        model.get_decoder()(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
+    return sum(each.untyped_storage().nbytes() for storage, each in found.items() if storage not in weights)
+
+
+def check_positions(config: PretrainedConfig, name: str, stage: Stage) -> None:
+    """Refuse a budget that the model's positions cannot hold, whatever the prompt."""
+    most = getattr(config, "max_position_embeddings", None)
+    reach = stage.sampling.reach
+    if isinstance(stage, RL) and most is not None and reach >= most:
+        raise UserError(
+            f"budgets below the {most} positions that the model knows",
+            f"stages.{name}: an answer may reach over {reach}",
+            "lower its sampling.budget",
+        )

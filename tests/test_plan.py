@@ -1,0 +1,140 @@
+"""What a recipe will do and need: against what a run does and holds."""
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from test_recipe_file import SMALL, write
+from transformers import Qwen3Config
+
+from parallel_r1 import attend, plan
+from parallel_r1.config import Budget, Sampling
+from parallel_r1.engines.local import LocalEngine
+from parallel_r1.errors import UserError
+from parallel_r1.fork_join import draw
+from parallel_r1.recipe_file import load_recipe
+
+SHAPES = {
+    "qwen3-4b": (2560, 36, 32, 9728, 141e9),
+    "qwen3-0.6b-lora": (1024, 28, 16, 3072, 24e9),
+}
+"""Hidden size, layers, heads, intermediate size of the models, and the memory of the GPU that their recipes name."""
+REAL = sorted(path for name in SHAPES for path in ROOT.glob(f"recipes/{name}/*.toml") if path.stem != "common")
+
+
+def folder_of(name, tmp_path, layers=None):
+    """A model folder without weights."""
+    hidden, known, heads, intermediate, _ = SHAPES[name]
+    Qwen3Config(
+        vocab_size=151936,
+        hidden_size=hidden,
+        num_hidden_layers=layers or known,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=intermediate,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+    ).save_pretrained(tmp_path)
+    return f"model.path={tmp_path}"
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_recipes_for_real_models_have_a_plan(path, tmp_path):
+    made = plan.make(load_recipe(path, [folder_of(path.parent.name, tmp_path, layers=2)]))
+    assert not made.unknown
+    for stage in made.stages:
+        assert stage.memory.peak > 0
+        assert stage.updates == stage.steps
+        assert bool(stage.tokens) == (stage.kind == "rl")
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("qwen3-4b", 4_022_468_096), ("qwen3-0.6b-lora", 596_049_920)])
+def test_the_longest_recipes_fit_the_gpu_that_they_name(name, parameters, tmp_path):
+    """The parameters are those of the published models."""
+    made = plan.make(load_recipe(ROOT / "recipes" / name / "unseen_s2.toml", [folder_of(name, tmp_path)]))
+    assert made.parameters == parameters
+    assert max(stage.memory.peak for stage in made.stages) < SHAPES[name][-1]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_activations_are_what_a_real_pass_keeps(tiny, tmp_path, recompute):
+    """Within a tenth; what a layer needs that is computed again was not kept by it."""
+    recipe = load_recipe(write(tmp_path, SMALL), [f"model.path={TINY}", f"defaults.recompute={str(recompute).lower()}"])
+    stage = recipe.stages["one"]
+    memory = plan.make(recipe).stages[0].memory
+    assert memory.weights == sum(each.numel() for each in tiny.model.parameters()) * 4
+    whole = memory if not recompute else plan.make(load_recipe(write(tmp_path, SMALL))).stages[0].memory
+    weights = {each.untyped_storage().data_ptr() for each in tiny.model.parameters()}
+    found = {}
+
+    def note(tensor):
+        found[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    if recompute:
+        attend.recompute(tiny.model)
+    tiny.model.train()
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            tokens = torch.zeros(1, stage.micro_tokens, dtype=torch.long)
+            hidden = tiny.model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+    finally:
+        tiny.model.eval()
+        tiny.model.activation_checkpointing_disable()
+    kept = sum(each.untyped_storage().nbytes() for at, each in found.items() if at not in weights)
+    layer = whole.activations // 4 if recompute else 0
+    assert memory.activations == pytest.approx(kept + layer, rel=0.1)
+    assert hidden.requires_grad
+
+
+def test_the_cache_is_what_the_engine_holds(tiny, tmp_path):
+    """Bytes of a token, times the rows that are drawn at once, times what a budget allows."""
+    recipe = load_recipe(write(tmp_path, SMALL), ["stages.two.sampling.rows=7", "stages.two.sampling.budget.total=33"])
+    engine = LocalEngine(tiny.model)
+    draw(engine, tiny.tags, [[10, 11]], Sampling(budget=Budget(total=4)), 0)
+    columns = engine.answers.visible.shape[2]
+    token = sum(part[0].nbytes for part in engine.answers.parts()) // columns
+    found = plan.make(recipe).stages[1]
+    assert found.memory.cache == 7 * 33 * token
+    bounded = plan.make(load_recipe(write(tmp_path, SMALL), ["stages.two.sampling.memory=1000"]))
+    assert bounded.stages[1].memory.cache == 1000 * token
+
+
+def test_counts_by_hand(tmp_path):
+    changes = [
+        "evaluation.tasks=['countdown-easy']",
+        "evaluation.problems=10",
+        "evaluation.samples={countdown-easy=3}",
+        "stages.two.problems=6",
+        "stages.two.group=5",
+        "stages.two.grpo.minibatches=3",
+        "stages.two.grpo.kl=0.1",
+        "defaults.sampling.budget.total=100",
+    ]
+    made = plan.make(load_recipe(write(tmp_path, SMALL), changes))
+    one, two = made.stages
+    assert (one.start, one.steps, one.updates, one.answers, one.tokens) == ("base", 3, 3, 64, 0)
+    assert (two.start, two.steps, two.updates, two.answers, two.tokens) == ("one", 2, 6, 30, 2 * 30 * 100)
+    assert made.evaluated == 3 * 10 * 3 * 100  # the base and two stages
+    assert two.memory.reference == two.memory.weights
+    assert one.memory.reference == one.memory.cache == 0
+    assert made.disk == 4 * made.parameters * 9
+
+
+def test_without_a_configuration_the_rest_is_planned(tmp_path):
+    made = plan.make(load_recipe(write(tmp_path, SMALL), ["model.path=nobody/none"]))
+    assert made.parameters is made.disk is made.stages[0].memory is None
+    assert "nobody/none" in made.unknown[0]
+    assert [stage.steps for stage in made.stages] == [3, 2]
+
+
+def test_a_budget_over_the_models_positions_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"stages.two: an answer may reach over 600"):
+        plan.make(load_recipe(write(tmp_path, SMALL), ["stages.two.sampling.budget={total=600,critical_path=700}"]))
+
+
+def test_a_model_from_nothing_has_a_plan(tmp_path):
+    tables = "[model.architecture]\nhidden = 32\nheads = 2\nvocabulary = 300\n"
+    made = plan.make(load_recipe(write(tmp_path, SMALL.replace('[model]\npath = "models/tiny-base"\n', tables))))
+    assert made.parameters
+    assert not made.unknown
