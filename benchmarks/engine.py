@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from itertools import product
 import torch
 from measure import alternate, arguments, forwards, generate, plain, policy, prompts, ratio, report
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
+from transformers.generation.continuous_batching import ContinuousBatchingManager
 
 from parallel_r1.engines.local import LocalEngine
 from parallel_r1.fork_join import Drawing
@@ -113,10 +115,14 @@ def by_generate(policy: Policy, case: Case) -> None:
 
 
 class Continuous:
-    """Continuous batching of transformers, started before it is timed. It changes the attention of the model that it
-    runs, so it gets a copy."""
+    """Continuous batching of transformers. It changes the attention of the model that it runs, so it gets a copy."""
 
     def __init__(self, model: PreTrainedModel) -> None:
+        self.model = copy.deepcopy(model)
+
+    def draw(self, case: Case) -> float:
+        """The seconds that every answer of a case takes. It is started before and stopped after, untimed: its thread
+        never rests, which would slow the other ways."""
         sampling = GenerationConfig(
             do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=-1, pad_token_id=0, max_new_tokens=128
         )
@@ -124,25 +130,28 @@ class Continuous:
         limits = ContinuousBatchingConfig(
             max_requests_per_batch=ROWS, page_size=32, num_blocks=512, max_batch_tokens=2048, allow_block_sharing=False
         )
-        self.manager = copy.deepcopy(model).init_continuous_batching(sampling, limits)
-        self.manager.start()
+        manager = self.model.init_continuous_batching(sampling, limits)
+        manager.start()
+        try:
+            _draw_all(manager, Case("trial", case.prompts[:2], [2, 3]))
+            started = time.perf_counter()
+            _draw_all(manager, case)
+            return time.perf_counter() - started
+        finally:
+            manager.stop(block=True)
 
-    def draw(self, case: Case) -> None:
-        """Every answer of a case.
 
-        Raises:
-            RuntimeError: the manager has died.
-        """
-        for prompt, length in case.requests:
-            self.manager.add_request(prompt, max_new_tokens=length, eos_token_id=-1)
-        left, got = len(case.requests), 0
-        while left:
-            result = self.manager.get_result(timeout=1)
-            if result is not None and result.is_finished():
-                left, got = left - 1, got + len(result.generated_tokens)
-            elif result is None and not self.manager.is_running():
-                raise RuntimeError("its thread has ended")
-        assert got == case.tokens
+def _draw_all(manager: ContinuousBatchingManager, case: Case) -> None:
+    for prompt, length in case.requests:
+        manager.add_request(prompt, max_new_tokens=length, eos_token_id=-1)
+    left, got = len(case.requests), 0
+    while left:
+        result = manager.get_result(timeout=1)
+        if result is not None and result.is_finished():
+            left, got = left - 1, got + len(result.generated_tokens)
+        elif result is None and not manager.is_running():
+            raise RuntimeError("its thread has ended")
+    assert got == case.tokens
 
 
 def main() -> None:
@@ -154,11 +163,9 @@ def main() -> None:
     for name in options.model:
         subject = policy(name)
         for case in cases(subject, options):
-            ways, skipped, batching = ways_of(subject, case, options)
+            ways, skipped = ways_of(subject, case, options)
             torch.manual_seed(options.seed)
             times = alternate(ways, options.runs)
-            if batching is not None:
-                batching.manager.stop(block=True)
             engines = [name for name in ways if name.startswith("engine")]
             for ours, other in product(engines, [name for name in ways if name not in engines]):
                 rows.append({"model": name, "case": case.name, **ratio(times, other, ours)})
@@ -168,9 +175,9 @@ def main() -> None:
 
 def ways_of(
     policy: Policy, case: Case, options: argparse.Namespace
-) -> tuple[dict[str, Callable[[], None]], dict[str, str], Continuous | None]:
-    """The ways to draw a case, the engines first; why one is left out; and the running manager, if there is one."""
-    ways: dict[str, Callable[[], None]] = {
+) -> tuple[dict[str, Callable[[], float | None]], dict[str, str]]:
+    """The ways to draw a case, the engines first; and why one is left out."""
+    ways: dict[str, Callable[[], float | None]] = {
         **{
             f"engine{name}": partial(by_engine, policy, case, options.seed, forward)
             for name, forward in forwards(policy, options).items()
@@ -178,13 +185,13 @@ def ways_of(
         "generate": partial(by_generate, policy, case),
     }
     if options.no_continuous or not case.continuous:
-        return ways, {}, None
+        return ways, {}
     try:
-        batching = Continuous(policy.model)
-        batching.draw(Case("trial", case.prompts[:2], [2, 3]))
+        continuous = Continuous(policy.model)
+        continuous.draw(Case("trial", case.prompts[:2], [2, 3]))
     except Exception as error:  # it is young and made for CUDA: whatever it raises, the rest is worth measuring
-        return ways, {"skipped": f"continuous batching does not work here: {error!r}"}, None
-    return {**ways, "continuous": partial(batching.draw, case)}, {}, batching
+        return ways, {"skipped": f"continuous batching does not work here: {error!r}"}
+    return {**ways, "continuous": partial(continuous.draw, case)}, {}
 
 
 if __name__ == "__main__":
