@@ -7,16 +7,24 @@ followed to count what the backward pass would keep.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import Any
 
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from parallel_r1 import attend
+from parallel_r1.batch import LOGITS
 from parallel_r1.config import RL, SFT, Recipe, Stage
 from parallel_r1.errors import UserError
 from parallel_r1.models import check_model, parameter_count, qwen3
 from parallel_r1.run_folder import space
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
-
+ATTENTION = "parallel_r1_plan"
 NUMBER = 4
 """Bytes of a weight, a gradient, a moment, a key or a value: fp32."""
 
@@ -99,8 +107,6 @@ def make(recipe: Recipe) -> Plan:
     Raises:
         UserError: a budget over the positions that the model knows.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     unknown: list[str] = []
     model = None
     with FakeTensorMode():  # tensors have shapes and no memory here
@@ -150,9 +156,6 @@ def build(recipe: Recipe) -> PreTrainedModel:
     Raises:
         OSError: its configuration cannot be read.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     if recipe.model.architecture is not None:
         shape = recipe.model.architecture.model_dump()
         config: PretrainedConfig = qwen3(shape.pop("vocabulary"), **shape)
@@ -166,8 +169,6 @@ def build(recipe: Recipe) -> PreTrainedModel:
 
 def memory(model: PreTrainedModel, stage: Stage) -> Memory:
     """What a stage needs."""
-    from parallel_r1.batch import LOGITS
-
     weights = NUMBER * parameter_count(model)
     config = model.config.get_text_config()
     drawing = isinstance(stage, RL)
@@ -180,46 +181,54 @@ def memory(model: PreTrainedModel, stage: Stage) -> Memory:
         gradients=weights,
         moments=2 * weights,
         reference=weights if isinstance(stage, RL) and stage.grpo.kl else 0,
-        activations=kept(model, longest, stage),
+        activations=kept(model, longest, stage.precision == "bf16", stage.recompute),
         # Logits, log-probabilities, and the gradients of both, beside one that is being made.
         logits=5 * NUMBER * min(LOGITS, longest * config.vocab_size),
         cache=2 * NUMBER * config.num_hidden_layers * heads * head * held if drawing else 0,
     )
 
 
-def kept(model: PreTrainedModel, tokens: int, stage: Stage) -> int:
-    """Bytes that the backward pass over so many tokens needs from the forward pass, weights not counted. Where they are
-    computed again, those of one layer more."""
-    layers = model.config.get_text_config().num_hidden_layers
-    whole = _kept(model, tokens, stage.precision == "bf16")
-    if not stage.recompute:
+@lru_cache(maxsize=1)  # the stages of a recipe often ask the same
+def kept(model: PreTrainedModel, tokens: int, half: bool, recompute: bool) -> int:
+    """Bytes that the backward pass over so many tokens needs from the forward pass, weights not counted; of weights and
+    activations in bf16 if `half`. Where activations are computed again, those of one layer more."""
+    whole = _kept(model, tokens, half)
+    if not recompute:
         return whole
-    from parallel_r1 import attend
-
     attend.recompute(model)
     try:
-        return _kept(model, tokens, stage.precision == "bf16") + whole // layers
+        return _kept(model, tokens, half) + whole // model.config.get_text_config().num_hidden_layers
     finally:
         model.activation_checkpointing_disable()
 
 
 def _kept(model: PreTrainedModel, tokens: int, half: bool) -> int:
-    import torch
-
     weights = {each.untyped_storage()._cdata for each in model.parameters()}
-    found: dict[int, torch.Tensor] = {}
+    found: dict[int, Tensor] = {}
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
+    def note(tensor: Tensor) -> Tensor:
         found[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
     model.train()
     with (
-        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        attend.using(model.config.get_text_config(), ATTENTION),
+        saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=half),
     ):
-        model.get_decoder()(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
+        model.get_decoder()(torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
     return sum(each.untyped_storage().nbytes() for storage, each in found.items() if storage not in weights)
+
+
+def _attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, *, scaling: float | None, **_: Any
+) -> tuple[Tensor, None]:
+    """Plain causal attention under a name for which transformers makes no mask; it would make one of n x n."""
+    found = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+    return found.transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, _attention)
 
 
 def check_positions(config: PretrainedConfig, name: str, stage: Stage) -> None:
