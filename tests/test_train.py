@@ -207,7 +207,7 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path, policy):
     changes = "save_every = 3\n" + RECIPE.replace("[stages.rl]", f"[stages.rl]\ngroup = 3\n{stop}")
     changes = changes.replace("group = 4\n", "").replace("steps = 3", "steps = 20")
     changes = changes.replace("minibatches = 2", "minibatches = 2, kl = 0.1")
-    changes = changes.replace("save_rollouts_every", "optimizer = { lr = 1e-2, carry = true }\nsave_rollouts_every")
+    changes = changes.replace("save_rollouts_every", "optimizer = { lr = 3e-3, carry = true }\nsave_rollouts_every")
     models.save(policy, tmp_path / "model")
     start, end = changes.index("[model.architecture]"), changes.index("[evaluation]")
     model = f"[model]\npath = '{tmp_path / 'model'}'\n"
