@@ -57,12 +57,30 @@ def test_a_file_is_read_epoch_after_epoch(tmp_path):
 
 @pytest.mark.parametrize(
     ("row", "said"),
-    [("{oops\n", "t.jsonl:2"), ({"prompt": "x"}, "t.jsonl:2"), ({"prompt": "x", "text": "<Path>"}, "t.jsonl:2")],
+    [
+        ("{oops\n", "Expecting property name"),
+        ({"prompt": "x"}, "without a text in 'text' (its columns: 'prompt')"),
+        ({"question": "x", "answer": "y"}, "without a text in 'prompt' (its columns: 'question', 'answer')"),
+        ({"prompt": 3, "text": "y"}, "without a text in 'prompt'"),
+        ({"prompt": "x", "text": None}, "without a text in 'text'"),
+        ({}, "its columns: none"),
+        ("[1]\n", "no object"),
+        ("3\n", "no object"),
+        ("\n", "Expecting value"),
+        ({"prompt": "x", "text": "<Path>"}, "parallel-r1 check"),
+    ],
 )
 def test_a_bad_line_is_named(tmp_path, row, said):
     path = write(tmp_path, {"prompt": "x", "text": FORKED}, row)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=r"t\.jsonl:2") as caught:
         read_examples(path)
+    assert said in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_one_line(tmp_path):
+    (tmp_path / "t.parquet").write_bytes(b"PAR1\x15\x04\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"on every line; found .*t\.parquet:1: .*mend"):
+        read_examples(tmp_path / "t.parquet")
 
 
 def test_empty_and_missing_files(tmp_path):

@@ -43,7 +43,8 @@ def finished(tmp_path_factory):
     """A small curriculum, run by the command."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "small.toml").write_text(RECIPE)
-    done = fresh("train", folder / "small.toml", "--out", folder / "run", "--set", "stages.sft.steps=1")
+    changes = ("--set", "stages.sft.steps=1", "--set", "stages.rl.stop={every=2,problems=2,samples=1}")
+    done = fresh("train", folder / "small.toml", "--out", folder / "run", *changes)
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -71,9 +72,12 @@ def test_train_writes_a_run_folder_and_plain_lines(finished):
         "curves.png",
     }
     assert "\x1b" not in done.stdout
-    for part in ("step 1/1", "reward", "parallel", "tokens/s", "left", "mean@k", "rl - sft"):
+    for part in ("step 1/1", "reward", "parallel", "tokens/s", "left", "mean@k", "rl - sft", "best at step 2"):
         assert part in done.stdout
-    assert "## countdown-easy" in (folder / "run" / "table.md").read_text()
+    table = (folder / "run" / "table.md").read_text()
+    assert "## countdown-easy" in table
+    assert "* rl: the weights are those of step" in table
+    assert "rl: the weights are those of step" in done.stdout
 
 
 def test_a_second_run_overwrites_nothing(finished):
@@ -86,8 +90,9 @@ def test_a_second_run_overwrites_nothing(finished):
 def test_without_out_a_free_folder_is_taken(tmp_path):
     (tmp_path / "small.toml").write_text(RECIPE)
     for name in ("small", "small-2"):
-        done = run("sft", "small.toml", "--set", "evaluation.tasks=[]", cwd=tmp_path)
+        done = run("sft", "small.toml", "--set", "evaluation.tasks=[]", "--track", "tensorboard", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
+        assert list((tmp_path / "runs" / name / "tensorboard").glob("events.*"))
         assert (tmp_path / "runs" / name / "checkpoints" / "sft" / "model.safetensors").is_file()
 
 
@@ -217,6 +222,8 @@ def test_inspect():
         (("train", "none.toml"), "no file none.toml"),
         (("train", "recipes/tiny/demo.toml", "--set", "sede=1"), "did you mean 'seed'"),
         (("train", "recipes/tiny/demo.toml", "--set", "evaluation.samples=0"), "evaluation.samples"),
+        (("train", "recipes/tiny/demo.toml", "--track", "tensorbord"), "'tensorboard', 'wandb', 'mlflow' or 'trackio'"),
+        (("demo", "--set", "stages.hard.stop.evry=1"), "did you mean 'every'"),
         (("train", "recipes/tiny/demo.toml", "--set", "model.attention=eager"), "sdpa"),
         (("train", "recipes/tiny/demo.toml", "--set", "model.path=nowhere"), "nowhere"),
         (("sft", "recipes/tiny/demo.toml", "--set", "stages.cold-start.data.tasks={nothing=1}"), "nothing"),
@@ -270,7 +277,8 @@ def test_a_run_that_was_broken_off_goes_on_when_the_command_is_given_again(finis
     for stage in ("rl", "plain"):
         shutil.rmtree(broken / "checkpoints" / stage)
         (broken / "eval" / f"{stage}.countdown-easy.json").unlink()
-    words = ("train", folder / "small.toml", "--set", "stages.sft.steps=1")
+    changes = ("--set", "stages.sft.steps=1", "--set", "stages.rl.stop={every=2,problems=2,samples=1}")
+    words = ("train", folder / "small.toml", *changes)
     done = run(*words, cwd=tmp_path)
     assert "going on in runs/small" in done.stdout
     assert (broken / "table.md").read_bytes() == (folder / "run" / "table.md").read_bytes()

@@ -85,6 +85,10 @@ def test_held_out_problems_differ():
     assert held_out(few, 50, 0) == found
     with pytest.raises(UserError, match="ask for fewer"):
         held_out(few, 51, 0)
+    assert not {problem.id for problem in found} & {problem.id for problem in held_out(EASY, 50, 0, "validation")}
+    exam = SimpleNamespace(name="exam", problems=lambda split, seed: iter(found if split == "test" else ()))
+    with pytest.raises(UserError, match="a task with validation problems; found exam without"):
+        held_out(exam, 5, 0, "validation")
 
 
 def test_the_shipped_model_solves_easy_problems(tiny):

@@ -16,8 +16,8 @@ FLOORS = [
     {"batch", "engines"},
     {"algorithms", "fork_join", "coldstart"},
     {"learner", "evaluate", "parity", "run_folder", "monitor"},
-    {"train", "report", "plan"},
-    {"display"},
+    {"train", "report", "plan", "tracking"},
+    {"curriculum", "display"},
     {"commands"},
     {"__main__"},
 ]

@@ -9,7 +9,7 @@ import torch
 from parallel_r1 import coldstart
 from parallel_r1.algorithms import sft
 from parallel_r1.config import SFT, Optimizer
-from parallel_r1.learner import Learner, learning_rate
+from parallel_r1.learner import Learner, learning_rate, moments_of
 
 STAGE = {
     "kind": "sft",
@@ -116,3 +116,30 @@ def test_learning_rates_by_hand():
     assert cosine(10) == pytest.approx(0)
     constant = learning_rate(Optimizer(), 10)
     assert [constant(update) for update in (0, 9)] == [1.0, 1.0]
+
+
+def test_moments_that_are_carried_on_are_those_of_one_long_stage(policy):
+    """Two stages of two updates are one of four; with a fresh optimiser they are not. By name, whatever the order."""
+    stage = SFT(**STAGE)
+    batches = [examples(policy, stage, count) for count in (2, 3, 4, 5)]
+    start = {name: value.clone() for name, value in policy.model.state_dict().items()}
+    whole, _ = weights_after(policy, stage, batches)
+
+    def in_two(carried):
+        learner = Learner(policy.model, stage, 2)
+        for traces in batches[:2]:
+            learner.update(traces, sft.loss)
+        moments = moments_of(learner.state())
+        learner = Learner(policy.model, stage, 2)
+        if carried:
+            learner.carry(dict(reversed(moments.items())))
+        for traces in batches[2:]:
+            learner.update(traces, sft.loss)
+        found = torch.cat([parameter.detach().flatten().clone() for parameter in policy.model.parameters()])
+        policy.model.load_state_dict(start)
+        return moments, found
+
+    moments, found = in_two(True)
+    assert set(moments) == {name for name, _ in policy.model.named_parameters()}
+    assert torch.equal(found, whole)
+    assert not torch.equal(in_two(False)[1], whole)

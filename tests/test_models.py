@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 import torch
 from architectures import KINDS, random_model
 from conftest import TINY
+from safetensors.torch import load_file, save_file
 
 from parallel_r1 import models
 from parallel_r1.config import Budget, Sampling
@@ -44,6 +47,40 @@ def test_bad_folders_are_refused(tmp_path):
         models.load(str(tmp_path))
     with pytest.raises(UserError, match="sdpa"):
         models.load(str(TINY), attention="eager")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def drop_a_weight(path):
+    """As if an index had been written without a part of the model."""
+    weights = load_file(path)
+    weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("harm", "file", "said"),
+    [
+        (cut, "model-00002-of-00002.safetensors", "download again"),
+        (Path.unlink, "model-00002-of-00002.safetensors", "model-00002-of-00002.safetensors"),
+        (Path.unlink, "model.safetensors.index.json", "model.safetensors"),
+        (cut, "model.safetensors.index.json", "download again"),
+        (cut, "tokenizer.json", "download again"),
+        (cut, "config.json", "config.json"),
+        (drop_a_weight, "model-00002-of-00002.safetensors", "without 1, such as model.layers.1.mlp.up_proj.weight"),
+    ],
+)
+def test_a_download_that_was_broken_off_is_one_line(tmp_path, frozen, harm, file, said):
+    frozen.model.save_pretrained(tmp_path / "m", max_shard_size="70KB")
+    frozen.tokenizer.save_pretrained(tmp_path / "m")
+    assert models.load(str(tmp_path / "m"))
+    harm(tmp_path / "m" / file)
+    with pytest.raises(UserError, match="expected") as caught:
+        models.load(str(tmp_path / "m"))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", KINDS)

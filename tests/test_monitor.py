@@ -1,6 +1,9 @@
 """Each collapse, made by hand, is named when it comes and not before; a healthy run is left in peace."""
 
+import re
+
 import pytest
+from conftest import ROOT
 
 from parallel_r1.monitor import RULES, WINDOW, Monitor
 
@@ -45,6 +48,11 @@ def test_each_collapse_is_named_once(rule, name, bad, said):
     assert late[0]["stage"] == "hard"
     text = RULES[rule](steps(name, healthy + [bad] * WINDOW))
     assert said in text
+
+
+def test_each_collapse_is_in_the_docs():
+    text = (ROOT / "docs" / "recipes.md").read_text().split("## Warnings")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(RULES)
 
 
 def test_a_healthy_run_is_left_in_peace():

@@ -47,6 +47,9 @@ def parse_reward(text):
         ("diversity(bonus(0.2), right=0.2)", (1, 1.2, -1, -1, -1)),
         ("decay(efficiency(), steps=50)", (1, 1 + 0.16 * HALF, 1 + 0.16 * HALF, -1, -1)),
         ("anneal(bonus(1.0), accuracy(), steps=4)", (1, 1 + 0.75, 1 - 2 * 0.75, -1, -1)),
+        ("overlong(total=12, cache=4)", (0.5, 0.5, 0.5, -1.5, -2)),
+        ("overlong(critical_path=12, cache=4)", (0.5, 1, 1, -1.5, -1)),
+        ("overlong(bonus(0.2), total=20, critical_path=8, cache=4)", (0, 0.7, -1.5, -2, -2)),
     ],
 )
 def test_the_table_of_the_method(text, expected):
@@ -58,6 +61,39 @@ def test_a_reward_is_the_sum_of_named_terms():
     same = Outcome(True, 1, True, 6, 10, TWO.format("a b c d", "a b c d"))
     assert reward(same, 1) == pytest.approx({"accuracy": 1, "parallel": 0.7, "diversity": -1})
     assert set(reward(WRONG, 1)) == set(reward(same, 1))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"), [(0, 0), (15, 0), (16, -0.2), (18, -0.6), (19, -0.8), (20, -1), (21, -1), (1000, -1)]
+)
+def test_the_soft_edge_of_a_budget_by_hand(tokens, expected):
+    """DAPO's, with a longest answer of 20 tokens and a cache of 5. The other length is not looked at."""
+    for length, outcome in (
+        ("total", Outcome(False, 0, True, critical_path=1000, total=tokens)),
+        ("critical_path", Outcome(False, 0, True, critical_path=tokens, total=1000)),
+    ):
+        found = rewards.parse_reward(f"overlong({length}=20, cache=5)")(outcome, 1)
+        assert found == pytest.approx({"accuracy": -1, "overlong": expected})
+
+
+@given(*[st.integers(1, 60)] * 5)
+def test_the_soft_edge_falls_once_and_takes_at_most_1(total, critical, most, cache, more):
+    """It never rises with either length, is 0 well within both and -1 beyond one of them, and nests as a sum."""
+    text = f"overlong(accuracy(), total={most}, critical_path={most + 3}, cache={cache})"
+    reward = rewards.parse_reward(text)
+
+    def term(total, critical):
+        return reward(Outcome(True, 1, True, critical, total), 1)["overlong"]
+
+    found = term(total, critical)
+    assert -1 <= term(total + more, critical) <= found <= 0
+    assert -1 <= term(total, critical + more) <= found
+    assert (found == 0) == (total <= most - cache and critical <= most + 3 - cache)
+    assert (found == -1) == (total >= most or critical >= most + 3)
+    twice = rewards.parse_reward(f"overlong({text}, total={most}, cache={cache})")
+    alone = rewards.parse_reward(f"overlong(total={most}, cache={cache})")
+    outcome = Outcome(True, 1, True, critical, total)
+    assert twice(outcome, 1)["overlong"] == pytest.approx(found + alone(outcome, 1)["overlong"])
 
 
 def test_what_is_annealed_ends_as_the_other():
@@ -114,6 +150,7 @@ def test_the_scaffold_switches_after_its_step():
 
 leaves = st.sampled_from(["accuracy()", "gate()", "parallel_and_accuracy()", "bonus()"])
 shaped = ["additive({0})", "count({0})", "diversity({0})", "efficiency({0})", "acceleration({0})"]
+shaped += ["overlong({0}, total=40, cache=9)"]
 mixed = ["alternate({0}, {1})", "switch({0}, {1}, at=7)", "decay({0}, {1})", "anneal({0}, {1}, steps=9)"]
 expressions = st.recursive(
     leaves,
@@ -163,6 +200,10 @@ def test_every_known_reward_has_an_explanation():
         ("bonus('x')", "no number"),
         ("__import__('os').system('true')", "reward such as"),
         ("accuracy() if 1 else 2", "reward such as"),
+        ("overlong(cache=4)", "needs a length"),
+        ("overlong(total=4)", "missing a required argument: 'cache'"),
+        ("overlong(total=4, cache=0)", "larger than 0"),
+        ("overlong(totl=4, cache=1)", "did you mean 'total'"),
         ("", "reward such as"),
         ("(" * 500, "reward such as"),
     ],

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_train import make
 
-from parallel_r1 import run_folder
+from parallel_r1 import models, run_folder
 from parallel_r1.errors import UserError
 from parallel_r1.run_folder import RunFolder
 
@@ -36,6 +36,24 @@ def test_states_are_pruned(tmp_path):
         run.save_state(step, {"version": step})
     assert sorted(path.name for path in (run.path / "state").iterdir()) == ["step-11.pt"]
     assert run.load_state() == {"version": 11}
+
+
+def test_weights_that_may_be_handed_over(tmp_path, policy):
+    """They are written again where a run went back; what is not the best is pruned when the state is whole."""
+    run = RunFolder.create(tmp_path / "run", make(tmp_path))
+    weights = policy.model.get_input_embeddings().weight
+    for step in (2, 4, 4):
+        with torch.no_grad():
+            weights += 1
+        run.save_candidate(step, policy, {"a": {"step": torch.tensor(step)}})
+        assert run.candidate(2).is_dir()
+    run.save_state(4, {"best": 4})
+    assert not run.candidate(2).exists()
+    run.save_state(5, {"best": 4})
+    run.hand_over(4, "rl")
+    assert not run.candidate(4).exists()
+    assert torch.equal(models.load(str(run.checkpoint("rl"))).model.get_input_embeddings().weight, weights)
+    assert run.moments("rl") == {"a": {"step": torch.tensor(4)}}
 
 
 def test_a_line_that_was_broken_off_is_forgotten(tmp_path):

@@ -1,6 +1,6 @@
 import random
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, permutations
 
 import pytest
 import reasoning_gym
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from parallel_r1.errors import UserError
 from parallel_r1.tasks import final_answer, load_task
-from parallel_r1.tasks.countdown import EASY, HARD, MEDIUM, chains, evaluate_expression
+from parallel_r1.tasks.countdown import EASY, HARD, MEDIUM, chains, evaluate_expression, split_of
 from parallel_r1.trace import parse_text
 
 TASKS = pytest.mark.parametrize("task", [EASY, MEDIUM, HARD], ids=lambda task: task.name)
@@ -27,6 +27,29 @@ def test_train_and_held_out_problems_never_overlap(task):
     assert train
     assert test
     assert not train & test
+
+
+@TASKS
+def test_validation_problems_are_apart_from_both_where_they_are_held_back(task):
+    held = load_task(task.name, hold_back=True)
+    validation = {numbers_and_target(task, problem) for problem in islice(task.problems("validation", 0), 500)}
+    train = {numbers_and_target(task, problem) for problem in islice(held.problems("train", 0), 5000)}
+    test = {numbers_and_target(task, problem) for problem in islice(task.problems("test", 0), 1000)}
+    assert not validation & train
+    assert not validation & test
+    # Without, training is on them too, and on the same problems in the same order otherwise.
+    every = list(islice(task.problems("train", 0), 2000))
+    kept = [problem for problem in every if split_of(*task.parse(problem)) == "train"]
+    assert 0.83 < len(kept) / len(every) < 0.92
+    assert kept == list(islice(held.problems("train", 0), len(kept)))
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_problem_has_one_split_in_every_task_and_order(split):
+    for task in (EASY, MEDIUM, HARD):
+        for problem in islice(load_task(task.name, hold_back=True).problems(split, 0), 50):
+            numbers, target = task.parse(problem)
+            assert {split_of(order, target) for order in permutations(numbers)} == {split}
 
 
 @TASKS

@@ -19,6 +19,7 @@ from parallel_r1 import evaluate, fork_join, models
 from parallel_r1 import train as train_room
 from parallel_r1.algorithms import sft
 from parallel_r1.config import RL, SFT, Sampling
+from parallel_r1.curriculum import build_policy, check, train
 from parallel_r1.engines.local import LocalEngine
 from parallel_r1.errors import UserError
 from parallel_r1.learner import Learner
@@ -27,7 +28,7 @@ from parallel_r1.rollout import Group, read_jsonl
 from parallel_r1.run_folder import RunFolder
 from parallel_r1.tasks import load_task
 from parallel_r1.tasks.countdown import EASY
-from parallel_r1.train import build_policy, check, draw_groups, run_rl, run_sft, train
+from parallel_r1.train import draw_groups, run_rl, run_sft
 
 RECIPE = """
 name = "small"
@@ -200,9 +201,13 @@ def test_a_run_repeats_bit_for_bit(tmp_path):
 
 
 def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path, policy):
-    """Killed at twelve random moments one after the other, while it writes too, the run ends as if nothing had been."""
-    changes = "save_every = 2\n" + RECIPE.replace("[stages.rl]", "[stages.rl]\ngroup = 3").replace("group = 4\n", "")
+    """Killed at twelve random moments one after the other, while it writes too, the run ends as if nothing had been.
+    A stop rule ends a stage and chooses its weights, and moments are carried from stage to stage."""
+    stop = "stop = { metric = 'parallel_ratio', every = 2, patience = 2, problems = 6, samples = 2 }"
+    changes = "save_every = 3\n" + RECIPE.replace("[stages.rl]", f"[stages.rl]\ngroup = 3\n{stop}")
+    changes = changes.replace("group = 4\n", "").replace("steps = 3", "steps = 20")
     changes = changes.replace("minibatches = 2", "minibatches = 2, kl = 0.1")
+    changes = changes.replace("save_rollouts_every", "optimizer = { lr = 3e-3, carry = true }\nsave_rollouts_every")
     models.save(policy, tmp_path / "model")
     start, end = changes.index("[model.architecture]"), changes.index("[evaluation]")
     model = f"[model]\npath = '{tmp_path / 'model'}'\n"
@@ -210,6 +215,8 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path, policy):
     recipe = load_recipe(tmp_path / "small.toml")
     whole = RunFolder.create(tmp_path / "whole", recipe)
     results = train(recipe, build_policy(recipe), whole, lambda row: None)
+    last = [row for row in whole.metrics() if row["kind"] == "validation"][-1]
+    assert last["best_step"] < last["stage_step"] < 20
 
     drawing = random.Random(0)
     for moments in [drawing.randint(1, 12) for _ in range(12)] + [0]:
@@ -276,7 +283,7 @@ def test_a_mismatch_is_measured_at_every_step(policy, monkeypatch):
     monkeypatch.setattr(evaluate, "draw", forced)
     problems = list(islice(EASY.problems("train", 0), 2))
     # A problem that comes three times in a step makes one larger group.
-    monkeypatch.setattr(train_room, "load_task", lambda name: repeating(EASY, [problems[0]] * 3 + [problems[1]]))
+    monkeypatch.setattr(train_room, "load_task", lambda name, _: repeating(EASY, [problems[0]] * 3 + [problems[1]]))
     stage = {
         "kind": "rl",
         "task": "countdown-easy",

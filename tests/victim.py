@@ -2,22 +2,22 @@
 
 import functools
 import os
+import shutil
 from pathlib import Path
 
 import torch
 
+from parallel_r1.curriculum import build_policy, train
 from parallel_r1.learner import Learner
 from parallel_r1.recipe_file import load_recipe
 from parallel_r1.run_folder import RunFolder
-from parallel_r1.train import build_policy, train
 
+WRITTEN = ("state", "checkpoint", "candidate", "evaluation", "rollouts")
 MOMENTS = [
-    *(
-        (RunFolder, name)
-        for name in ("log", "rewind", "save_state", "save_checkpoint", "save_evaluation", "save_rollouts")
-    ),
+    *((RunFolder, name) for name in ("log", "rewind", "hand_over", *(f"save_{what}" for what in WRITTEN))),
     (Learner, "update"),
     (os, "replace"),
+    (shutil, "rmtree"),
     (torch, "save"),
 ]
 

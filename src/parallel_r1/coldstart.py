@@ -39,8 +39,11 @@ class Teacher(Protocol):
     ) -> str | None: ...
 
 
-def examples(data: Data, seed: int) -> Iterator[Example]:
+def examples(data: Data, seed: int, hold_back: bool = False) -> Iterator[Example]:
     """Endless prompts and answers, the same for the same seed.
+
+    Args:
+        hold_back: whether the validation problems of the tasks are left out.
 
     Raises:
         UserError: a task without a teacher, or a file that cannot be read.
@@ -49,7 +52,8 @@ def examples(data: Data, seed: int) -> Iterator[Example]:
         yield from _repeat(read_examples(Path(data.file)), seed)
     rng = random.Random(f"coldstart/{seed}")
     sources = {
-        name: (_teacher(name), load_task(name).problems("train", seed)) for name in {**data.tasks, **data.rehearse}
+        name: (_teacher(name), load_task(name, hold_back).problems("train", seed))
+        for name in {**data.tasks, **data.rehearse}
     }
     while True:
         rehearsal = rng.random() < data.rehearsal
@@ -78,28 +82,41 @@ def read_examples(path: Path) -> list[Example]:
     """Prompts and answers of a JSONL file of {"prompt", "text"}; answers that break the format are refused.
 
     Raises:
-        UserError: no such file, a line that is no such object, a malformed answer, or no line at all.
+        UserError: no such file, a line without a text in each of the two columns, a malformed answer, or no line at
+            all.
     """
     if not path.is_file():
         raise UserError("a JSONL file of answers", f"no file {path}", "check data.file")
     found: list[Example] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            prompt, text = row["prompt"], row["text"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                '{"prompt": .., "text": ..} on every line', f"{path}:{number}: {error!r}", "mend that line"
-            ) from error
-        defects = parse_text(text).defects
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        example = _read_example(line, f"{path}:{number}")
+        defects = parse_text(example.text).defects
         if defects:
             raise UserError(
                 "well-formed answers", f"{path}:{number}: {defects[0].message}", f"run parallel-r1 check {path}"
             )
-        found.append(Example(prompt, text))
+        found.append(example)
     if not found:
         raise UserError("a file with answers", f"{path} is empty", "check data.file")
     return found
+
+
+def _read_example(line: bytes, place: str) -> Example:
+    try:
+        row = json.loads(line)
+        if not isinstance(row, dict):
+            raise ValueError("no object")
+    except ValueError as error:
+        raise UserError('{"prompt": .., "text": ..} on every line', f"{place}: {error}", "mend that line") from error
+    missing = [name for name in ("prompt", "text") if not isinstance(row.get(name), str)]
+    if missing:
+        columns = ", ".join(f"'{name}'" for name in row) or "none"
+        raise UserError(
+            '{"prompt": .., "text": ..} on every line',
+            f"{place} without a text in '{missing[0]}' (its columns: {columns})",
+            "rename the columns, or mend that line",
+        )
+    return Example(row["prompt"], row["text"])
 
 
 def _repeat(found: list[Example], seed: int) -> Iterator[Example]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -11,6 +11,7 @@ from parallel_r1.trace import EXACT_SCORER, TAGS, Sampler, Scorer
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 class Section(BaseModel):
@@ -115,6 +116,7 @@ class Optimizer(Section):
         embeddings: which rows of the embedding table learn: all, or those of tokens that are used in the batch. The
             softmax pushes every row a little, and Adam makes a large step of a small push, so training on a narrow
             task wrecks the rows of tokens that it never uses; `used` keeps them.
+        carry: go on with the moments that the optimiser of the stage before ended with, instead of none.
     """
 
     lr: Annotated[float, Field(gt=0)] = 1e-4
@@ -124,6 +126,7 @@ class Optimizer(Section):
     betas: tuple[Share, Share] = (0.9, 0.95)
     clip: Annotated[float, Field(gt=0)] = 1.0
     embeddings: Literal["all", "used"] = "all"
+    carry: bool = False
 
 
 class Data(Section):
@@ -159,12 +162,37 @@ class Data(Section):
         return self
 
 
+class Stop(Section):
+    """When a stage ends before its last step: a figure of validation problems has not risen for a while. The weights
+    that it hands over are those of the best validation.
+
+    Attributes:
+        task: whose validation problems; an rl stage's own if left out.
+        metric: what should rise: mean@k, pass@k or the parallel ratio.
+        every: steps between two validations; the last step of the stage has one too.
+        patience: the stage ends after so many validations in a row without a gain.
+        min_gain: how much more than at the last gain is a gain.
+        problems, samples: how many problems a validation has, and answers to each.
+    """
+
+    task: str
+    metric: Literal["mean", "passed", "parallel_ratio"] = "mean"
+    every: Count = 20
+    patience: Count = 3
+    min_gain: Annotated[float, Field(ge=0)] = 0.0
+    problems: Count = 100
+    samples: Count = 4
+
+
 class Stage(Section):
     """What every stage has.
 
     Attributes:
         start: the stage whose weights it continues, or "base"; the stage before it if None.
         steps: optimiser updates.
+        stop: when it ends earlier; never if None.
+        hold_back: whether the validation problems of its tasks are kept out of training. All stages of a recipe with a
+            stop rule do.
         scorer: how answers are scored; must be the sampler's exact partner unless `allow_mismatch`.
         micro_tokens: padded tokens of one forward pass.
         packing: lay several answers side by side in a row, so that short ones need no padding.
@@ -175,6 +203,8 @@ class Stage(Section):
 
     start: str | None = None
     steps: Count
+    stop: Stop | None = None
+    hold_back: bool = False
     scorer: Scorer = "isolated"
     allow_mismatch: bool = False
     sampling: Sampling = Sampling()
@@ -250,6 +280,13 @@ class RL(Stage):
     grpo: GRPO = GRPO()
     save_rollouts_every: Count = 10
 
+    @model_validator(mode="before")
+    @classmethod
+    def stops_by_its_own_task(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(given.get("stop"), dict) and "task" in given:
+            return {**given, "stop": {"task": given["task"], **given["stop"]}}
+        return given
+
     @model_validator(mode="after")
     def explores(self) -> RL:
         if self.sampling.temperature == 0:
@@ -290,7 +327,8 @@ class Recipe(Section):
 
     Attributes:
         compare: pairs (stage, against) that the table compares, paired by problem.
-        save_every: steps of a stage after which all that is needed to go on is saved.
+        save_every: steps of a stage after which all that is needed to go on is saved; it is with every validation too.
+        tracking: what is told the metrics beside metrics.jsonl.
     """
 
     name: str
@@ -300,6 +338,25 @@ class Recipe(Section):
     stages: dict[str, Annotated[SFT | RL, Field(discriminator="kind")]] = Field(min_length=1)
     compare: tuple[tuple[str, str], ...] = ()
     save_every: Count = 20
+    tracking: tuple[Tracker, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def hold_back_what_stop_rules_need(cls, given: Any) -> Any:
+        stages = given.get("stages") if isinstance(given, dict) else None
+        if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+            return given
+        held = {"hold_back": True} if any("stop" in stage for stage in stages.values()) else {}
+        return {**given, "stages": {name: {**held, **stage} for name, stage in stages.items()}}
+
+    @model_validator(mode="after")
+    def validation_is_held_back(self) -> Recipe:
+        trained = [name for name, stage in self.stages.items() if not stage.hold_back]
+        if trained and any(stage.stop for stage in self.stages.values()):
+            raise ValueError(
+                f"stages.{trained[0]}.hold_back must be true: a stop rule is judged by problems that no stage trains on"
+            )
+        return self
 
     @model_validator(mode="after")
     def known_starts(self) -> Recipe:
@@ -319,6 +376,11 @@ class Recipe(Section):
         """The stage whose weights a stage continues."""
         names = ["base", *self.stages]
         return self.stages[name].start or names[names.index(name) - 1]
+
+    @property
+    def carried(self) -> set[str]:
+        """The stages whose moments a later stage goes on with."""
+        return {self.start_of(name) for name, stage in self.stages.items() if stage.optimizer.carry}
 
     def only(self, kind: Literal["sft", "rl"]) -> Recipe:
         """The recipe with its stages of one kind; a stage whose start is left out continues the one before it.

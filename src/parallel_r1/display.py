@@ -57,7 +57,7 @@ class RunProgress:
             self.bars.stop()
 
     def __call__(self, row: dict[str, Any]) -> None:
-        if row["kind"] == "evaluation":
+        if row["kind"] in ("evaluation", "validation"):
             self.evaluation(row)
             return
         if row["kind"] == "warning":
@@ -90,7 +90,8 @@ class RunProgress:
         self.console.print(
             f"{time.monotonic() - self.started:5.0f} s  {row['stage']:<12} {row['task']}: mean@{row['samples']} "
             f"{100 * row['mean']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}], parallel "
-            f"{100 * row['parallel_ratio']:.0f} %, critical path {row['critical_path']:.0f}, tokens {row['total']:.0f}",
+            f"{100 * row['parallel_ratio']:.0f} %, critical path {row['critical_path']:.0f}, tokens {row['total']:.0f}"
+            + (f"; validation, best at step {row['best_step']}" if row["kind"] == "validation" else ""),
             soft_wrap=True,
             highlight=False,
         )

@@ -19,7 +19,7 @@ from parallel_r1.errors import UserError
 from parallel_r1.fork_join import draw
 from parallel_r1.models import Policy, check_length
 from parallel_r1.rollout import Problem, Rollout, group
-from parallel_r1.tasks import Task, load_task
+from parallel_r1.tasks import Split, Task, load_task
 from parallel_r1.trace import Trace
 
 RESAMPLES = 10_000
@@ -107,27 +107,31 @@ def answer(
     return [judge(problem, trace, task, policy) for problem, trace in zip(asked, traces, strict=True)]
 
 
-def held_out(task: Task, count: int, seed: int) -> list[Problem]:
-    """Different problems that no stage ever trains on; all of them if the task has fewer.
+def held_out(task: Task, count: int, seed: int, split: Split = "test") -> list[Problem]:
+    """Different problems of a split that is not trained on; all of them if the task has fewer.
 
     Raises:
-        UserError: there is no end to the task's problems, and yet there are not so many.
+        UserError: the task has no such split, or there is no end to its problems and yet there are not so many.
     """
-    source = task.problems("test", seed)
+    source = task.problems(split, seed)
     found: dict[str, Problem] = {}
     for problem in islice(source, 20 * count + 1000):
         found.setdefault(problem.id, problem)
         if len(found) == count:
             return list(found.values())
+    if not found:
+        raise UserError(f"a task with {split} problems", f"{task.name} without", "name another task")
     if next(source, None) is not None:
-        raise UserError(f"{count} held-out problems of {task.name}", f"{len(found)}", "ask for fewer problems")
+        raise UserError(f"{count} {split} problems of {task.name}", f"{len(found)}", "ask for fewer problems")
     return list(found.values())
 
 
-def evaluate(policy: Policy, task_name: str, settings: Evaluation, sampling: Sampling, stage: str = "") -> Result:
+def evaluate(
+    policy: Policy, task_name: str, settings: Evaluation, sampling: Sampling, stage: str = "", split: Split = "test"
+) -> Result:
     """Measure a policy on the held-out problems of a task."""
     task = load_task(task_name)
-    problems = held_out(task, settings.problems, settings.seed)
+    problems = held_out(task, settings.problems, settings.seed, split)
     return summarise(answer(policy, task, problems, settings.samples_of(task_name), sampling, settings.seed), stage)
 
 

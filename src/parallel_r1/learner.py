@@ -144,6 +144,12 @@ class Learner:
             getattr(self, name).load_state_dict(state[name])
         self.skipped = state["skipped"]
 
+    def carry(self, moments: Mapping[str, Any]) -> None:
+        """Go on with what `moments_of` said of another stage; the settings stay this stage's."""
+        state = self.optimizer.state_dict()
+        mine = {place: moments[name] for name, place in _places(state) if name in moments}
+        self.optimizer.load_state_dict({**state, "state": mine})
+
     def keep_unused_rows(self, traces: Sequence[Trace]) -> None:
         """Drop the gradients of embedding rows whose tokens are not in the batch."""
         used = {token for trace in traces for token in (*trace.prompt_ids, *trace.token_ids)}
@@ -155,12 +161,25 @@ class Learner:
 
 
 def build_optimizer(model: PreTrainedModel, settings: Optimizer) -> torch.optim.AdamW:
-    """AdamW; embeddings, norms and biases are not decayed."""
+    """AdamW, whose state knows its parameters by name; embeddings, norms and biases are not decayed."""
     tables = {id(table.weight) for table in (model.get_input_embeddings(), model.get_output_embeddings())}
-    decayed = [each for each in model.parameters() if each.ndim >= 2 and id(each) not in tables]
-    rest = [each for each in model.parameters() if each.ndim < 2 or id(each) in tables]
+    named = list(model.named_parameters())
+    decayed = [(name, each) for name, each in named if each.ndim >= 2 and id(each) not in tables]
+    rest = [(name, each) for name, each in named if each.ndim < 2 or id(each) in tables]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
+
+
+def moments_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What the optimiser remembers of each parameter, by name, in a learner's state."""
+    optimizer = state["optimizer"]
+    return {name: optimizer["state"][place] for name, place in _places(optimizer) if place in optimizer["state"]}
+
+
+def _places(optimizer: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The names of parameters with their places in an optimiser's state."""
+    for group in optimizer["param_groups"]:
+        yield from zip(group["param_names"], group["params"], strict=True)
 
 
 def learning_rate(settings: Optimizer, updates: int) -> Callable[[int], float]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parallel_r1.config import Sampling
 from parallel_r1.errors import UserError
@@ -66,14 +67,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     _check_folder(path, "tokenizer_config.json")
-    try:
+    with _loading(path):
         return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            "a Hugging Face model folder, or a hub id that can be reached",
-            f"'{path}' ({str(error).splitlines()[0]})",
-            "check the path, or the network",
-        ) from error
 
 
 def load(path: str, *, attention: str = "sdpa") -> Policy:
@@ -84,7 +79,8 @@ def load(path: str, *, attention: str = "sdpa") -> Policy:
         attention: the attention implementation of plain answers, `sdpa`; an architecture without it gets `eager`.
 
     Raises:
-        UserError: no such folder, another attention implementation, attention that forks do not know, missing tags.
+        UserError: no such folder, a file that is missing or cut off, another attention implementation, attention that
+            forks do not know, missing tags.
     """
     check_attention(attention)
     tokenizer = load_tokenizer(path)
@@ -93,9 +89,31 @@ def load(path: str, *, attention: str = "sdpa") -> Policy:
     from transformers import AutoModelForCausalLM
 
     # No attention by name: transformers takes SDPA where the architecture has it.
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    with _loading(path):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    model, found = loaded
+    missing = sorted(found["missing_keys"])
+    if missing:  # transformers makes such weights up
+        raise UserError(
+            "weights for the whole model", f"'{path}' without {len(missing)}, such as {missing[0]}", "download it again"
+        )
     check_model(model)
     return Policy(model.eval(), tokenizer, tags)
+
+
+@contextmanager
+def _loading(path: str) -> Iterator[None]:
+    """Say in one line what could not be loaded: a model that is not there, or not all of it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            "a whole Hugging Face model folder, or a hub id that can be reached",
+            f"'{path}' ({str(error).splitlines()[0]})",
+            "check the path, or the network; download again what was broken off",
+        ) from error
 
 
 def check_attention(attention: str) -> None:

@@ -6,6 +6,7 @@ followed to count what the backward pass would keep.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -89,7 +90,7 @@ class Plan:
 
     Attributes:
         parameters: of the model; None if its configuration could not be read.
-        evaluated: tokens that are drawn at most to measure every stage.
+        evaluated: tokens that are drawn at most to measure and validate every stage.
         disk: bytes of checkpoints and of the state to go on from, at the most.
         unknown: what could not be checked, and why.
     """
@@ -102,7 +103,7 @@ class Plan:
 
 
 def make(recipe: Recipe) -> Plan:
-    """The plan of a recipe that `train.check` let pass.
+    """The plan of a recipe that `curriculum.check` let pass.
 
     Raises:
         UserError: a budget over the positions that the model knows.
@@ -138,8 +139,17 @@ def make(recipe: Recipe) -> Plan:
     measured = [stage.sampling.budget.total for stage in recipe.stages.values()]
     measured += measured[:1] if recipe.model.path else []  # the model itself, as the first stage draws
     evaluated = sum(measured) * sum(settings.problems * settings.samples_of(task) for task in settings.tasks)
+    evaluated += sum(validated(stage) for stage in recipe.stages.values())
     disk = None if parameters is None else space(recipe, parameters)
     return Plan(stages, parameters, evaluated, disk, tuple(unknown))
+
+
+def validated(stage: Stage) -> int:
+    """Tokens that the validations of a stage draw at most."""
+    rule = stage.stop
+    if rule is None:
+        return 0
+    return math.ceil(stage.steps / rule.every) * rule.problems * rule.samples * stage.sampling.budget.total
 
 
 def source(stage: Stage) -> str:

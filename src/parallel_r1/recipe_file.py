@@ -96,7 +96,8 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _explain(error: ValidationError, path: Path) -> UserError:
     """The first problem of a recipe as one line."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part not in ("sft", "rl"))
+    # The third place inside a stage is its kind, which a recipe does not write there.
+    where = ".".join(str(part) for at, part in enumerate(first["loc"]) if at != 2 or first["loc"][0] != "stages")
     if first["type"] == "extra_forbidden":
         known = _fields_at(first["loc"][:-1])
         return UserError("a known key", f"'{where}' in {path}", nearest(str(first["loc"][-1]), known))

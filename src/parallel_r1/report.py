@@ -61,8 +61,18 @@ def tasks(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(result.task for result in results))
 
 
-def markdown(results: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> str:
-    """All tables and comparisons of a run."""
+def chosen(metrics: Sequence[dict[str, Any]]) -> list[str]:
+    """Which step's weights every stage with a stop rule handed over, one sentence each."""
+    last = {row["stage"]: row for row in metrics if row["kind"] == "validation"}
+    return [
+        f"{stage}: the weights are those of step {row['best_step']}, the best on {row['problems']} validation problems "
+        f"of {row['task']}; it ended after step {row['stage_step']} of {row['stage_steps']}"
+        for stage, row in last.items()
+    ]
+
+
+def markdown(results: Sequence[Result], pairs: Sequence[tuple[str, str]], more: Sequence[str] = ()) -> str:
+    """All tables and comparisons of a run, and `more` to know about it."""
     parts = []
     for task in tasks(results):
         lines = [HEADER, tuple("---" for _ in HEADER), *rows(results, task)]
@@ -70,6 +80,8 @@ def markdown(results: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> str
     differences = "".join(f"* {line}\n" for line in comparisons(results, pairs))
     if differences:
         parts.append(f"## Paired by problem, with 95 % intervals\n\n{differences}")
+    if more:
+        parts.append("## Chosen by validation\n\n" + "".join(f"* {line}\n" for line in more))
     return "\n".join(parts)
 
 

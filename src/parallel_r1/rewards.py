@@ -6,7 +6,7 @@ are paid to correct answers alone, unless a recipe gives them a weight in wrong 
 the answer is soon gamed.
 
 Sources: section 3 of the Parallel-R1 paper (arXiv 2509.07980) and its released reward functions; ThreadWeaver (arXiv
-2512.07843) for `acceleration`; Kimi K2.5 for `anneal`.
+2512.07843) for `acceleration`; DAPO (arXiv 2503.14476) for `overlong`; Kimi K2.5 for `anneal`.
 """
 
 from __future__ import annotations
@@ -126,6 +126,23 @@ def acceleration(base: Base = None, right: float = 0.5, wrong: float = 0.0, most
     return _shaped("acceleration", base, right, wrong, lambda outcome: min(outcome.saved, most))
 
 
+def overlong(base: Base = None, *, cache: float, total: float = math.inf, critical_path: float = math.inf) -> Reward:
+    """`base`, less what an answer takes of the last `cache` tokens before a length, as a share of them: nothing up to
+    length - cache, 1 at the length and beyond it. What is long is what the budget counts: all tokens, those of the
+    critical path, or whichever of the two goes further over its line. Source: DAPO (arXiv 2503.14476)."""
+    if cache <= 0:
+        raise ValueError(f"cache must be larger than 0, found {cache}")
+    if math.isinf(min(total, critical_path)):
+        raise ValueError("overlong needs a length: total, critical_path, or both")
+    under = base or accuracy()
+
+    def reward(outcome: Outcome, step: int) -> Terms:
+        over = cache + max(outcome.total - total, outcome.critical_path - critical_path)
+        return _add(under(outcome, step), {"overlong": -min(1.0, max(0.0, over / cache))})
+
+    return reward
+
+
 def alternate(first: Reward, other: Reward, period: int = 10, second: int = 2) -> Reward:
     """`first` for `period - second` steps, then `other` for `second` steps, and so on: the alternating reward S2."""
     if not 0 <= second <= period or period < 1:
@@ -202,7 +219,7 @@ def self_bleu(text: str) -> float:
 
 
 WITHOUT_FORKS: dict[str, Callable[..., Reward]] = {
-    function.__name__: function for function in (accuracy, gate, alternate, switch, decay, anneal)
+    function.__name__: function for function in (accuracy, gate, overlong, alternate, switch, decay, anneal)
 }
 """Rewards that say something about answers without forks too."""
 KNOWN: dict[str, Callable[..., Reward]] = WITHOUT_FORKS | {

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sys
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ from parallel_r1.recipe_file import dump_recipe
 from parallel_r1.rollout import Rollout, write_jsonl
 
 FOLDERS = ("rollouts", "checkpoints", "eval", "state")
+MOMENTS = "optimizer.pt"
+"""The file of a checkpoint with what its optimiser remembers, by parameter."""
 PACKAGES = ("parallel-r1", "torch", "transformers", "accelerate", "numpy", "tokenizers")
 
 
@@ -51,6 +54,11 @@ class RunFolder:
         _write_json(path / "environment.json", environment())
         _write(path / "recipe.toml", dump_recipe(recipe))  # the last: with it the folder is a run
         return run
+
+    @property
+    def id(self) -> str:
+        """What no other run is called, for trackers that know many."""
+        return str(json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["run"])
 
     @staticmethod
     def check_vacant(path: Path) -> None:
@@ -112,7 +120,8 @@ class RunFolder:
         _write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
     def save_state(self, step: int, state: dict[str, Any]) -> None:
-        """Write what is needed to go on from a step. The last but one is kept until the next is whole."""
+        """Write what is needed to go on from a step. The last but one is kept until the next is whole; weights that a
+        stage might have handed over are kept if they are its `best`."""
         import torch
 
         folder = self.path / "state"
@@ -120,6 +129,9 @@ class RunFolder:
             torch.save(state, file)
         for old in sorted(folder.glob("step-*.pt"), key=_step)[:-1]:
             old.unlink()
+        for old in folder.glob("weights-*"):
+            if old != self.candidate(state.get("best")):
+                shutil.rmtree(old)
 
     def load_state(self) -> dict[str, Any] | None:
         """What `save_state` wrote last; None if nothing."""
@@ -133,12 +145,32 @@ class RunFolder:
         with _whole(self.path / "rollouts" / f"step-{step}.jsonl") as file:
             write_jsonl(file, rollouts)
 
-    def save_checkpoint(self, name: str, policy: Policy) -> None:
-        """Write the weights after a stage as an ordinary Hugging Face model folder."""
+    def save_checkpoint(self, name: str, policy: Policy, moments: dict[str, Any] | None = None) -> None:
+        """Write the weights after a stage as an ordinary Hugging Face model folder, with the moments of its optimiser
+        if a later stage goes on with them."""
         if not self.checkpoint(name).exists():
-            with _whole(self.checkpoint(name)) as folder:
-                shutil.rmtree(folder, ignore_errors=True)
-                save(policy, folder)
+            _save(self.checkpoint(name), policy, moments)
+
+    def moments(self, name: str) -> dict[str, Any]:
+        """The moments that `save_checkpoint` wrote with the weights after a stage."""
+        import torch
+
+        found: dict[str, Any] = torch.load(self.checkpoint(name) / MOMENTS, weights_only=True)
+        return found
+
+    def save_candidate(self, step: int, policy: Policy, moments: dict[str, Any] | None = None) -> None:
+        """Write the weights after a step of the stage under way, which may be those that it hands over."""
+        shutil.rmtree(self.candidate(step), ignore_errors=True)
+        _save(self.candidate(step), policy, moments)
+
+    def candidate(self, step: int | None) -> Path:
+        """Where the weights after a step of the stage under way lie, if it may hand them over."""
+        return self.path / "state" / f"weights-{step}"
+
+    def hand_over(self, step: int, name: str) -> None:
+        """Make the weights after a step those after its stage."""
+        with _written(self.checkpoint(name)):
+            os.replace(self.candidate(step), self.checkpoint(name))
 
     def checkpoint(self, name: str) -> Path:
         """Where the weights after a stage lie."""
@@ -185,9 +217,22 @@ def _whole(path: Path) -> Iterator[Path]:
 
 
 def space(recipe: Recipe, parameters: int) -> int:
-    """Bytes that a run of a recipe takes at most: the weights of every stage, and two states, each with the weights and
-    two moments of each."""
-    return 4 * parameters * (len(recipe.stages) + 1 + 2 * 3)
+    """Bytes that a run of a recipe takes at most: the weights of every stage, with two moments of each where a later
+    stage goes on with them; two states, each with weights and moments; and two sets of weights, with moments perhaps,
+    where a stop rule chooses."""
+    carried = 2 * len(recipe.carried)
+    chosen = 2 + 2 * carried if any(stage.stop for stage in recipe.stages.values()) else 0
+    return 4 * parameters * (len(recipe.stages) + 1 + carried + 2 * 3 + chosen)
+
+
+def _save(path: Path, policy: Policy, moments: dict[str, Any] | None) -> None:
+    import torch
+
+    with _whole(path) as folder:
+        shutil.rmtree(folder, ignore_errors=True)
+        save(policy, folder)
+        if moments is not None:
+            torch.save(moments, folder / MOMENTS)
 
 
 def _step(path: Path) -> int:
@@ -200,8 +245,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What a reader needs to know to repeat a run: versions, machine, command."""
+    """What a reader needs to know to repeat a run: versions, machine, command; and a name for it alone."""
     return {
+        "run": uuid.uuid4().hex[:12],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""The loops: supervised fine-tuning, reinforcement learning, and the curriculum that chains them."""
+"""The loops: supervised fine-tuning and reinforcement learning."""
 
 from __future__ import annotations
 
@@ -12,24 +12,21 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from parallel_r1 import coldstart, models
+from parallel_r1 import coldstart
 from parallel_r1.algorithms import grpo, sft
-from parallel_r1.config import RL, SFT, Recipe, Stage
+from parallel_r1.config import RL, SFT
 from parallel_r1.decoding import decoding
 from parallel_r1.engines.local import LocalEngine, compiled
-from parallel_r1.errors import UserError
-from parallel_r1.evaluate import Result, answer, evaluate
+from parallel_r1.evaluate import answer
 from parallel_r1.learner import Learner
 from parallel_r1.models import Policy
-from parallel_r1.monitor import Monitor
 from parallel_r1.parity import compare
-from parallel_r1.rewards import Outcome, Reward, check_reward, parse_reward
+from parallel_r1.rewards import Outcome, Reward, parse_reward
 from parallel_r1.rollout import Group, Problem, Rollout, group
-from parallel_r1.run_folder import RunFolder, space
 from parallel_r1.tasks import Task, load_task
 
-Observer = Callable[[dict[str, Any]], None]
-"""Is told every row of metrics as it is made."""
+State = dict[str, Any]
+"""Tensors and numbers that a file holds."""
 T = TypeVar("T")
 
 
@@ -38,7 +35,7 @@ class Update(NamedTuple):
 
     metrics: dict[str, Any]
     rollouts: list[Rollout]
-    state: Callable[[], dict[str, Any]]
+    state: Callable[[], State]
 
 
 class Source(Iterator[T]):
@@ -53,7 +50,7 @@ class Source(Iterator[T]):
         return next(self.items)
 
 
-def snapshot(policy: Policy, learner: Learner, step: int, source: Source[Any]) -> dict[str, Any]:
+def snapshot(policy: Policy, learner: Learner, step: int, source: Source[Any]) -> State:
     """All that a stage needs to go on after a step."""
     return {
         "stage_step": step,
@@ -64,9 +61,11 @@ def snapshot(policy: Policy, learner: Learner, step: int, source: Source[Any]) -
     }
 
 
-def resume(policy: Policy, learner: Learner, state: dict[str, Any] | None) -> tuple[int, int]:
-    """Restore what `snapshot` said; the steps done and the items taken from the source."""
+def resume(policy: Policy, learner: Learner, state: State | None, moments: State | None) -> tuple[int, int]:
+    """Restore what `snapshot` said, or else carry on the moments of the stage before, if they are given; the steps
+    done and the items taken from the source."""
     if state is None:
+        learner.carry(moments or {})
         return 0, 0
     learner.restore(state["learner"])
     policy.version = state["version"]
@@ -74,11 +73,14 @@ def resume(policy: Policy, learner: Learner, state: dict[str, Any] | None) -> tu
     return state["stage_step"], state["taken"]
 
 
-def run_sft(policy: Policy, stage: SFT, seed: int, state: dict[str, Any] | None = None) -> Iterator[Update]:
-    """Imitate the stage's examples. Changes the policy in place and yields every step; goes on from a `state`."""
+def run_sft(
+    policy: Policy, stage: SFT, seed: int, state: State | None = None, moments: State | None = None
+) -> Iterator[Update]:
+    """Imitate the stage's examples. Changes the policy in place and yields every step; goes on from a `state`, or else
+    with the `moments` of the stage before."""
     learner = Learner(policy.model, stage, stage.steps)
-    done, taken = resume(policy, learner, state)
-    source = Source(coldstart.examples(stage.data, seed), taken)
+    done, taken = resume(policy, learner, state, moments)
+    source = Source(coldstart.examples(stage.data, seed, stage.hold_back), taken)
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
         traces = [
@@ -98,17 +100,20 @@ def run_sft(policy: Policy, stage: SFT, seed: int, state: dict[str, Any] | None 
         yield Update(row, [], partial(snapshot, policy, learner, step, source))
 
 
-def run_rl(policy: Policy, stage: RL, seed: int, state: dict[str, Any] | None = None) -> Iterator[Update]:
-    """Draw answers, reward them, learn. Changes the policy in place and yields every step; goes on from a `state`.
+def run_rl(
+    policy: Policy, stage: RL, seed: int, state: State | None = None, moments: State | None = None
+) -> Iterator[Update]:
+    """Draw answers, reward them, learn. Changes the policy in place and yields every step; goes on from a `state`, or
+    else with the `moments` of the stage before.
 
     Where the scorer is not the sampler's exact partner, every step first measures how far apart they are."""
-    task, reward = load_task(stage.task), parse_reward(stage.reward)
+    task, reward = load_task(stage.task, stage.hold_back), parse_reward(stage.reward)
     learner = Learner(policy.model, stage, stage.steps * stage.grpo.minibatches, decoding(stage.sampling))
     settings = stage.grpo
     loss = partial(grpo.loss, settings=settings)
     reference = copy.deepcopy(policy.model) if settings.kl else None
     forward = compiled(policy.model) if stage.sampling.compile else None
-    done, taken = resume(policy, learner, state)
+    done, taken = resume(policy, learner, state, moments)
     source = Source(task.problems("train", seed), taken)
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
@@ -213,112 +218,3 @@ def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "surprise": -fmean(logprobs),
         "cut": fmean(rollout.trace.finish == "length" for rollout in rollouts),
     }
-
-
-def build_policy(recipe: Recipe) -> Policy:
-    """The policy that a recipe starts from: loaded, or random with a tokenizer trained on its first sft stage."""
-    model = recipe.model
-    models.check_attention(model.attention)
-    if model.path is not None:
-        return models.load(model.path)
-    assert model.architecture is not None
-    shape = model.architecture.model_dump()
-    sources = [stage.data for stage in recipe.stages.values() if isinstance(stage, SFT)]
-    if not sources:
-        raise UserError("an sft stage to train a tokenizer on", "none in this recipe", "give model.path instead")
-    texts = coldstart.plain_texts(sources[0], recipe.seed, 20_000)
-    tokenizer = models.train_tokenizer(texts, shape.pop("vocabulary"))
-    return Policy(models.random_model(tokenizer, seed=recipe.seed, **shape), tokenizer, models.tag_ids(tokenizer))
-
-
-def train(recipe: Recipe, policy: Policy, run: RunFolder, tell: Observer) -> list[Result]:
-    """Run every stage of a recipe, each from the weights of its start, and measure all of them. What the run's folder
-    says is done is not done again, so a run that was broken off goes on.
-
-    Args:
-        recipe: checked by `check`.
-        policy: from `build_policy`.
-        run: where everything is written.
-        tell: is told every row of metrics as it is made.
-
-    Returns the evaluations in the order of the stages, the base model first.
-
-    Raises:
-        UserError: no room for checkpoints; gradients that are not finite.
-    """
-    results: list[Result] = []
-    done = {name: stage for name, stage in recipe.stages.items() if run.checkpoint(name).exists()}
-    saved = run.load_state()
-    state = None if saved is None or saved["stage"] in done else saved
-    step = sum(stage.steps for stage in done.values()) + (state["update"]["stage_step"] if state else 0)
-    run.rewind(step)
-    run.check_space(space(recipe, models.parameter_count(policy.model)))
-
-    monitor = Monitor().remember(run.metrics())
-
-    def record(row: dict[str, Any]) -> None:
-        for each in (row, *monitor(row)):
-            run.log(each)
-            tell(each)
-
-    def measure(name: str, stage: Stage, policy: Policy | None) -> None:
-        for task in recipe.evaluation.tasks:
-            known = run.evaluation(f"{name}.{task}")
-            if known is None:
-                policy = policy or models.load(str(run.checkpoint(name)))
-                started = time.perf_counter()
-                known = evaluate(policy, task, recipe.evaluation, stage.sampling, name).to_json()
-                figures = {key: value for key, value in known.items() if key != "by_problem"}
-                record({"step": step, "kind": "evaluation", **figures, "seconds": time.perf_counter() - started})
-                run.save_evaluation(f"{name}.{task}", known)
-            results.append(Result(**known))
-
-    first = next(iter(recipe.stages.values()))
-    if recipe.model.path is not None:
-        measure("base", first, policy)
-    run.save_checkpoint("base", policy)
-    for name, stage in recipe.stages.items():
-        if name in done:
-            measure(name, stage, None)
-            continue
-        start = recipe.start_of(name)
-        if start != "base" or name != next(iter(recipe.stages)):
-            policy = models.load(str(run.checkpoint(start)))
-        before = state["update"] if state and state["stage"] == name else None
-        if isinstance(stage, SFT):
-            updates = run_sft(policy, stage, recipe.seed, before)
-        else:
-            updates = run_rl(policy, stage, recipe.seed, before)
-        try:
-            for metrics, rollouts, snap in updates:
-                step += 1
-                record({"step": step, "stage": name, "kind": stage.kind, "stage_steps": stage.steps, **metrics})
-                now, every = metrics["stage_step"], getattr(stage, "save_rollouts_every", 1)
-                if rollouts and (now in (1, stage.steps) or now % every == 0):
-                    run.save_rollouts(step, rollouts)
-                if now % recipe.save_every == 0:
-                    run.save_state(step, {"stage": name, "update": snap()})
-        except FloatingPointError as error:
-            raise UserError(
-                f"finite gradients in stage {name}",
-                str(error),
-                f"lower its optimizer.lr; the last good weights are {run.checkpoint(start)}",
-            ) from error
-        run.save_checkpoint(name, policy)
-        measure(name, stage, policy)
-    return results
-
-
-def check(recipe: Recipe) -> None:
-    """Everything about a recipe that can be wrong and can be known before anything is loaded."""
-    for task in recipe.evaluation.tasks:
-        load_task(task)
-    for stage in recipe.stages.values():
-        if isinstance(stage, RL):
-            load_task(stage.task)
-            check_reward(stage.reward, forks=stage.sampling.sampler != "sequential")
-        else:
-            for task in {**stage.data.tasks, **stage.data.rehearse}:
-                load_task(task)
-            if stage.data.file is not None:
-                coldstart.read_examples(coldstart.Path(stage.data.file))

@@ -18,6 +18,10 @@ Out = Annotated[
         "--out", help="The run folder: a new one, or one in which this recipe was broken off. Default: runs/NAME."
     ),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", help="Also tell tensorboard, wandb, mlflow or trackio the metrics. Repeatable."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
 SamplerName = Annotated[str, typer.Option(help="How answers are drawn: isolated, causal_join or sequential.")]
 ScorerName = Annotated[str, typer.Option(help="How answers are scored: isolated, replay or causal.")]

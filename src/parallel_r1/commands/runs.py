@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 def demo(
     out: options.Out = None,
     overrides: options.Overrides = None,
+    track: options.Track = None,
     recipe: Annotated[Path, typer.Option(help="The recipe to run.")] = Path("recipes/tiny/demo.toml"),
 ) -> None:
     """Watch a tiny model learn to think in parallel: the whole curriculum beside plain GRPO, in minutes on a CPU."""
-    _run(recipe, out, overrides, None)
+    _run(recipe, out, _changes(overrides, track), None)
 
 
 @app.command()
@@ -30,48 +31,65 @@ def train(
     recipe: options.RecipePath,
     out: options.Out = None,
     overrides: options.Overrides = None,
+    track: options.Track = None,
     dry_run: Annotated[bool, typer.Option(help="Check all that needs no weights, print the plan, stop.")] = False,
 ) -> None:
     """Run every stage of a recipe: a curriculum."""
     if dry_run:
-        _plan(recipe, overrides)
+        _plan(recipe, _changes(overrides, track))
     else:
-        _run(recipe, out, overrides, None)
+        _run(recipe, out, _changes(overrides, track), None)
 
 
 @app.command()
-def sft(recipe: options.RecipePath, out: options.Out = None, overrides: options.Overrides = None) -> None:
+def sft(
+    recipe: options.RecipePath,
+    out: options.Out = None,
+    overrides: options.Overrides = None,
+    track: options.Track = None,
+) -> None:
     """Run the supervised stages of a recipe only."""
-    _run(recipe, out, overrides, "sft")
+    _run(recipe, out, _changes(overrides, track), "sft")
 
 
 @app.command()
-def rl(recipe: options.RecipePath, out: options.Out = None, overrides: options.Overrides = None) -> None:
+def rl(
+    recipe: options.RecipePath,
+    out: options.Out = None,
+    overrides: options.Overrides = None,
+    track: options.Track = None,
+) -> None:
     """Run the reinforcement-learning stages of a recipe only. Give the start with --set model.path=FOLDER."""
-    _run(recipe, out, overrides, "rl")
+    _run(recipe, out, _changes(overrides, track), "rl")
 
 
-def _plan(path: Path, overrides: list[str] | None) -> None:
+def _changes(overrides: list[str] | None, track: list[str] | None) -> list[str]:
+    """What the options of a command change in a recipe."""
+    return [*(overrides or []), *([f"tracking={json.dumps(track)}"] if track else [])]
+
+
+def _plan(path: Path, overrides: list[str]) -> None:
     from parallel_r1.recipe_file import load_recipe
 
     recipe = load_recipe(path, overrides)
     from parallel_r1 import display, plan
-    from parallel_r1.train import check
+    from parallel_r1.curriculum import check
 
     quiet()
     check(recipe)
     display.plan(console, plan.make(recipe))
 
 
-def _run(path: Path, out: Path | None, overrides: list[str] | None, kind: Literal["sft", "rl"] | None) -> None:
+def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft", "rl"] | None) -> None:
     from parallel_r1.recipe_file import load_recipe
 
     recipe = load_recipe(path, overrides)
     if kind is not None:
         recipe = recipe.only(kind)
     from parallel_r1 import display, report
+    from parallel_r1.curriculum import build_policy, check, train
     from parallel_r1.run_folder import RunFolder
-    from parallel_r1.train import build_policy, check, train
+    from parallel_r1.tracking import Tracking
 
     quiet()
     check(recipe)
@@ -82,11 +100,19 @@ def _run(path: Path, out: Path | None, overrides: list[str] | None, kind: Litera
     policy = build_policy(recipe)
     run = RunFolder.create(run.path, recipe)
     console.print(f"{'going on in' if again else 'writing to'} {run.path}", soft_wrap=True, highlight=False)
-    with display.RunProgress(console) as progress:
-        results = train(recipe, policy, run, progress)
+    with display.RunProgress(console) as progress, Tracking(recipe, run) as tracking:
+
+        def tell(row: dict[str, Any]) -> None:
+            progress(row)
+            tracking(row)
+
+        results = train(recipe, policy, run, tell)
+    chosen = report.chosen(run.metrics())
     if results:
-        (run.path / "table.md").write_text(report.markdown(results, recipe.compare), encoding="utf-8")
+        (run.path / "table.md").write_text(report.markdown(results, recipe.compare, chosen), encoding="utf-8")
         display.results(console, results, recipe.compare)
+    for line in chosen:
+        console.print(line, soft_wrap=True, highlight=False)
     if not report.picture(run.metrics(), run.path / "curves.png"):
         console.print("no picture: it needs an RL stage and `pip install parallel-r1[plot]`")
     run.finish()

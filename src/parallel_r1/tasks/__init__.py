@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal, Protocol
 
 from parallel_r1.errors import UserError, nearest
 from parallel_r1.rollout import Problem
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 FINAL_ANSWER = "Final Answer:"
 _FINAL = re.compile(rf"{FINAL_ANSWER}[ \t]*([^\n]*)")
 
@@ -31,15 +32,20 @@ def final_answer(trunk: str) -> str | None:
     return found[-1].strip() if found else None
 
 
-def load_task(name: str) -> Task:
+def load_task(name: str, hold_back: bool = False) -> Task:
     """The task of a name.
+
+    Args:
+        hold_back: whether its validation problems are kept out of the training problems of a procedural task.
 
     Raises:
         UserError: no such task.
     """
     from parallel_r1.tasks import countdown
 
-    known: dict[str, Task] = {task.name: task for task in (countdown.EASY, countdown.MEDIUM, countdown.HARD)}
+    known: dict[str, Task] = {
+        task.name: replace(task, hold_back=hold_back) for task in (countdown.EASY, countdown.MEDIUM, countdown.HARD)
+    }
     if name not in known:
         raise UserError("a known task", f"'{name}'", nearest(name, known))
     return known[name]

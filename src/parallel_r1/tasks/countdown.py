@@ -28,7 +28,7 @@ _NODES: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
 }
-HELD_OUT = 8  # one problem in this many is never trained on
+HELD_OUT = 8  # one problem in this many is for tests, and one in this many of the others for validation
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,14 @@ def evaluate_expression(text: str) -> tuple[int, list[int]] | None:
     return None if result is None else (result, numbers)
 
 
+def split_of(numbers: Sequence[int], target: int) -> Split:
+    """Where a problem belongs, whatever the order of its numbers and the task: a digest decides."""
+    digest = hashlib.blake2b(f"{sorted(numbers)}/{target}".encode(), digest_size=8).digest()
+    if digest[0] % HELD_OUT == 0:
+        return "test"
+    return "validation" if digest[1] % HELD_OUT == 0 else "train"
+
+
 @dataclass(frozen=True)
 class Countdown:
     """A family of countdown problems.
@@ -122,6 +130,8 @@ class Countdown:
         target_low, target_high: the range of targets.
         distance: the teacher's sense of distance in units of the target; small means sharp.
         chance: no problem is easier than this: the teacher's chance that its first guess reaches the target.
+        hold_back: whether validation problems are kept out of training. Countdown has few problems, so where nothing
+            is validated they are trained on.
     """
 
     name: str
@@ -132,6 +142,7 @@ class Countdown:
     target_high: int
     distance: float
     chance: float = 1.0
+    hold_back: bool = False
 
     def problem(self, numbers: tuple[int, ...], target: int) -> Problem:
         """The problem with these numbers in this order."""
@@ -139,8 +150,8 @@ class Countdown:
         return Problem(f"{self.name}/{listed}/{target}", f"Use {listed} to make {target}.\n", str(target), self.name)
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        """Endless solvable problems of a split, the same for the same seed. The splits share no problem in any order
-        of its numbers: a digest of the sorted numbers and the target decides."""
+        """Endless solvable problems of a split, the same for the same seed. Splits share no problem, unless validation
+        problems are not held back from training."""
         rng = random.Random(f"{self.name}/{split}/{seed}")
         while True:
             numbers = tuple(rng.randint(self.low, self.high) for _ in range(self.count))
@@ -151,9 +162,8 @@ class Countdown:
             target = rng.choice(targets)
             if self.chance < 1.0 and self.first_guess(numbers, target) > self.chance:
                 continue
-            key = f"{sorted(numbers)}/{target}".encode()
-            held_out = hashlib.blake2b(key, digest_size=8).digest()[0] % HELD_OUT == 0
-            if held_out == (split == "test"):
+            found = split_of(numbers, target)
+            if found == split or (found == "validation" and split == "train" and not self.hold_back):
                 yield self.problem(numbers, target)
 
     @property

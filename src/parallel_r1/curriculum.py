@@ -1,0 +1,233 @@
+"""A recipe from its first stage to its last: what is done, what is measured, when a stage stops, what it hands over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from parallel_r1 import coldstart, models, tracking
+from parallel_r1.config import RL, SFT, Evaluation, Recipe, Sampling
+from parallel_r1.errors import UserError
+from parallel_r1.evaluate import Result, evaluate, held_out
+from parallel_r1.learner import moments_of
+from parallel_r1.models import Policy
+from parallel_r1.monitor import Monitor
+from parallel_r1.rewards import check_reward
+from parallel_r1.run_folder import RunFolder, space
+from parallel_r1.tasks import load_task
+from parallel_r1.train import State, Update, run_rl, run_sft
+
+Observer = Callable[[dict[str, Any]], None]
+"""Is told every row of metrics as it is made."""
+
+
+@dataclass
+class Watch:
+    """The validations of a stage, and what its stop rule makes of them. Without a rule there are none.
+
+    Attributes:
+        seen: steps of the stage -> the figure that should rise, in order.
+    """
+
+    stage: SFT | RL
+    seen: dict[int, float] = field(default_factory=dict)
+
+    def due(self, step: int) -> bool:
+        """Whether there is a validation after a step."""
+        rule = self.stage.stop
+        return rule is not None and (step % rule.every == 0 or step == self.stage.steps)
+
+    @property
+    def best(self) -> int | None:
+        """The step of the best validation, the first of equals."""
+        return max(self.seen, key=self.seen.__getitem__, default=None)
+
+    @property
+    def waited(self) -> int:
+        """Validations since the last gain; the first is one."""
+        least = self.stage.stop.min_gain if self.stage.stop else 0.0
+        last, waited = -float("inf"), 0
+        for value in self.seen.values():
+            last, waited = (value, 0) if value > last + least else (last, waited + 1)
+        return waited
+
+    @property
+    def over(self) -> bool:
+        """Whether the stage ends."""
+        return self.stage.stop is not None and self.waited >= self.stage.stop.patience
+
+
+class Curriculum:
+    """A recipe under way. What is done is what lies in its folder, so a run that was broken off goes on."""
+
+    def __init__(self, recipe: Recipe, run: RunFolder, tell: Observer) -> None:
+        self.recipe, self.run, self.tell = recipe, run, tell
+        self.results: list[Result] = []
+        self.done = {name for name in recipe.stages if run.checkpoint(name).exists()}
+        saved = run.load_state()
+        self.state = None if saved is None or saved["stage"] in self.done else saved
+        taken = {row["stage"]: row["stage_step"] for row in run.metrics() if row["kind"] in ("sft", "rl")}
+        self.step = sum(taken[name] for name in self.done) + (self.state["update"]["stage_step"] if self.state else 0)
+        run.rewind(self.step)
+        self.monitor = Monitor().remember(run.metrics())
+
+    def record(self, row: dict[str, Any]) -> None:
+        """Log a row of metrics and what the monitor has to say about it."""
+        row = {"step": self.step, **row}
+        for each in (row, *self.monitor(row)):
+            self.run.log(each)
+            self.tell(each)
+
+    def measure(self, name: str, sampling: Sampling, policy: Policy | None) -> None:
+        """Measure the weights after a stage on all tasks, unless it has been done. They are loaded if None."""
+        for task in self.recipe.evaluation.tasks:
+            known = self.run.evaluation(f"{name}.{task}")
+            if known is None:
+                policy = policy or models.load(str(self.run.checkpoint(name)))
+                started = time.perf_counter()
+                known = evaluate(policy, task, self.recipe.evaluation, sampling, name).to_json()
+                self.record({"kind": "evaluation", **_figures(known), "seconds": time.perf_counter() - started})
+                self.run.save_evaluation(f"{name}.{task}", known)
+            self.results.append(Result(**known))
+
+    def learn(self, name: str, policy: Policy) -> Policy:
+        """Take the steps of a stage that are left. Returns the policy that it hands over, which lies in the folder."""
+        stage, start = self.recipe.stages[name], self.recipe.start_of(name)
+        before = self.state["update"] if self.state and self.state["stage"] == name else None
+        moments = self.run.moments(start) if stage.optimizer.carry else None
+        if isinstance(stage, SFT):
+            updates = run_sft(policy, stage, self.recipe.seed, before, moments)
+        else:
+            updates = run_rl(policy, stage, self.recipe.seed, before, moments)
+        watch = self.watch(name)
+        try:
+            while not watch.over and (update := next(updates, None)):
+                self.take(name, update, policy, watch)
+                if update.metrics["stage_step"] == stage.steps:
+                    before = update.state()
+        except FloatingPointError as error:
+            good = self.run.checkpoint(start) if watch.best is None else self.run.candidate(watch.best)
+            raise UserError(
+                f"finite gradients in stage {name}",
+                str(error),
+                f"lower its optimizer.lr; the last good weights are {good}",
+            ) from error
+        if watch.best is None:
+            self.run.save_checkpoint(name, policy, self.moments(name, before))
+            return policy
+        self.run.hand_over(watch.best, name)
+        return models.load(str(self.run.checkpoint(name)))
+
+    def take(self, name: str, update: Update, policy: Policy, watch: Watch) -> None:
+        """Log a step that was taken, validate if it is time, and save what is needed to go on."""
+        stage, (metrics, rollouts, state) = watch.stage, update
+        now = metrics["stage_step"]
+        self.step += 1
+        self.record({"stage": name, "kind": stage.kind, "stage_steps": stage.steps, **metrics})
+        if isinstance(stage, RL) and (now in (1, stage.steps) or now % stage.save_rollouts_every == 0):
+            self.run.save_rollouts(self.step, rollouts)
+        if watch.due(now):
+            self.validate(name, now, policy, watch)
+            if watch.best == now:
+                self.run.save_candidate(now, policy, self.moments(name, state()))
+        if watch.due(now) or now % self.recipe.save_every == 0:
+            self.run.save_state(self.step, {"stage": name, "best": watch.best, "update": state()})
+
+    def validate(self, name: str, now: int, policy: Policy, watch: Watch) -> None:
+        """Measure a stage on the problems of its stop rule."""
+        rule, started = watch.stage.stop, time.perf_counter()
+        assert rule is not None
+        settings = Evaluation(problems=rule.problems, samples=rule.samples, seed=self.recipe.evaluation.seed)
+        found = evaluate(policy, rule.task, settings, watch.stage.sampling, name, "validation").to_json()
+        watch.seen[now] = found[rule.metric]
+        about = {"stage_step": now, "stage_steps": watch.stage.steps, "best_step": watch.best, "waited": watch.waited}
+        self.record({"kind": "validation", **_figures(found), **about, "seconds": time.perf_counter() - started})
+
+    def watch(self, name: str) -> Watch:
+        """The validations of a stage that were logged."""
+        stage = self.recipe.stages[name]
+        mine = [row for row in self.run.metrics() if row["kind"] == "validation" and row["stage"] == name]
+        return Watch(stage, {row["stage_step"]: row[stage.stop.metric] for row in mine} if stage.stop else {})
+
+    def moments(self, name: str, state: State | None) -> State | None:
+        """What a stage's optimiser remembers, if a later stage goes on with it."""
+        return moments_of(state["learner"]) if state and name in self.recipe.carried else None
+
+
+def _figures(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key != "by_problem"}
+
+
+def build_policy(recipe: Recipe) -> Policy:
+    """The policy that a recipe starts from: loaded, or random with a tokenizer trained on its first sft stage."""
+    model = recipe.model
+    models.check_attention(model.attention)
+    if model.path is not None:
+        return models.load(model.path)
+    assert model.architecture is not None
+    shape = model.architecture.model_dump()
+    sources = [stage.data for stage in recipe.stages.values() if isinstance(stage, SFT)]
+    if not sources:
+        raise UserError("an sft stage to train a tokenizer on", "none in this recipe", "give model.path instead")
+    texts = coldstart.plain_texts(sources[0], recipe.seed, 20_000)
+    tokenizer = models.train_tokenizer(texts, shape.pop("vocabulary"))
+    return Policy(models.random_model(tokenizer, seed=recipe.seed, **shape), tokenizer, models.tag_ids(tokenizer))
+
+
+def train(recipe: Recipe, policy: Policy, run: RunFolder, tell: Observer) -> list[Result]:
+    """Run every stage of a recipe, each from the weights of its start, and measure all of them. What the run's folder
+    says is done is not done again, so a run that was broken off goes on.
+
+    Args:
+        recipe: checked by `check`.
+        policy: from `build_policy`.
+        run: where everything is written.
+        tell: is told every row of metrics as it is made.
+
+    Returns the evaluations in the order of the stages, the base model first.
+
+    Raises:
+        UserError: no room for checkpoints; gradients that are not finite.
+    """
+    under_way = Curriculum(recipe, run, tell)
+    run.check_space(space(recipe, models.parameter_count(policy.model)))
+    first = next(iter(recipe.stages))
+    if recipe.model.path is not None:
+        under_way.measure("base", recipe.stages[first].sampling, policy)
+    run.save_checkpoint("base", policy)
+    for name, stage in recipe.stages.items():
+        if name in under_way.done:
+            under_way.measure(name, stage.sampling, None)
+            continue
+        start = recipe.start_of(name)
+        if start != "base" or name != first:
+            policy = models.load(str(run.checkpoint(start)))
+        policy = under_way.learn(name, policy)
+        under_way.measure(name, stage.sampling, policy)
+    return under_way.results
+
+
+def check(recipe: Recipe) -> None:
+    """Everything about a recipe that can be wrong and can be known before anything is loaded."""
+    tracking.check(recipe.tracking)
+    for task in recipe.evaluation.tasks:
+        load_task(task)
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, RL):
+            load_task(stage.task)
+            check_reward(stage.reward, forks=stage.sampling.sampler != "sequential")
+        else:
+            for task in {**stage.data.tasks, **stage.data.rehearse}:
+                load_task(task)
+            if stage.data.file is not None:
+                coldstart.read_examples(coldstart.Path(stage.data.file))
+        if stage.stop is not None:
+            held_out(load_task(stage.stop.task), stage.stop.problems, recipe.evaluation.seed, "validation")
+        if stage.optimizer.carry and recipe.start_of(name) == "base":
+            raise UserError(
+                f"a stage to carry moments on from, for stages.{name}.optimizer.carry",
+                "'base', which has none",
+                "leave it out, or name another start",
+            )
