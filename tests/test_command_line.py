@@ -227,6 +227,8 @@ def test_inspect():
         (("train", "recipes/tiny/demo.toml", "--set", "model.attention=eager"), "sdpa"),
         (("train", "recipes/tiny/demo.toml", "--set", "model.path=nowhere"), "nowhere"),
         (("sft", "recipes/tiny/demo.toml", "--set", "stages.cold-start.data.tasks={nothing=1}"), "nothing"),
+        (("train", "recipes/tiny/demo.toml", "--set", "processes.count=2"), "torchrun --nproc_per_node 2"),
+        (("eval", "models/tiny-base", "--task", "countdown-easy", "--processes", "2"), "torchrun --nproc_per_node 2"),
         (("eval", "models/none", "--task", "countdown-easy"), "models/none"),
         (("eval", "models/tiny-base", "--task", "countdown-esy"), "did you mean 'countdown-easy'"),
         (("generate", "models/tiny-base", "--prompt", "x" * 2000), "shorten the prompt"),

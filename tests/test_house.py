@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "parallel_r1"
 FLOORS = [
     {"errors"},
-    {"trace"},
+    {"trace", "processes"},
     {"config", "rollout", "attention"},
     {"recipe_file", "tasks", "rewards", "models", "attend", "decoding", "drawing"},
     {"batch", "engines"},

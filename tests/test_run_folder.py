@@ -71,6 +71,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
     recipe = make(tmp_path)
     RunFolder.create(tmp_path / "run", recipe)
     assert RunFolder.create(tmp_path / "run", recipe).is_unfinished(recipe)
+    assert RunFolder(tmp_path / "run").is_unfinished(make(tmp_path, "processes={count=3, shard=true}"))
     recipe = make(tmp_path, "seed=1")
     before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
     with pytest.raises(UserError, match="holds something already"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 
 from rich.console import Console
 
@@ -10,6 +12,8 @@ from parallel_r1.commands import answers, app, checks, runs
 from parallel_r1.errors import UserError
 
 __all__ = ["answers", "checks", "main", "runs"]  # importing them is what registers their commands
+GRACE = 5.0
+"""Seconds after which a process that is not the first says what went wrong."""
 
 
 def main() -> None:
@@ -17,6 +21,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(GRACE)  # what all processes meet the first one says, and torchrun then ends the others
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 

@@ -322,6 +322,19 @@ class Evaluation(Section):
         return self.samples[task] if isinstance(self.samples, dict) else self.samples
 
 
+class Processes(Section):
+    """How a run is spread over processes. The result is the same with any number of them, up to rounding.
+
+    Attributes:
+        count: how many; another number than were started is an error.
+        shard: whether each keeps a share of the weights that learn, their gradients and moments (FSDP2), instead of
+            all of them (DDP).
+    """
+
+    count: Count = 1
+    shard: bool = False
+
+
 class Recipe(Section):
     """A whole run: a model, stages in order, and what to measure.
 
@@ -339,6 +352,7 @@ class Recipe(Section):
     compare: tuple[tuple[str, str], ...] = ()
     save_every: Count = 20
     tracking: tuple[Tracker, ...] = ()
+    processes: Processes = Processes()
 
     @model_validator(mode="before")
     @classmethod

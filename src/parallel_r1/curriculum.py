@@ -97,10 +97,11 @@ class Curriculum:
         stage, start = self.recipe.stages[name], self.recipe.start_of(name)
         before = self.state["update"] if self.state and self.state["stage"] == name else None
         moments = self.run.moments(start) if stage.optimizer.carry else None
+        shard = self.recipe.processes.shard
         if isinstance(stage, SFT):
-            updates = run_sft(policy, stage, self.recipe.seed, before, moments)
+            updates = run_sft(policy, stage, self.recipe.seed, before, moments, shard=shard)
         else:
-            updates = run_rl(policy, stage, self.recipe.seed, before, moments)
+            updates = run_rl(policy, stage, self.recipe.seed, before, moments, shard=shard)
         watch = self.watch(name)
         try:
             while not watch.over and (update := next(updates, None)):
@@ -178,7 +179,8 @@ def build_policy(recipe: Recipe) -> Policy:
 
 def train(recipe: Recipe, policy: Policy, run: RunFolder, tell: Observer) -> list[Result]:
     """Run every stage of a recipe, each from the weights of its start, and measure all of them. What the run's folder
-    says is done is not done again, so a run that was broken off goes on.
+    says is done is not done again, so a run that was broken off goes on. Of several processes each runs all of this;
+    `RunFolder` lets the first one write.
 
     Args:
         recipe: checked by `check`.

@@ -19,6 +19,9 @@ class UserError(Exception):
         self.expected, self.found, self.fix = (" ".join(part.split()) for part in (expected, found, fix))
         super().__init__(f"expected {self.expected}; found {self.found}; {self.fix}")
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+        return UserError, (self.expected, self.found, self.fix)
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """The advice for a misspelt `word`: the nearest of `known`, or all of them."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from parallel_r1 import processes
 from parallel_r1.attention import latency
 from parallel_r1.config import Evaluation, Sampling
 from parallel_r1.engines import Engine
@@ -85,7 +86,8 @@ def answer(
     seed: int | str,
     engine: Engine[Any] | None = None,
 ) -> list[Rollout]:
-    """Draw `samples` answers to every problem and judge them. The answers to a problem stand together.
+    """Draw `samples` answers to every problem and judge them. The answers to a problem stand together. Each process
+    draws a part of them and gets all.
 
     Args:
         engine: what reads tokens; a `LocalEngine` if None.
@@ -95,16 +97,19 @@ def answer(
     check_length(policy, max(map(len, prompts.values())), sampling)
     if engine is None:
         engine = LocalEngine(policy.model, forward=compiled(policy.model) if sampling.compile else None)
+    mine = processes.share(range(len(asked)))
     traces = draw(
         engine,
         policy.tags,
-        [prompts[problem.prompt] for problem in asked],
+        [prompts[asked[index].prompt] for index in mine],
         sampling,
         seed,
+        first=mine[0] if mine else 0,
         policy_version=policy.version,
         decode=policy.decode,
     )
-    return [judge(problem, trace, task, policy) for problem, trace in zip(asked, traces, strict=True)]
+    judged = [judge(asked[index], trace, task, policy) for index, trace in zip(mine, traces, strict=True)]
+    return processes.gather(judged)
 
 
 def held_out(task: Task, count: int, seed: int, split: Split = "test") -> list[Problem]:

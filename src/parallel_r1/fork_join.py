@@ -246,12 +246,16 @@ def draw(
     sampling: Sampling,
     seed: int | str,
     *,
+    first: int = 0,
     policy_version: int = 0,
     on_token: OnToken | None = None,
     force: Force | None = None,
     decode: Decode | None = None,
 ) -> list[Trace]:
-    """Draw one answer per prompt, answer i with the seed "seed/i". See `Drawing` for the arguments.
+    """Draw one answer per prompt, answer i with the seed "seed/i". See `Drawing` for the other arguments.
+
+    Args:
+        first: the i of the first answer, where the prompts are a part of more.
 
     Raises:
         UserError: as `Drawing.submit`.
@@ -259,7 +263,7 @@ def draw(
     drawing = Drawing(
         engine, tags, sampling.rows, sampling.memory, policy_version, on_token=on_token, force=force, decode=decode
     )
-    answers = [drawing.submit(prompt, sampling, f"{seed}/{index}") for index, prompt in enumerate(prompts)]
+    answers = [drawing.submit(prompt, sampling, f"{seed}/{index}") for index, prompt in enumerate(prompts, first)]
     while drawing.queue or drawing.running:
         drawing.step()
     return [answer.trace(policy_version) for answer in answers]

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sys
+import tomllib
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 from parallel_r1.config import Recipe
 from parallel_r1.errors import UserError
 from parallel_r1.models import Policy, save
+from parallel_r1.processes import by_first
 from parallel_r1.recipe_file import dump_recipe
 from parallel_r1.rollout import Rollout, write_jsonl
 
@@ -31,7 +33,8 @@ class RunFolder:
     """One run's files. Nothing in it is ever overwritten by another run.
 
     A run that has not finished has a folder `state/`, with all that is needed to go on from the last saved step. What
-    is there is whole: files and folders are written under another name and then renamed.
+    is there is whole: files and folders are written under another name and then renamed. Of several processes the
+    first alone writes; the others wait until it has, so all of them read the same.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,15 +48,19 @@ class RunFolder:
             UserError: the folder holds something else already, or cannot be written.
         """
         run = cls(path)
-        if run.is_unfinished(recipe):
-            return run
-        cls.check_vacant(path)
-        with _written(path):
-            for name in FOLDERS:
-                (path / name).mkdir(parents=True, exist_ok=True)
-        _write_json(path / "environment.json", environment())
-        _write(path / "recipe.toml", dump_recipe(recipe))  # the last: with it the folder is a run
+        run._begin(recipe)
         return run
+
+    @by_first
+    def _begin(self, recipe: Recipe) -> None:
+        if self.is_unfinished(recipe):
+            return
+        self.check_vacant(self.path)
+        with _written(self.path):
+            for name in FOLDERS:
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+        _write_json(self.path / "environment.json", environment())
+        _write(self.path / "recipe.toml", dump_recipe(recipe))  # the last: with it the folder is a run
 
     @property
     def id(self) -> str:
@@ -77,11 +84,15 @@ class RunFolder:
             )
 
     def is_unfinished(self, recipe: Recipe) -> bool:
-        """Whether this recipe was begun here and has not been finished."""
+        """Whether this recipe was begun here, in whatever number of processes, and has not been finished."""
         begun = self.path / "recipe.toml"
-        same = begun.is_file() and begun.read_text(encoding="utf-8") == dump_recipe(recipe)
-        return same and (self.path / "state").is_dir()
+        if not begun.is_file() or not (self.path / "state").is_dir():
+            return False
+        texts = begun.read_text(encoding="utf-8"), dump_recipe(recipe)
+        before, now = ({**tomllib.loads(text), "processes": None} for text in texts)
+        return before == now
 
+    @by_first
     def finish(self) -> None:
         """Note that there is nothing left to do here."""
         shutil.rmtree(self.path / "state")
@@ -96,6 +107,7 @@ class RunFolder:
                 "give another --out",
             )
 
+    @by_first
     def log(self, metrics: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         file = self.path / "metrics.jsonl"
@@ -108,6 +120,7 @@ class RunFolder:
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
+    @by_first
     def rewind(self, step: int) -> None:
         """Forget what was logged after a step, and evaluations that were not saved."""
         kept = [
@@ -119,6 +132,7 @@ class RunFolder:
         ]
         _write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
+    @by_first
     def save_state(self, step: int, state: dict[str, Any]) -> None:
         """Write what is needed to go on from a step. The last but one is kept until the next is whole; weights that a
         stage might have handed over are kept if they are its `best`."""
@@ -138,13 +152,15 @@ class RunFolder:
         import torch
 
         found = sorted((self.path / "state").glob("step-*.pt"), key=_step)
-        return torch.load(found[-1], weights_only=True) if found else None
+        return torch.load(found[-1], map_location="cpu", weights_only=True) if found else None
 
+    @by_first
     def save_rollouts(self, step: int, rollouts: Iterable[Rollout]) -> None:
         """Write the answers of a step."""
         with _whole(self.path / "rollouts" / f"step-{step}.jsonl") as file:
             write_jsonl(file, rollouts)
 
+    @by_first
     def save_checkpoint(self, name: str, policy: Policy, moments: dict[str, Any] | None = None) -> None:
         """Write the weights after a stage as an ordinary Hugging Face model folder, with the moments of its optimiser
         if a later stage goes on with them."""
@@ -158,6 +174,7 @@ class RunFolder:
         found: dict[str, Any] = torch.load(self.checkpoint(name) / MOMENTS, weights_only=True)
         return found
 
+    @by_first
     def save_candidate(self, step: int, policy: Policy, moments: dict[str, Any] | None = None) -> None:
         """Write the weights after a step of the stage under way, which may be those that it hands over."""
         shutil.rmtree(self.candidate(step), ignore_errors=True)
@@ -167,6 +184,7 @@ class RunFolder:
         """Where the weights after a step of the stage under way lie, if it may hand them over."""
         return self.path / "state" / f"weights-{step}"
 
+    @by_first
     def hand_over(self, step: int, name: str) -> None:
         """Make the weights after a step those after its stage."""
         with _written(self.checkpoint(name)):
@@ -176,6 +194,7 @@ class RunFolder:
         """Where the weights after a stage lie."""
         return self.path / "checkpoints" / name
 
+    @by_first
     def save_evaluation(self, name: str, result: dict[str, Any]) -> None:
         """Write one evaluation."""
         _write_json(self.path / "eval" / f"{name}.json", result)

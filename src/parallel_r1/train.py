@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from parallel_r1 import coldstart
+from parallel_r1 import coldstart, processes
 from parallel_r1.algorithms import grpo, sft
 from parallel_r1.config import RL, SFT
 from parallel_r1.decoding import decoding
@@ -56,7 +56,7 @@ def snapshot(policy: Policy, learner: Learner, step: int, source: Source[Any]) -
         "stage_step": step,
         "taken": source.taken,
         "version": policy.version,
-        "random": torch.get_rng_state(),
+        "random": processes.gather([torch.get_rng_state()]),
         "learner": learner.state(),
     }
 
@@ -69,16 +69,23 @@ def resume(policy: Policy, learner: Learner, state: State | None, moments: State
         return 0, 0
     learner.restore(state["learner"])
     policy.version = state["version"]
-    torch.set_rng_state(state["random"])
+    if processes.rank() < len(state["random"]):  # a run may go on in more processes than it had
+        torch.set_rng_state(state["random"][processes.rank()])
     return state["stage_step"], state["taken"]
 
 
 def run_sft(
-    policy: Policy, stage: SFT, seed: int, state: State | None = None, moments: State | None = None
+    policy: Policy,
+    stage: SFT,
+    seed: int,
+    state: State | None = None,
+    moments: State | None = None,
+    *,
+    shard: bool = False,
 ) -> Iterator[Update]:
     """Imitate the stage's examples. Changes the policy in place and yields every step; goes on from a `state`, or else
     with the `moments` of the stage before."""
-    learner = Learner(policy.model, stage, stage.steps)
+    learner = Learner(policy.model, stage, stage.steps, shard=shard)
     done, taken = resume(policy, learner, state, moments)
     source = Source(coldstart.examples(stage.data, seed, stage.hold_back), taken)
     for step in range(done + 1, stage.steps + 1):
@@ -101,15 +108,21 @@ def run_sft(
 
 
 def run_rl(
-    policy: Policy, stage: RL, seed: int, state: State | None = None, moments: State | None = None
+    policy: Policy,
+    stage: RL,
+    seed: int,
+    state: State | None = None,
+    moments: State | None = None,
+    *,
+    shard: bool = False,
 ) -> Iterator[Update]:
     """Draw answers, reward them, learn. Changes the policy in place and yields every step; goes on from a `state`, or
     else with the `moments` of the stage before.
 
     Where the scorer is not the sampler's exact partner, every step first measures how far apart they are."""
     task, reward = load_task(stage.task, stage.hold_back), parse_reward(stage.reward)
-    learner = Learner(policy.model, stage, stage.steps * stage.grpo.minibatches, decoding(stage.sampling))
     settings = stage.grpo
+    learner = Learner(policy.model, stage, stage.steps * settings.minibatches, decoding(stage.sampling), shard=shard)
     loss = partial(grpo.loss, settings=settings)
     reference = copy.deepcopy(policy.model) if settings.kl else None
     forward = compiled(policy.model) if stage.sampling.compile else None
@@ -147,6 +160,7 @@ def run_rl(
             policy.version += 1
         seconds = time.perf_counter() - started
         rollouts = [rollout for members in groups for rollout in members.rollouts]
+        counts = processes.gather([engine.counts])
         row = {
             "stage_step": step,
             **describe(rollouts),
@@ -154,10 +168,10 @@ def run_rl(
             "thrown_groups": thrown,
             **{key: fmean(update[key] for update in updates if key in update) for key in {**updates[0], **updates[-1]}},
             **mismatch,
-            "prefilled": engine.counts.prefilled,
-            "decoded": engine.counts.decoded,
-            "peak_kv": engine.counts.peak_kv,
-            "preempted": engine.counts.preempted,
+            "prefilled": sum(each.prefilled for each in counts),
+            "decoded": sum(each.decoded for each in counts),
+            "peak_kv": max(each.peak_kv for each in counts),
+            "preempted": sum(each.preempted for each in counts),
             "tokens_per_second": sum(rollout.total for rollout in rollouts) / seconds,
             "sampling_seconds": sampled - started,
             "seconds": seconds,

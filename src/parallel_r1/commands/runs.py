@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from parallel_r1 import processes
 from parallel_r1.commands import app, console, options, quiet, sampling_of
 from parallel_r1.errors import UserError
 
@@ -92,31 +93,44 @@ def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft"
     from parallel_r1.tracking import Tracking
 
     quiet()
+    processes.start(recipe.processes.count)
+    console.quiet = not processes.is_first()
     check(recipe)
-    run = RunFolder(out or _free_folder(Path("runs") / recipe.name, recipe))
-    again = run.is_unfinished(recipe)
-    if not again:
-        RunFolder.check_vacant(run.path)
+    folder, again = _choose_folder(out, recipe)
     policy = build_policy(recipe)
-    run = RunFolder.create(run.path, recipe)
+    run = RunFolder.create(folder, recipe)
     console.print(f"{'going on in' if again else 'writing to'} {run.path}", soft_wrap=True, highlight=False)
     with display.RunProgress(console) as progress, Tracking(recipe, run) as tracking:
 
+        @processes.by_first
         def tell(row: dict[str, Any]) -> None:
             progress(row)
             tracking(row)
 
         results = train(recipe, policy, run, tell)
-    chosen = report.chosen(run.metrics())
-    if results:
-        (run.path / "table.md").write_text(report.markdown(results, recipe.compare, chosen), encoding="utf-8")
-        display.results(console, results, recipe.compare)
-    for line in chosen:
-        console.print(line, soft_wrap=True, highlight=False)
-    if not report.picture(run.metrics(), run.path / "curves.png"):
-        console.print("no picture: it needs an RL stage and `pip install parallel-r1[plot]`")
+    if processes.is_first():
+        chosen = report.chosen(run.metrics())
+        if results:
+            (run.path / "table.md").write_text(report.markdown(results, recipe.compare, chosen), encoding="utf-8")
+            display.results(console, results, recipe.compare)
+        for line in chosen:
+            console.print(line, soft_wrap=True, highlight=False)
+        if not report.picture(run.metrics(), run.path / "curves.png"):
+            console.print("no picture: it needs an RL stage and `pip install parallel-r1[plot]`")
     run.finish()
     console.print(f"everything is in {run.path}", soft_wrap=True, highlight=False)
+
+
+@processes.by_first
+def _choose_folder(out: Path | None, recipe: Recipe) -> tuple[Path, bool]:
+    """Where to write, and whether this recipe was begun there."""
+    from parallel_r1.run_folder import RunFolder
+
+    run = RunFolder(out or _free_folder(Path("runs") / recipe.name, recipe))
+    begun = run.is_unfinished(recipe)
+    if not begun:
+        RunFolder.check_vacant(run.path)
+    return run.path, begun
 
 
 def _free_folder(wanted: Path, recipe: Recipe) -> Path:
@@ -148,6 +162,9 @@ def evaluate(
     path_tokens: options.PathBudget = 128,
     forks: options.Forks = 4,
     rollouts: Annotated[Path | None, typer.Option(help="Write the answers to this JSONL file, for `show`.")] = None,
+    shared_by: Annotated[
+        int, typer.Option("--processes", min=1, help="Processes that share the work, started by torchrun.")
+    ] = 1,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure a model on held-out problems: mean@k and pass@k with intervals, parallel ratio, latency."""
@@ -169,11 +186,14 @@ def evaluate(
     from parallel_r1.tasks import load_task
 
     quiet()
+    processes.start(shared_by)
     chosen = [load_task(name) for name in task]
     if rollouts is not None and rollouts.exists():
         raise UserError("a new file for --rollouts", f"{rollouts} exists", "give another name")
     policy = models.load(model)
     drawn = [answer(policy, each, held_out(each, problems, seed), samples, sampling, seed) for each in chosen]
+    if not processes.is_first():
+        return
     results = [summarise(answers, model) for answers in drawn]
     if rollouts is not None:
         write_jsonl(rollouts, [rollout for answers in drawn for rollout in answers])
