@@ -121,6 +121,8 @@ def test_counts_by_hand(tmp_path):
     assert made.evaluated == 3 * 10 * 3 * 100  # the base and two stages
     assert two.memory.reference == two.memory.weights
     assert one.memory.reference == one.memory.cache == 0
+    shared = plan.make(load_recipe(write(tmp_path, SMALL), ["processes={count=4, shard=true}"])).stages[0].memory
+    assert shared.weights == 5 * shared.gradients == 5 * shared.moments // 2 == 5 * one.memory.weights // 4
     assert made.disk == 4 * made.parameters * 9
 
 

@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 
 from parallel_r1 import attend
 from parallel_r1.batch import LOGITS
-from parallel_r1.config import RL, SFT, Recipe, Stage
+from parallel_r1.config import RL, SFT, Processes, Recipe, Stage
 from parallel_r1.errors import UserError
 from parallel_r1.models import check_model, parameter_count, qwen3
 from parallel_r1.run_folder import space
@@ -32,10 +32,11 @@ NUMBER = 4
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a stage needs at its peak, by part.
+    """Bytes that a stage needs at its peak in each process, by part.
 
     Attributes:
-        weights, gradients, moments: of the policy; two moments a weight.
+        weights, gradients, moments: of the policy; two moments a weight. Where processes have shares of them, there is
+            a whole copy of the weights too.
         reference: the copy of the policy that a KL penalty keeps.
         activations: of the largest micro-batch, and the copies of weights that another precision makes.
         logits: of the piece that is scored, with what its backward pass needs.
@@ -116,7 +117,10 @@ def make(recipe: Recipe) -> Plan:
         except OSError as error:
             reason = str(error).splitlines()[0]
             unknown.append(f"memory and positions, without a configuration of {recipe.model.path} ({reason})")
-        memories = {name: None if model is None else memory(model, stage) for name, stage in recipe.stages.items()}
+        memories = {
+            name: None if model is None else memory(model, stage, recipe.processes)
+            for name, stage in recipe.stages.items()
+        }
     if model is not None:
         for name, stage in recipe.stages.items():
             check_positions(model.config.get_text_config(), name, stage)
@@ -177,9 +181,10 @@ def build(recipe: Recipe) -> PreTrainedModel:
     return model
 
 
-def memory(model: PreTrainedModel, stage: Stage) -> Memory:
+def memory(model: PreTrainedModel, stage: Stage, processes: Processes) -> Memory:
     """What a stage needs."""
     weights = NUMBER * parameter_count(model)
+    share = weights // processes.count if processes.shard else weights
     config = model.config.get_text_config()
     drawing = isinstance(stage, RL)
     longest = max(stage.micro_tokens, stage.sampling.budget.total if drawing else 0)
@@ -187,9 +192,9 @@ def memory(model: PreTrainedModel, stage: Stage) -> Memory:
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return Memory(
-        weights=weights,
-        gradients=weights,
-        moments=2 * weights,
+        weights=weights if share == weights else weights + share,
+        gradients=share,
+        moments=2 * share,
         reference=weights if isinstance(stage, RL) and stage.grpo.kl else 0,
         activations=kept(model, longest, stage.precision == "bf16", stage.recompute),
         # Logits, log-probabilities, and the gradients of both, beside one that is being made.
