@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from parallel_r1 import models, processes
 from parallel_r1.config import Budget, Sampling
+from parallel_r1.curriculum import build_policy, train
 from parallel_r1.engines.local import LocalEngine
 from parallel_r1.errors import UserError
 from parallel_r1.fork_join import draw
@@ -24,7 +25,6 @@ from parallel_r1.learner import add_up
 from parallel_r1.recipe_file import load_recipe
 from parallel_r1.rollout import read_jsonl
 from parallel_r1.run_folder import RunFolder
-from parallel_r1.train import build_policy, train
 
 HERE = Path(__file__).parent
 RECIPE = """
@@ -48,6 +48,7 @@ kind = "sft"
 steps = 3
 batch = 5
 recompute = true
+stop = {{ task = "countdown-easy", every = 2, problems = 3, samples = 1 }}
 data = {{ tasks = {{ countdown-easy = 1.0 }}, parallel = 0.5 }}
 [stages.rl]
 kind = "rl"
@@ -59,7 +60,7 @@ reward = "additive()"
 scorer = "causal"
 allow_mismatch = true
 sampling = {{ sampler = "causal_join" }}
-optimizer = {{ lr = 1e-4 }}
+optimizer = {{ lr = 1e-4, carry = true }}
 grpo = {{ minibatches = 2, kl = 0.1, entropy = 0.01, correction = 2.0 }}
 save_rollouts_every = 1
 """
@@ -136,8 +137,8 @@ def one(folder):
 
 @pytest.mark.parametrize("name", ["ddp", "shares"])
 def test_two_processes_do_what_one_does(folder, one, name):
-    """With different numbers of answers and micro-batches, recomputed activations, a reference, an entropy bonus, old
-    log-probabilities, clipped gradients, rows that must not move."""
+    """With different numbers of answers and micro-batches, recomputed activations, a stop rule, moments that are
+    carried on, a reference, an entropy bonus, old log-probabilities, clipped gradients, rows that must not move."""
     run = RunFolder(folder / name)
     check_same(run, one)
     norms = [row["gradient_norm"] for row in run.metrics() if "gradient_norm" in row]
