@@ -51,7 +51,7 @@ class RunFolder:
         with _written(path):
             for name in FOLDERS:
                 (path / name).mkdir(parents=True, exist_ok=True)
-        _write_json(path / "environment.json", environment())
+        write_json(path / "environment.json", environment())
         _write(path / "recipe.toml", dump_recipe(recipe))  # the last: with it the folder is a run
         return run
 
@@ -178,7 +178,7 @@ class RunFolder:
 
     def save_evaluation(self, name: str, result: dict[str, Any]) -> None:
         """Write one evaluation."""
-        _write_json(self.path / "eval" / f"{name}.json", result)
+        write_json(self.path / "eval" / f"{name}.json", result)
 
     def evaluation(self, name: str) -> dict[str, Any] | None:
         """What `save_evaluation` wrote, if it has."""
@@ -258,5 +258,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as a JSON file, whole or not at all."""
     _write(path, json.dumps(value, indent=1))
