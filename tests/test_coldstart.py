@@ -33,6 +33,13 @@ def test_a_trace_ends_with_the_end_of_text(frozen):
     assert trace.well_formed
 
 
+def test_an_instruction_is_text_before_the_prompt(frozen):
+    example = next(examples(TEACHER, 0))
+    trace = to_trace(example, frozen, "isolated", "Open <Parallel>.\n")
+    assert frozen.decode(trace.prompt_ids) == "Open <Parallel>.\n" + example.prompt
+    assert trace.spans == to_trace(example, frozen, "isolated").spans
+
+
 def test_rehearsal_teaches_nothing_about_forking(frozen):
     data = TEACHER.model_copy(update={"rehearse": {"countdown-hard": 1.0}, "rehearsal": 0.4})
     found = list(islice(examples(data, 0), 300))

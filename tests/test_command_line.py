@@ -10,6 +10,7 @@ from pathlib import Path
 import processes
 import pytest
 from conftest import ROOT, TINY
+from test_study import MICRO
 from test_train import RECIPE
 
 from parallel_r1.trace import EXACT_SCORER
@@ -51,7 +52,8 @@ def finished(tmp_path_factory):
 
 def test_help_names_every_command():
     text = fresh("--help").stdout
-    for command in ("demo", "sft", "rl", "train", "eval", "generate", "show", "score", "parity", "check", "inspect"):
+    runs = ("demo", "sft", "rl", "train", "study", "eval")
+    for command in (*runs, "generate", "show", "score", "parity", "check", "inspect"):
         assert command in text
         done = run(command, "--help")
         assert done.returncode == 0
@@ -240,6 +242,11 @@ def test_inspect():
         (("parity", "models/tiny-base", "--scorer", "cause"), "did you mean 'causal'"),
         (("inspect", "recipes", "--text", "x"), "recipes"),
         (("show", "none"), "no file none"),
+        (("study", "none.toml"), "no file none.toml"),
+        (("study", "recipes/tiny/study.toml", "--rows", "unsen-s2"), "did you mean 'unseen-s2'"),
+        (("study", "recipes/tiny/study.toml", "--budgets", "tokens"), "did you mean 'total-tokens'"),
+        (("study", "recipes/tiny/study.toml", "--seeds", "1,b"), "write them like 0,1,2"),
+        (("study", "recipes/tiny/study.toml", "--set", "stages.hard.stpes=2"), "did you mean 'steps'"),
         (("show", "recipes"), "table.md"),
     ],
 )
@@ -287,3 +294,27 @@ def test_a_run_that_was_broken_off_goes_on_when_the_command_is_given_again(finis
     rows = [json.loads(line) for line in (broken / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["kind"] in ("sft", "rl")] == [1, 2, 3, 4, 5]
     assert "writing to runs/small-2" in run(*words, cwd=tmp_path).stdout
+
+
+def test_study(tmp_path):
+    """What there is to do, then a part of it, then nothing more; the tables hold what is there."""
+    (tmp_path / "micro.toml").write_text(MICRO.replace("MODEL", str(TINY)))
+    words = ("study", "micro.toml", "--rows", "forked", "--seeds", "0,0", "--budgets", "short", "--jobs", "2")
+    plan = run(*words, "--dry-run", cwd=tmp_path)
+    assert "cold: 2 steps, seeds 0; for forked under short" in plan.stdout
+    assert "to do: 3 stages of 6 steps, 2 measurements" in plan.stdout
+    assert not (tmp_path / "runs").exists()
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for part in (
+        "forked, short, seed 0: cold: done",
+        "done, 5 of 5",
+        "countdown-easy: cost, and difference from plain",
+    ):
+        assert part in done.stdout
+    assert "| forked | 1 | 2 |" in (tmp_path / "runs" / "micro" / "study.md").read_text()
+    again = run(*words, cwd=tmp_path).stdout
+    assert "done," not in again
+    assert again.splitlines()[1:] == [line for line in done.stdout.splitlines()[1:] if "seed 0" not in line]
+    said = ("plain, short, seed 0: hard", "memory for")
+    refused(*words, "--set", "stages.hard.sampling.memory=2", cwd=tmp_path, said=said)

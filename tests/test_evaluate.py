@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from parallel_r1.config import Budget, Evaluation, Sampling
 from parallel_r1.errors import UserError
-from parallel_r1.evaluate import compare, evaluate, held_out, interval, judge, pass_at, summarise
+from parallel_r1.evaluate import answer, compare, evaluate, held_out, judge, pass_at, summarise
 from parallel_r1.rollout import Problem
 from parallel_r1.tasks.countdown import EASY
 from parallel_r1.trace import Span, Trace, parse
@@ -20,13 +20,6 @@ def test_pass_at_k_equals_counting_subsets(drawn, data):
     marks = [True] * correct + [False] * (drawn - correct)
     hits = sum(any(subset) for subset in combinations(marks, k))
     assert pass_at(k, correct, drawn) == pytest.approx(hits / comb(drawn, k))
-
-
-def test_an_interval_covers_and_shrinks():
-    low, high = interval([0.0, 1.0] * 50)
-    assert low == pytest.approx(0.4, abs=0.02)
-    assert high == pytest.approx(0.6, abs=0.02)
-    assert interval([0.3] * 9) == (pytest.approx(0.3), pytest.approx(0.3))
 
 
 def rollouts(policy, answers, samples):
@@ -76,6 +69,14 @@ def test_latency_is_that_of_the_sampler(frozen):
     isolated = judge(problem, parse(ids, frozen.tags), EASY, frozen)
     assert sequential.critical_path == sequential.total == isolated.total == len(ids)
     assert isolated.critical_path < len(ids)
+
+
+def test_an_instruction_is_read_before_every_prompt(frozen):
+    problem = EASY.problem((3, 5, 7), 22)
+    sampling = Sampling(budget=Budget(critical_path=4), instruction="Think <Path>.\n")
+    (found,) = answer(frozen, EASY, [problem], 1, sampling, 0)
+    assert frozen.decode(found.trace.prompt_ids) == "Think <Path>.\n" + problem.prompt
+    assert found.problem == problem
 
 
 def test_held_out_problems_differ():

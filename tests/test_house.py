@@ -10,14 +10,15 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "parallel_r1"
 FLOORS = [
     {"errors"},
-    {"trace", "processes"},
+    {"trace", "processes", "significance"},
     {"config", "rollout", "attention"},
     {"recipe_file", "tasks", "rewards", "models", "attend", "decoding", "drawing"},
-    {"batch", "engines"},
+    {"batch", "engines", "analysis"},
     {"algorithms", "fork_join", "coldstart"},
     {"learner", "evaluate", "parity", "run_folder", "monitor"},
     {"train", "report", "plan", "tracking"},
     {"curriculum", "display"},
+    {"study"},
     {"commands"},
     {"__main__"},
 ]

@@ -6,7 +6,7 @@ from parallel_r1.errors import UserError
 from parallel_r1.recipe_file import apply_override, dump_recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent
-RECIPES = sorted(path for path in ROOT.glob("recipes/**/*.toml") if path.stem != "common")
+RECIPES = sorted(path for path in ROOT.glob("recipes/**/*.toml") if path.stem not in ("common", "study"))
 SMALL = """
 name = "x"
 [model]

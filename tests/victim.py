@@ -1,16 +1,24 @@
-"""A run that is killed; in a module of its own, so that a process that runs it loads little else."""
+"""Runs and studies that are killed; in a module of its own, so that a process that runs them loads little else."""
 
 import functools
+import itertools
 import os
 import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from parallel_r1.curriculum import build_policy, train
+from parallel_r1.errors import UserError
 from parallel_r1.learner import Learner
 from parallel_r1.recipe_file import load_recipe
 from parallel_r1.run_folder import RunFolder
+from parallel_r1.study import pool
+from parallel_r1.study.rows import expand, items, load_study
 
 WRITTEN = ("state", "checkpoint", "candidate", "evaluation", "rollouts")
 MOMENTS = [
@@ -50,3 +58,42 @@ def run(recipe: Path, folder: Path, moments: int) -> None:
     run = RunFolder.create(folder, loaded)
     train(loaded, policy, run, lambda row: None)
     run.finish()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Work that is quickly done, never ends, or fails."""
+
+    key: str
+    how: Literal["quick", "long", "refused", "crash"] = "quick"
+    after: "Piece | None" = None
+
+    def is_done(self, folder: Path) -> bool:
+        return (folder / self.key).exists()
+
+    def do(self, folder: Path, tell: Callable[[dict[str, Any]], None]) -> None:
+        tell({"kind": "begun"})
+        if self.how == "long":
+            time.sleep(600)
+        elif self.how == "refused":
+            raise UserError("this", "that", "do it")
+        elif self.how == "crash":
+            os._exit(3)
+        (folder / self.key).write_text(f"{torch.get_num_threads()}")
+
+
+def pieces(folder: Path) -> None:
+    """Do work that never ends."""
+    pool.run([Piece("long", "long")], folder, 1, lambda work, row: None)
+
+
+def study(file: Path, folder: Path, rows: int) -> None:
+    """Do a study with its first seed, and die without a word after so many rows of metrics. Never if 0."""
+    told = itertools.count(1)
+
+    def tell(work: object, row: dict[str, Any]) -> None:
+        if next(told) == rows:
+            os.kill(os.getpid(), 9)
+
+    loaded = load_study(file)
+    pool.run([item.work for item in items(expand(loaded, file, loaded.seeds[:1]))], folder, 2, tell)

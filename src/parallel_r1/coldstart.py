@@ -129,10 +129,10 @@ def _repeat(found: list[Example], seed: int) -> Iterator[Example]:
         epoch += 1
 
 
-def to_trace(example: Example, policy: Policy, sampler: Sampler) -> Trace:
-    """An example as a trace that ends with the end of text."""
+def to_trace(example: Example, policy: Policy, sampler: Sampler, instruction: str = "") -> Trace:
+    """An example, after an instruction, as a trace that ends with the end of text."""
     token_ids = [*policy.encode(example.text), *policy.tags.eos]
-    trace = parse(token_ids, policy.tags, sampler=sampler, prompt_ids=policy.encode(example.prompt))
+    trace = parse(token_ids, policy.tags, sampler=sampler, prompt_ids=policy.encode(instruction + example.prompt))
     if not example.rehearsal:
         return trace
     first, *rest = trace.spans

@@ -80,6 +80,7 @@ class Sampling(Section):
             came last waits and is read again later.
         compile: whether the model runs through `torch.compile` while it draws: faster steps after half a minute or
             more, and a C++ compiler is needed.
+        instruction: text before every prompt; tags in it are text.
         budget: of each answer.
     """
 
@@ -93,6 +94,7 @@ class Sampling(Section):
     rows: Count = 256
     memory: Count | None = None
     compile: bool = False
+    instruction: str = ""
     budget: Budget = Budget()
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -63,28 +63,20 @@ class RunProgress:
         if row["kind"] == "warning":
             self.console.print(f"warning: {row['stage']}: {row['warning']}", style="yellow", soft_wrap=True)
             return
-        figures = self.figures(row)
+        shown = figures(row)
         if self.bars:
             if row["stage"] != self.stage:
                 self.bar = self.bars.add_task(row["stage"], total=row["stage_steps"], figures="")
-            self.bars.update(self.bar, completed=row["stage_step"], figures=figures)
+            self.bars.update(self.bar, completed=row["stage_step"], figures=shown)
         elif row["stage_step"] % self.every == 0 or row["stage_step"] in (1, row["stage_steps"]):
             left = row["seconds"] * (row["stage_steps"] - row["stage_step"])
             self.console.print(
                 f"{time.monotonic() - self.started:5.0f} s  {row['stage']:<12} step {row['stage_step']}/"
-                f"{row['stage_steps']}  {figures}  left {left:.0f} s",
+                f"{row['stage_steps']}  {shown}  left {left:.0f} s",
                 soft_wrap=True,
                 highlight=False,
             )
         self.stage = row["stage"]
-
-    def figures(self, row: dict[str, Any]) -> str:
-        first = (
-            f"reward {row['reward']:+.2f}  accuracy {row['accuracy']:.2f}"
-            if "reward" in row
-            else (f"loss {row['loss']:.3f}")
-        )
-        return f"{first}  parallel {row['parallel_ratio']:.2f}  {row['tokens_per_second']:,.0f} tokens/s"
 
     def evaluation(self, row: dict[str, Any]) -> None:
         self.console.print(
@@ -97,16 +89,51 @@ class RunProgress:
         )
 
 
+def figures(row: dict[str, Any]) -> str:
+    """What a step came to, in a few words."""
+    first = (
+        f"reward {row['reward']:+.2f}  accuracy {row['accuracy']:.2f}" if "reward" in row else f"loss {row['loss']:.3f}"
+    )
+    return f"{first}  parallel {row['parallel_ratio']:.2f}  {row['tokens_per_second']:,.0f} tokens/s"
+
+
+class StudyProgress:
+    """Follows a study: a line when a stage is some steps further, and when something is done."""
+
+    def __init__(self, console: Console, titles: Mapping[str, str], every: int = 20) -> None:
+        self.console, self.titles, self.every = console, titles, every
+        self.done = 0
+        self.started = time.monotonic()
+
+    def __call__(self, key: str, row: dict[str, Any]) -> None:
+        if row["kind"] == "done":
+            self.done += 1
+            said = f"done, {self.done} of {len(self.titles)}"
+        elif row["kind"] == "warning":
+            said = f"warning: {row['warning']}"
+        elif row["stage_step"] % self.every:
+            return
+        else:
+            said = f"step {row['stage_step']}/{row['stage_steps']}  {figures(row)}"
+        line = f"{time.monotonic() - self.started:6.0f} s  {self.titles[key]}: {said}"
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 def results(console: Console, found: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> None:
     """Print the tables and comparisons of a run."""
     for task in report.tasks(found):
-        table = _table(*("\n".join(name.rsplit(" ", 1)) for name in report.HEADER))
-        table.title, table.title_justify = report.title(found, task), "left"
-        for row in report.rows(found, task):
-            table.add_row(*row)
-        console.print(table)
+        sheet(console, report.sheet(found, task))
     for line in report.comparisons(found, pairs):
         console.print(line, soft_wrap=True, highlight=False)
+
+
+def sheet(console: Console, shown: report.Sheet) -> None:
+    """Print a table."""
+    table = _table(*("\n".join(name.rsplit(" ", 1)) for name in shown.header))
+    table.title, table.title_justify = shown.title, "left"
+    for row in shown.rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def plan(console: Console, made: Plan) -> None:

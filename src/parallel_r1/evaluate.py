@@ -9,8 +9,6 @@ from math import comb
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 from parallel_r1 import processes
 from parallel_r1.attention import latency
 from parallel_r1.config import Evaluation, Sampling
@@ -20,10 +18,9 @@ from parallel_r1.errors import UserError
 from parallel_r1.fork_join import draw
 from parallel_r1.models import Policy, check_length
 from parallel_r1.rollout import Problem, Rollout, group
+from parallel_r1.significance import interval
 from parallel_r1.tasks import Split, Task, load_task
 from parallel_r1.trace import Trace
-
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def answer(
         engine: what reads tokens; a `LocalEngine` if None.
     """
     asked = [problem for problem in problems for _ in range(samples)]
-    prompts = {problem.prompt: policy.encode(problem.prompt) for problem in problems}
+    prompts = {problem.prompt: policy.encode(sampling.instruction + problem.prompt) for problem in problems}
     check_length(policy, max(map(len, prompts.values())), sampling)
     if engine is None:
         engine = LocalEngine(policy.model, forward=compiled(policy.model) if sampling.compile else None)
@@ -170,17 +167,6 @@ def pass_at(k: int, correct: int, drawn: int) -> float:
     """Unbiased estimate of the chance that one of k answers is correct, from `correct` of `drawn`.
     Source: Chen et al. 2021, arXiv 2107.03374."""
     return 1.0 - comb(drawn - correct, k) / comb(drawn, k)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean: the values, one per problem, are resampled with replacement."""
-    data = np.asarray(values, dtype=float)
-    rng = np.random.default_rng(0)
-    means = np.concatenate(
-        [data[rng.integers(0, len(data), (RESAMPLES // 10, len(data)))].mean(axis=1) for _ in range(10)]
-    )
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def compare(ours: Result, theirs: Result) -> Difference:

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from parallel_r1.config import RL, SFT, Recipe, Stage
 from parallel_r1.errors import UserError, nearest
 
+S = TypeVar("S", bound=BaseModel)
+
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe, apply `a.b=value` overrides, fill in defaults, check everything.
 
-    `extends` names another file, beside this one, that is laid under it. A `[defaults]` table is laid under every
-    stage, so that stages say only what differs.
-
     Raises:
         UserError: no such file, bad TOML, an unknown key, a value out of range.
     """
-    tree = _read(path)
-    for override in overrides or []:
-        apply_override(tree, override)
-    _spread_defaults(tree, path)
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise _explain(error, path) from error
+    return make_recipe(read_toml(path), path, overrides or [])
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The tables of a recipe file and of the one that it extends."""
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a recipe file, laid over those of the file beside it that its `extends` names.
+
+    Raises:
+        UserError: no such file, bad TOML.
+    """
     if not path.is_file():
         raise UserError("a recipe file", f"no file {path}", "see recipes/ for some that work")
     try:
@@ -44,7 +41,32 @@ def _read(path: Path) -> dict[str, Any]:
         return tree
     if not isinstance(under, str) or (path.parent / under).resolve() == path.resolve():
         raise UserError("the name of another recipe file in extends", f"{under!r} in {path}", "name one beside it")
-    return _merge(_read(path.parent / under), tree)
+    return _merge(read_toml(path.parent / under), tree)
+
+
+def make_recipe(tree: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe that a tree says, which is used up. A `[defaults]` table is laid under every stage, so that stages say
+    only what differs.
+
+    Raises:
+        UserError: an unknown key, a value out of range; `path` is what they are said to stand in.
+    """
+    for override in overrides:
+        apply_override(tree, override)
+    _spread_defaults(tree, path)
+    return validated(Recipe, tree, path)
+
+
+def validated(section: type[S], tree: dict[str, Any], path: Path) -> S:
+    """A tree as what a file may say.
+
+    Raises:
+        UserError: an unknown key, a value out of range.
+    """
+    try:
+        return section.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(error, path, section) from error
 
 
 def _spread_defaults(tree: dict[str, Any], path: Path) -> None:
@@ -93,22 +115,23 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(error: ValidationError, path: Path) -> UserError:
-    """The first problem of a recipe as one line."""
-    first = error.errors()[0]
+def _explain(error: ValidationError, path: Path, section: type[BaseModel]) -> UserError:
+    """The first problem of a file as one line."""
+    # A key that nobody knows comes first: it may be the misspelt name of one that is said to be missing.
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    what = section.__name__.lower()
     # The third place inside a stage is its kind, which a recipe does not write there.
     where = ".".join(str(part) for at, part in enumerate(first["loc"]) if at != 2 or first["loc"][0] != "stages")
     if first["type"] == "extra_forbidden":
-        known = _fields_at(first["loc"][:-1])
+        known = _fields_at(first["loc"][:-1], section)
         return UserError("a known key", f"'{where}' in {path}", nearest(str(first["loc"][-1]), known))
     message = first["msg"].removeprefix("Value error, ")
     found = f" (found {first['input']!r})" if not isinstance(first["input"], dict) else ""
-    return UserError("a valid recipe", f"{path}: {where or 'recipe'}{found}", message)
+    return UserError(f"a valid {what}", f"{path}: {where or what}{found}", message)
 
 
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+def _fields_at(location: tuple[int | str, ...], section: type[BaseModel]) -> list[str]:
     """The keys that the section at a location of a validation error may have."""
-    section: type[BaseModel] = Recipe
     for part in location:
         if part in ("sft", "rl"):
             section = SFT if part == "sft" else RL

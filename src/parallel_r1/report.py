@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +18,43 @@ from parallel_r1.trace import TRUNK, Address
 HEADER = ("stage", "mean@k %", "95 % interval", "pass@k %", "parallel %", "well-formed %", "critical path", "tokens")
 
 
-def rows(results: Sequence[Result], task: str) -> list[tuple[str, ...]]:
-    """The table of one task, a row for every stage, as text under `HEADER`."""
-    return [
+@dataclass(frozen=True)
+class Sheet:
+    """A table as text: the first column names the row, the others hold figures."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+    def markdown(self) -> str:
+        """Under its title as a heading."""
+        lines = [self.header, tuple("---" for _ in self.header), *self.rows]
+        return f"## {self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def percent(value: float | None) -> str:
+    """A share as text; - if there is none."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def sheet(results: Sequence[Result], task: str) -> Sheet:
+    """The table of one task, a row for every stage."""
+    mine = [result for result in results if result.task == task]
+    rows = [
         (
             result.stage,
-            f"{100 * result.mean:.1f}",
-            f"{100 * result.low:.1f} .. {100 * result.high:.1f}",
-            f"{100 * result.passed:.1f}",
-            f"{100 * result.parallel_ratio:.1f}",
-            "-" if result.well_formed is None else f"{100 * result.well_formed:.1f}",
+            percent(result.mean),
+            f"{percent(result.low)} .. {percent(result.high)}",
+            percent(result.passed),
+            percent(result.parallel_ratio),
+            percent(result.well_formed),
             f"{result.critical_path:.1f}",
             f"{result.total:.1f}",
         )
-        for result in results
-        if result.task == task
+        for result in mine
     ]
-
-
-def title(results: Sequence[Result], task: str) -> str:
-    """What the table of a task was measured on."""
-    first = next(result for result in results if result.task == task)
-    return f"{task}: {first.problems} held-out problems, k = {first.samples} answers to each"
+    title = f"{task}: {mine[0].problems} held-out problems, k = {mine[0].samples} answers to each"
+    return Sheet(title, HEADER, rows)
 
 
 def comparisons(results: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> list[str]:
@@ -73,10 +88,7 @@ def chosen(metrics: Sequence[dict[str, Any]]) -> list[str]:
 
 def markdown(results: Sequence[Result], pairs: Sequence[tuple[str, str]], more: Sequence[str] = ()) -> str:
     """All tables and comparisons of a run, and `more` to know about it."""
-    parts = []
-    for task in tasks(results):
-        lines = [HEADER, tuple("---" for _ in HEADER), *rows(results, task)]
-        parts.append(f"## {title(results, task)}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+    parts = [sheet(results, task).markdown() for task in tasks(results)]
     differences = "".join(f"* {line}\n" for line in comparisons(results, pairs))
     if differences:
         parts.append(f"## Paired by problem, with 95 % intervals\n\n{differences}")

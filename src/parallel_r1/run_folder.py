@@ -59,7 +59,7 @@ class RunFolder:
         with _written(self.path):
             for name in FOLDERS:
                 (self.path / name).mkdir(parents=True, exist_ok=True)
-        _write_json(self.path / "environment.json", environment())
+        write_json(self.path / "environment.json", environment())
         _write(self.path / "recipe.toml", dump_recipe(recipe))  # the last: with it the folder is a run
 
     @property
@@ -197,7 +197,7 @@ class RunFolder:
     @by_first
     def save_evaluation(self, name: str, result: dict[str, Any]) -> None:
         """Write one evaluation."""
-        _write_json(self.path / "eval" / f"{name}.json", result)
+        write_json(self.path / "eval" / f"{name}.json", result)
 
     def evaluation(self, name: str) -> dict[str, Any] | None:
         """What `save_evaluation` wrote, if it has."""
@@ -277,5 +277,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as a JSON file, whole or not at all."""
     _write(path, json.dumps(value, indent=1))

@@ -91,7 +91,8 @@ def run_sft(
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
         traces = [
-            coldstart.to_trace(example, policy, stage.sampling.sampler) for example in islice(source, stage.batch)
+            coldstart.to_trace(example, policy, stage.sampling.sampler, stage.sampling.instruction)
+            for example in islice(source, stage.batch)
         ]
         metrics = learner.update(traces, sft.loss)
         policy.version += 1
@@ -168,6 +169,7 @@ def run_rl(
             "thrown_groups": thrown,
             **{key: fmean(update[key] for update in updates if key in update) for key in {**updates[0], **updates[-1]}},
             **mismatch,
+            "sampled": sum(len(span.token_ids) for trace in traces for span in trace.spans if span.sampled),
             "prefilled": sum(each.prefilled for each in counts),
             "decoded": sum(each.decoded for each in counts),
             "peak_kv": max(each.peak_kv for each in counts),
