@@ -10,8 +10,8 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "parallel_r1"
 FLOORS = [
     {"errors"},
-    {"trace"},
-    {"config", "rollout", "attention"},
+    {"trace", "grading"},
+    {"config", "rollout", "attention", "data"},
     {"tasks", "rewards", "models", "attend", "decoding", "drawing"},
     {"batch", "engines"},
     {"algorithms", "fork_join", "coldstart"},

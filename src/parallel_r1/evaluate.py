@@ -108,16 +108,19 @@ def answer(
 
 
 def held_out(task: Task, count: int, seed: int) -> list[Problem]:
-    """Different problems that no stage ever trains on.
+    """Different problems that no stage ever trains on; all there are where a benchmark has fewer.
 
     Raises:
-        UserError: the task does not seem to have so many.
+        UserError: a task that makes its problems does not seem to have so many.
     """
     found: dict[str, Problem] = {}
-    for problem in islice(task.problems("test", seed), 20 * count + 1000):
+    problems = task.problems("test", seed)
+    for problem in islice(problems, 20 * count + 1000):
         found.setdefault(problem.id, problem)
         if len(found) == count:
             return list(found.values())
+    if next(problems, None) is None:
+        return list(found.values())
     raise UserError(f"{count} held-out problems of {task.name}", f"{len(found)}", "ask for fewer problems")
 
 
