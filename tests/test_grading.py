@@ -1,4 +1,3 @@
-import json
 import operator
 from fractions import Fraction
 
@@ -13,12 +12,18 @@ from parallel_r1.grading import compare, final_answer, last_box, number, pool, t
 from parallel_r1.grading.pool import Grader
 from parallel_r1.grading.values import differ
 
-LIMIT = 0.5
-
 
 @pytest.fixture(scope="module")
 def grader():
-    with_limit = Grader(limit=LIMIT, size=1)
+    with_one = Grader(size=1)
+    yield with_one
+    with_one.close()
+
+
+@pytest.fixture
+def strict():
+    """A grader that has no patience."""
+    with_limit = Grader(limit=0.3, size=1)
     yield with_limit
     with_limit.close()
 
@@ -130,7 +135,6 @@ UNREADABLE = [
     "5!",
     r"\sin x",
     "9^9^9",
-    "x = 1",
     r"(0,1)\cup(2,3)",
     "1,234",
     r"50\%",
@@ -181,6 +185,8 @@ RIGHT = [
     ("x^2 + 2x + 1", "(x+1)^2"),
     ("k = 1", "1"),
     ("7", "x = 7"),
+    ("y = 2x + 1", "2x + 1 = y"),
+    (r"1 \text{ and } 2", "2, 1"),
     ("1 + 5i", "5i + 1"),
     (r"2^{10}", "1024"),
     ("(B)", r"\text{(B)}"),
@@ -202,6 +208,9 @@ WRONG = [
     ("1 2 3 72", "72"),
     ("3x + 2d", "3x + 2"),
     ("2t", "2"),
+    ("72}", "72"),
+    ("x = 71", "72"),
+    ("even", r"\text{odd}"),
     ("(2, 1)", "(1, 2)"),
     ("(0, 1]", "[0, 1)"),
     (r"\{1, 2, 3\}", r"\{1,2\}"),
@@ -250,9 +259,7 @@ def test_what_is_read_here_is_what_math_verify_says(grader):
 def hostile(trap):
     return [
         "9^{9^{9^{9^9}}}",
-        "10^{10^{10}}!",
         "((" * 200 + "8" + "))" * 200,
-        r"\frac{" * 60 + "8" + "}{1}" * 60,
         "9" * 900,
         r"\int_0^{10^{9}} e^{x^{x^x}} dx",
         "7" * 1_000_000,
@@ -269,48 +276,36 @@ def hostile(trap):
     ]
 
 
-def test_hostile_answers_are_wrong_and_the_pool_survives(tmp_path, grader):
+def test_hostile_answers_are_wrong_and_the_pool_survives(tmp_path, strict):
     trap = tmp_path / "trap"
-    first = grader.right("x+1", "1+x") and grader.workers[0].process
-    verdicts = grader.grade([(text, "7") for text in hostile(trap)])
+    first = strict.right("x+1", "1+x") and strict.workers[0].process
+    verdicts = strict.grade([(text, "7") for text in hostile(trap)])
     assert verdicts == [False] * len(verdicts)
     assert not trap.exists()
     assert first.poll() is not None  # some of them take more than their time
-    assert grader.right("x+2", "2+x")
+    assert strict.right("x+2", "2+x")
     for text in hostile(trap):
         assert final_answer(text) in (None, "7")
 
 
-def test_a_tower_does_not_hold_up_the_others(grader):
-    assert grader.grade([("9^9^9^9", "7"), ("x+3", "3+x"), ("8^9^9^9", "7"), ("x+4", "4+x"), ("x+4", "4+y")]) == [
-        False,
-        True,
-        False,
-        True,
-        False,
-    ]
+def test_a_tower_does_not_hold_up_the_others(strict):
+    pairs = [("9^9^9^9", "7"), ("x+3", "3+x"), ("8^9^9^9", "7"), ("x+4", "4+x"), ("x+4", "4+y")]
+    assert strict.grade(pairs) == [False, True, False, True, False]
 
 
-def test_verdicts_are_remembered_but_not_all(monkeypatch):
-    grader = Grader(size=1)
-    monkeypatch.setattr(pool, "KEPT", 2)
-    assert grader.grade([("x+1", "1+x"), ("x+2", "2+x"), ("x+2", "2+x"), ("x+3", "2+x")]) == [True, True, True, False]
-    asked = grader.workers[0]
-    grader.close()
-    assert asked.process.poll() is not None
-    assert grader.grade([("x+2", "2+x")]) == [True]
-    assert not grader.workers
-    grader.right("x+5", "5+x")
-    assert len(grader.known) == 2
-    grader.close()
-
-
-def test_several_processes_give_the_verdicts_of_one(grader):
-    pairs = [(f"x+{n}", f"{n + n % 3 // 2}+x") for n in range(20)]
-    with_two = Grader(size=2)
-    assert with_two.grade(pairs) == grader.grade(pairs) == [n % 3 < 2 for n in range(20)]
-    assert len(with_two.workers) == 2
-    with_two.close()
+def test_several_processes_give_the_verdicts_of_one_and_some_are_remembered(grader, monkeypatch):
+    pairs = [(rf"x \cup {n}", rf"x \cup {n // 2 * 2}") for n in range(8)]
+    two = Grader(size=2)
+    monkeypatch.setattr(pool, "KEPT", 4)
+    assert two.grade(pairs) == grader.grade(pairs)
+    asked = [worker.process for worker in two.workers]
+    assert len(asked) == 2
+    two.close()
+    assert all(process.poll() is not None for process in asked)
+    last = list(two.known)[-1]
+    assert two.grade([(last[1], last[0])]) == [two.known[last]]
+    assert not two.workers  # nobody was asked
+    assert 4 <= len(two.known) <= 8
 
 
 def test_a_library_that_cannot_be_loaded_is_one_clear_line(tmp_path, monkeypatch):
@@ -327,14 +322,13 @@ def test_a_library_that_cannot_be_loaded_is_one_clear_line(tmp_path, monkeypatch
 def test_solutions_of_math_are_right_and_those_of_other_problems_are_wrong():
     from pyarrow import parquet
 
-    rows = parquet.read_table(SHARED / "math_train.parquet").to_pylist()
+    rows = parquet.read_table(SHARED / "math_train.parquet").to_pylist()[::3]
     whole = [row for row in rows if row["answer"].count("{") == row["answer"].count("}")]
-    grader = Grader()
-    own = grader.grade([(final_answer(row["solution"]), row["answer"]) for row in whole])
+    own = Grader().grade([(final_answer(row["solution"]), row["answer"]) for row in whole])
     assert sum(own) >= 0.995 * len(whole)
-    # The answer of the next problem but six, where it is another: every eleventh, for time.
-    pairs = [(one["answer"], two["answer"]) for one, two in zip(whole, whole[7:], strict=False)][::11]
-    others = [pair for pair in pairs if compare(*pair) is not True]
+    pairs = [(one["answer"], two["answer"]) for one, two in zip(whole, whole[7:], strict=False)]
+    others = [pair for pair in pairs if compare(*pair) is not True][::2]
+    grader = Grader()
     accepted = [pair for pair, right in zip(others, grader.grade(others), strict=True) if right]
     grader.close()
-    assert len(accepted) <= 0.001 * len(others), json.dumps(accepted)
+    assert len(accepted) <= 0.001 * len(others), accepted

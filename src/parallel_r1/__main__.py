@@ -6,10 +6,10 @@ import sys
 
 from rich.console import Console
 
-from parallel_r1.commands import answers, app, checks, runs
+from parallel_r1.commands import answers, app, checks, data, runs
 from parallel_r1.errors import UserError
 
-__all__ = ["answers", "checks", "main", "runs"]  # importing them is what registers their commands
+__all__ = ["answers", "checks", "data", "main", "runs"]  # importing them is what registers their commands
 
 
 def main() -> None:

@@ -181,25 +181,28 @@ def _problem(row: dict[str, Any], number: int, where: str) -> str:
 
 
 def _answer(row: dict[str, Any], number: int, where: str, columns: tuple[str, ...]) -> str:
-    column = next((column for column in columns if row.get(column) is not None), None)
-    if column is None:
+    """The answer in the first column that holds one; of a solution what is in its last box."""
+    given = {column: row[column] for column in columns if row.get(column) is not None}
+    if not given:
         raise _missing("the answer", columns, row, number, where)
-    value = row[column]
-    if isinstance(value, dict):
-        value = value.get("ground_truth")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-        raise UserError(
-            "an answer that is text or a number",
-            f"{_kind(value)} in column {column} of row {number} of {where}",
-            "mend or leave out that row",
-        )
-    text = str(value)
-    if "####" in text:  # GSM8K writes the answer behind its solution
-        return text.rpartition("####")[2].strip().replace(",", "")
-    box = last_box(text) if column == "solution" else None
-    return (box[1] if box else text).strip()
+    for column, value in given.items():
+        if isinstance(value, dict):
+            value = value.get("ground_truth")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            break
+        text = str(value)
+        if "####" in text:  # GSM8K writes the answer behind its solution
+            text = text.rpartition("####")[2].replace(",", "")
+        box = last_box(text) if column == "solution" else None
+        if answer := (box[1] if box else text).strip():
+            return answer
+    raise UserError(
+        "an answer that is text or a number",
+        f"{_kind(value)} in column {column} of row {number} of {where}",
+        "mend or leave out that row",
+    )
 
 
 def _kind(value: object) -> str:

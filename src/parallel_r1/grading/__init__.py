@@ -58,6 +58,7 @@ _LAYOUT = re.compile(
     r"(\\[,;: ]|\\q?quad(?![a-zA-Z])|~|\s+)|"  # is a space
     r"\\\\"  # ends a row of a matrix, and stays
 )
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
 _REWRITTEN = (
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\{,\}"), ","),
@@ -70,14 +71,16 @@ _REWRITTEN = (
 def tidy(text: str) -> str | None:
     """An answer without what means nothing: layout, delimiters of mathematics, a full stop, units in `\\text{}`.
 
-    None if it cannot be an answer: it is empty or too long, or holds characters that are not there to be read."""
+    None if it cannot be an answer: it is empty or too long, holds characters that are not there to be read, or has a
+    brace too many or too few."""
     if len(text) > LONGEST or _FOREIGN.search(text):
         return None
     text = text.translate(_SIGNS)
     text = _LAYOUT.sub(lambda match: match[0] if match[0] == r"\\" else " " if match[1] else "", text)
     for pattern, by in _REWRITTEN:
         text = pattern.sub(by, text)
-    return text or None
+    bare = _ESCAPED.sub("", text)
+    return text if text and bare.count("{") == bare.count("}") else None
 
 
 _WRAPPER = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")

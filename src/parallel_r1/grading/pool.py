@@ -20,7 +20,7 @@ from parallel_r1.errors import UserError
 from parallel_r1.grading import compare
 from parallel_r1.grading.worker import READY, RIGHT
 
-LIMIT = 3.0
+LIMIT = 5.0
 """Processor time of one comparison, in seconds."""
 PATIENCE = 60.0
 """A process that says nothing for so many seconds is killed, whatever it waits for."""

@@ -25,6 +25,8 @@ _AMBIGUOUS = re.compile(
     r"\d,\s*\d{3}(?!\d)|\\frac\s*\d\d\d|"
     r"(?<![a-zA-Z\\])(?:a?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp|sqrt|pi|inf\w*|pct|percent\w*|min|max|mod|deg)(?![a-zA-Z])"
 )
+_IN_TEXT = re.compile(r"\\(?:text|mbox)\{\(?([a-zA-Z ]+)\)?\}")
+_ASSIGNED = re.compile(r"^\s*[a-zA-Z]\s*=")
 _TIMES = re.compile(r"\\(?:cdot|times)(?![a-zA-Z])")
 _PI = re.compile(r"\\pi(?![a-zA-Z])")
 _DIGITS = re.compile(r"\s*\d\d")
@@ -36,6 +38,10 @@ class _UnreadableError(Exception):
 
 def differ(one: str, two: str) -> bool:
     """Whether two answers certainly differ: one of them has a value that the other has not."""
+    if "=" not in one:
+        two = _ASSIGNED.sub("", two)
+    elif "=" not in two:
+        one = _ASSIGNED.sub("", one)
     try:
         first, second = _values(one), _values(two)
     except (_UnreadableError, ArithmeticError, ValueError):
@@ -49,6 +55,7 @@ def _covered(some: list[tuple[complex, float]], others: list[tuple[complex, floa
 
 
 def _values(text: str) -> list[tuple[complex, float]]:
+    text = _IN_TEXT.sub(r" \1 ", text)
     if _AMBIGUOUS.search(text):
         raise _UnreadableError
     pieces = [_unwrapped(piece.strip().replace(r"\{", "(").replace(r"\}", ")")) for piece in _SEPARATOR.split(text)]
