@@ -26,6 +26,9 @@ settings.load_profile("house")
 logging.disable_progress_bar()
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "models" / "tiny-base"
+SHARED = ROOT.parent / "shared" / "data"
+"""Public problem sets as parquet files, beside the repository; they are never part of it."""
+needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no problem sets in {SHARED}")
 
 
 @pytest.fixture(scope="session", autouse=True)

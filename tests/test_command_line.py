@@ -52,8 +52,8 @@ def finished(tmp_path_factory):
 
 def test_help_names_every_command():
     text = fresh("--help").stdout
-    runs = ("demo", "sft", "rl", "train", "study", "eval")
-    for command in (*runs, "generate", "show", "score", "parity", "check", "inspect"):
+    words = "demo sft rl train study eval generate show score parity check grade inspect data"
+    for command in words.split(" "):
         assert command in text
         done = run(command, "--help")
         assert done.returncode == 0
@@ -318,3 +318,50 @@ def test_study(tmp_path):
     assert again.splitlines()[1:] == [line for line in done.stdout.splitlines()[1:] if "seed 0" not in line]
     said = ("plain, short, seed 0: hard", "memory for")
     refused(*words, "--set", "stages.hard.sampling.memory=2", cwd=tmp_path, said=said)
+
+
+def test_grade_reads_files_and_standard_input(tmp_path):
+    fork = "<Parallel><Path>Final Answer: 1</Path><Path>Final Answer: 2</Path></Parallel>\n<Summary>s</Summary>"
+    lines = [
+        json.dumps({"text": GOOD, "answer": "1", "id": "first"}),
+        json.dumps({"text": fork, "answer": "1"}),
+        json.dumps({"text": rf"{fork} \boxed{{x+1}}", "answer": "1+x"}),
+        json.dumps({"text": "Final Answer: 9^9^9", "answer": "1"}),
+        '{"text": 3, "answer": "3"}',
+        "{broken",
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(lines))
+    done = run("grade", path, "--json")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["correct"] for row in rows] == [True, False, True, False, False, False]
+    assert rows[0] == {"id": "first", "correct": True, "found": "1", "answer": "1"}
+    assert rows[1]["found"] is None  # what a path says is not the answer
+    assert "Error" in rows[5]["error"]
+    assert run("grade", "-", stdin=lines[0]).stdout.startswith("1 of 1 right; 0 without a final answer")
+    refused("grade", tmp_path / "none", said="no file")
+
+
+def test_data_commands(tmp_path):
+    rows = [{"problem": f"What is {n} + {n}?", "answer": 2 * n} for n in range(20)]
+    rows += [rows[3], {"problem": "Let the following hold:", "answer": 1}]
+    (tmp_path / "dapo_train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "amc23.jsonl").write_text(json.dumps({"problem": "What is 5 + 5?", "answer": 10}))
+    where = ("--data-dir", tmp_path)
+    found = json.loads(run("data", "check", "dapo", *where, "--json").stdout)
+    assert found["counts"] == {"duplicate": 1, "truncated": 1}
+    assert found["ids"] == {"duplicate": ["dapo-train-20"], "truncated": ["dapo-train-21"]}
+    assert "2 of 22 problems" in run("data", "check", "dapo", *where).stdout
+    found = json.loads(run("data", "decontaminate", "dapo", "--against", "amc23", *where, "--json").stdout)
+    assert found["ids"] == {"exact": ["dapo-train-5"]}
+    out = tmp_path / "clean.parquet"
+    done = run("data", "clean", "dapo", "--out", out, "--against", "amc23", *where)
+    assert done.returncode == 0, done.stderr
+    assert "19 of 22 problems" in done.stdout
+    assert "problems" in out.with_suffix(".md").read_text()
+    refused("data", "clean", "dapo", "--out", out, *where, said="exists")
+    refused("data", "check", "dapoo", said="did you mean 'dapo'")
+    refused("data", "check", "gsm8k", *where, said="gsm8k_train.parquet")
+    out = tmp_path / "other.parquet"
+    refused("data", "clean", "dapo", "--out", out, "--keep", "langage", said="did you mean 'language'")

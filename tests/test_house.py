@@ -10,8 +10,8 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "parallel_r1"
 FLOORS = [
     {"errors"},
-    {"trace", "processes", "significance"},
-    {"config", "rollout", "attention"},
+    {"trace", "processes", "significance", "grading"},
+    {"config", "rollout", "attention", "data"},
     {"recipe_file", "tasks", "rewards", "models", "attend", "decoding", "drawing"},
     {"batch", "engines", "analysis"},
     {"algorithms", "fork_join", "coldstart"},

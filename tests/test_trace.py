@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from strategies import anything, well_formed
 
-from parallel_r1.trace import TRUNK, Trace, parse, parse_text, render, text_pieces
+from parallel_r1.trace import DEEPEST, TRUNK, Trace, parse, parse_text, render, text_pieces, trunk
 
 GOOD = "so <Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>c</Summary> Final Answer: 1"
 
@@ -127,3 +127,15 @@ def test_end_of_text_inside_a_path_is_a_defect(tokenizer, tags):
 
 def test_an_empty_answer():
     assert Trace((1,), ()).forks == 0
+
+
+def test_hostile_nesting_stays_cheap():
+    found = parse_text("<Parallel><Path>" * 20_000)
+    assert max(map(len, found.addresses)) == DEEPEST
+    assert "stray-tag" in {defect.kind for defect in found.defects}
+
+
+@given(well_formed | anything)
+def test_the_trunk_of_a_text_is_that_of_its_tokens(tokenizer, tags, text):
+    trace = parse(tokenizer.encode(text, add_special_tokens=False), tags)
+    assert trunk(text) == tokenizer.decode(trace.trunk_ids)

@@ -14,7 +14,7 @@ from parallel_r1.config import Data
 from parallel_r1.errors import UserError
 from parallel_r1.models import Policy
 from parallel_r1.rollout import Problem
-from parallel_r1.tasks import load_task
+from parallel_r1.tasks import epochs, load_task
 from parallel_r1.trace import TAGS, Sampler, Span, Trace, parse, parse_text
 
 
@@ -49,7 +49,7 @@ def examples(data: Data, seed: int, hold_back: bool = False) -> Iterator[Example
         UserError: a task without a teacher, or a file that cannot be read.
     """
     if data.file is not None:
-        yield from _repeat(read_examples(Path(data.file)), seed)
+        yield from epochs(read_examples(Path(data.file)), seed)
     rng = random.Random(f"coldstart/{seed}")
     sources = {
         name: (_teacher(name), load_task(name, hold_back).problems("train", seed))
@@ -117,16 +117,6 @@ def _read_example(line: bytes, place: str) -> Example:
             "rename the columns, or mend that line",
         )
     return Example(row["prompt"], row["text"])
-
-
-def _repeat(found: list[Example], seed: int) -> Iterator[Example]:
-    """Epoch after epoch, shuffled anew each time."""
-    epoch = 0
-    while True:
-        order = list(found)
-        random.Random(f"{seed}/{epoch}").shuffle(order)
-        yield from order
-        epoch += 1
 
 
 def to_trace(example: Example, policy: Policy, sampler: Sampler, instruction: str = "") -> Trace:

@@ -37,6 +37,8 @@ SUMMARY_OPEN, SUMMARY_CLOSE = "<Summary>", "</Summary>"
 TAGS = (FORK_OPEN, FORK_CLOSE, PATH_OPEN, PATH_CLOSE, SUMMARY_OPEN, SUMMARY_CLOSE)
 JOIN_TEXT = f"{FORK_CLOSE}\n{SUMMARY_OPEN}"
 """What the runtime writes when all paths of a fork have ended."""
+DEEPEST = 32
+"""Forks nest no deeper: an address is as long as it is deep, and a hostile text could nest by the thousand."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,9 @@ class _Scanner:
         if self.top.kind not in ("root", "path"):
             self.stray(piece, f"may not open inside a {self.top.kind}")
             return
+        if len(self.top.address) >= DEEPEST:
+            self.stray(piece, f"may not nest deeper than {DEEPEST}")
+            return
         self.top.has_text = True
         self.emit(self.top.address)
         self.stack.append(_Frame("fork", piece.at, self.top.address, fork=len(self.out.fork_at)))
@@ -354,6 +359,13 @@ def text_pieces(text: str) -> list[tuple[str, Piece]]:
 def parse_text(text: str) -> Structure:
     """Find the structure of a text. Places are characters of the text."""
     return scan(piece for _, piece in text_pieces(text))
+
+
+def trunk(text: str) -> str:
+    """What of a text lies outside every path: what a reader of the answer alone is told."""
+    pieces = text_pieces(text)
+    addresses = scan(piece for _, piece in pieces).addresses
+    return "".join(words for (words, _), address in zip(pieces, addresses, strict=True) if address == TRUNK)
 
 
 def parse_ids(token_ids: Sequence[int], tags: Tags) -> Structure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -90,6 +91,49 @@ def _check_line(line: bytes) -> dict[str, Any]:
         "paths": found.paths,
         "relative_positions": [round(at / len(text), 4) for at in found.fork_at],
     }
+
+
+@app.command()
+def grade(
+    file: Annotated[
+        str, typer.Argument(help='JSONL with {"text": .., "answer": ..} on every line, as rollouts are; - reads stdin.')
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Judge final answers: the last `Final Answer:` or \\boxed{} outside all paths against the reference answer."""
+    from parallel_r1.grading.pool import grader
+
+    started = time.perf_counter()
+    rows = [_read_answer(line) for line in lines(file)]
+    verdicts = grader().grade([(row["found"], row["answer"]) for row in rows])
+    speed = len(rows) / (time.perf_counter() - started)
+    for row, correct in zip(rows, verdicts, strict=True):
+        row["correct"] = correct
+        if as_json:
+            print(json.dumps(row))
+    if not as_json:
+        silent = sum(row["found"] is None for row in rows)
+        console.print(
+            f"{sum(verdicts):,} of {len(rows):,} right; {silent:,} without a final answer; {speed:,.0f} gradings/s",
+            highlight=False,
+        )
+
+
+def _read_answer(line: bytes) -> dict[str, Any]:
+    """What an answer and its reference are; a line that says neither is no answer."""
+    from parallel_r1.grading import final_answer
+    from parallel_r1.trace import trunk
+
+    try:
+        row = json.loads(line)
+        text, gold = row["text"], row["answer"]
+        if not isinstance(text, str) or not isinstance(gold, str):
+            raise TypeError(f"text is {type(text).__name__}, answer is {type(gold).__name__}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        message = 'expected {"text": .., "answer": ..}, found ' + f"{type(error).__name__}: {error}"
+        return {"correct": False, "found": None, "answer": "", "error": message}
+    known = {"id": row["id"]} if "id" in row else {}
+    return {**known, "correct": False, "found": final_answer(trunk(text)), "answer": gold}
 
 
 @app.command()

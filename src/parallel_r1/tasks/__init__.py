@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Protocol, TypeVar
 
+from parallel_r1.data import Split
 from parallel_r1.errors import UserError, nearest
 from parallel_r1.rollout import Problem
 
-Split = Literal["train", "validation", "test"]
-FINAL_ANSWER = "Final Answer:"
-_FINAL = re.compile(rf"{FINAL_ANSWER}[ \t]*([^\n]*)")
+T = TypeVar("T")
 
 
 class Task(Protocol):
@@ -26,26 +25,38 @@ class Task(Protocol):
     def verify(self, problem: Problem, trunk: str) -> bool: ...
 
 
-def final_answer(trunk: str) -> str | None:
-    """What follows the last `Final Answer:` of a trunk, to the end of its line; None if there is none."""
-    found = _FINAL.findall(trunk)
-    return found[-1].strip() if found else None
+def epochs(items: Sequence[T], seed: int | str) -> Iterator[T]:
+    """Epoch after epoch, shuffled anew each time."""
+    epoch = 0
+    while True:
+        order = list(items)
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+        yield from order
+        epoch += 1
 
 
 def load_task(name: str, hold_back: bool = False) -> Task:
-    """The task of a name.
+    """The task of a name; its data are read when problems are asked for.
 
     Args:
         hold_back: whether its validation problems are kept out of the training problems of a procedural task.
 
     Raises:
-        UserError: no such task.
+        UserError: no such task, no such file, or math-verify is needed and not installed.
     """
-    from parallel_r1.tasks import countdown
+    from parallel_r1.data import open_source, public
+    from parallel_r1.grading.pool import grader
+    from parallel_r1.tasks import countdown, mathematics
 
-    known: dict[str, Task] = {
+    procedural: dict[str, Task] = {
         task.name: replace(task, hold_back=hold_back) for task in (countdown.EASY, countdown.MEDIUM, countdown.HARD)
     }
-    if name not in known:
-        raise UserError("a known task", f"'{name}'", nearest(name, known))
-    return known[name]
+    if name in procedural:
+        return procedural[name]
+    source = name.removesuffix(mathematics.WITHOUT_FORKS)
+    if source not in public() and ":" not in source:
+        raise UserError(
+            "a known task, jsonl:PATH, parquet:PATH or hub:ID", f"'{name}'", nearest(source, [*procedural, *public()])
+        )
+    instruction = mathematics.PARALLEL if source == name else mathematics.PLAIN
+    return mathematics.Mathematics(name, open_source(source), instruction, grader())
