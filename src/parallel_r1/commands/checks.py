@@ -98,7 +98,7 @@ def grade(
     file: Annotated[
         str, typer.Argument(help='JSONL with {"text": .., "answer": ..} on every line, as rollouts are; - reads stdin.')
     ],
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Judge final answers: the last `Final Answer:` or \\boxed{} outside all paths against the reference answer."""
     from parallel_r1.grading.pool import grader
