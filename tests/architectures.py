@@ -1,5 +1,7 @@
 """Small random models of the architectures that users bring, each with what is its own: windows, soft caps, no rope."""
 
+from typing import Any
+
 import torch
 from transformers import (
     Gemma2Config,
@@ -34,8 +36,12 @@ KINDS = {
 }
 
 
-def random_model(name: str, vocabulary: int) -> PreTrainedModel:
-    """A model of an architecture whose distributions are far from uniform, so that a wrong mask or position shows."""
+def random_model(name: str, vocabulary: int, **changes: Any) -> PreTrainedModel:
+    """A model of an architecture whose distributions are far from uniform, so that a wrong mask or position shows.
+
+    Args:
+        changes: of its configuration.
+    """
     kind, config, own = KINDS[name]
     shape = dict(
         vocab_size=vocabulary,
@@ -51,7 +57,7 @@ def random_model(name: str, vocabulary: int) -> PreTrainedModel:
     )
     torch.manual_seed(0)
     attention = "sdpa" if kind._supports_sdpa else "eager"
-    model = kind(config(**{**shape, **own}, attn_implementation=attention)).eval()
+    model = kind(config(**{**shape, **own, **changes}, attn_implementation=attention)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -3,7 +3,7 @@ from itertools import islice
 
 import pytest
 
-from parallel_r1.coldstart import examples, plain_texts, read_examples, to_trace
+from parallel_r1.coldstart import Example, examples, plain_texts, read_examples, to_trace
 from parallel_r1.config import Data
 from parallel_r1.errors import UserError
 from parallel_r1.trace import TAGS, parse_text
@@ -38,6 +38,14 @@ def test_an_instruction_is_text_before_the_prompt(frozen):
     trace = to_trace(example, frozen, "isolated", "Open <Parallel>.\n")
     assert frozen.decode(trace.prompt_ids) == "Open <Parallel>.\n" + example.prompt
     assert trace.spans == to_trace(example, frozen, "isolated").spans
+
+
+def test_tags_in_a_prompt_are_text(frozen):
+    named = to_trace(Example("Open <Parallel><Path> and close </Summary>:", FORKED), frozen, "isolated")
+    plain = to_trace(Example("Think:", FORKED), frozen, "isolated")
+    assert named.spans == plain.spans
+    assert named.well_formed
+    assert len(set(named.prompt_ids) & set(frozen.tags.ids.values())) == 3
 
 
 def test_rehearsal_teaches_nothing_about_forking(frozen):

@@ -10,6 +10,7 @@ from pathlib import Path
 import processes
 import pytest
 from conftest import ROOT, TINY
+from test_prepare import byte_level, tagless
 from test_study import MICRO
 from test_train import RECIPE
 
@@ -52,7 +53,7 @@ def finished(tmp_path_factory):
 
 def test_help_names_every_command():
     text = fresh("--help").stdout
-    words = "demo sft rl train study eval generate show score parity check grade inspect data"
+    words = "demo sft rl train study eval generate show score parity check grade inspect data prepare"
     for command in words.split(" "):
         assert command in text
         done = run(command, "--help")
@@ -365,3 +366,21 @@ def test_data_commands(tmp_path):
     refused("data", "check", "gsm8k", *where, said="gsm8k_train.parquet")
     out = tmp_path / "other.parquet"
     refused("data", "clean", "dapo", "--out", out, "--keep", "langage", said="did you mean 'language'")
+
+
+def test_prepare(tmp_path):
+    tagless(tmp_path / "plain", byte_level())
+    refused("parity", tmp_path / "plain", said="parallel-r1 prepare")
+    words = ("prepare", tmp_path / "plain", "--out", tmp_path / "tagged")
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    for said in ("<Parallel> 300", "</Summary> 305", "rows: mean", "grown by 6", "wrote"):
+        assert said in done.stdout
+    assert run("parity", tmp_path / "tagged", "--answers", 2).returncode == 0
+    refused(*words, said="exists")
+    refused(*words[:-1], tmp_path / "b", "--init", "mena", said="mean")
+    done = run("prepare", tmp_path / "tagged", "--out", tmp_path / "again")
+    assert done.returncode == 0
+    assert done.stdout.count("\n") == 1
+    assert "has the six tags already" in done.stdout
+    assert not (tmp_path / "again").exists()

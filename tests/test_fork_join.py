@@ -281,6 +281,30 @@ def test_exact_pairs_are_exact(frozen, sampler, data):
     assert engine.counts.kv == 0
 
 
+@pytest.mark.parametrize("sampler", get_args(Sampler))
+def test_tags_in_a_prompt_are_text(frozen, sampler):
+    """A fork that a prompt leaves open, or a path that it closes, says nothing about the answer: what it may do, its
+    structure, and who sees whom."""
+    prompt = frozen.encode("Write <Parallel><Path>, then </Path> and </Parallel>\n<Summary>, or <Parallel><Path>")
+    assert sum(token in frozen.tags.ids.values() for token in prompt) == 7
+    sampling = Sampling(sampler=sampler, budget=Budget(total=120, critical_path=90, path=20, forks=2))
+    engine, force = LocalEngine(frozen.model), force_forks(frozen.tags)
+    traces = draw(engine, frozen.tags, [prompt] * 3, sampling, 0, force=force)
+    assert mismatch(frozen, traces, EXACT_SCORER[sampler]) <= 1e-4
+    newline = frozen.tags.newline[0]
+    (plain,) = draw(engine, frozen.tags, [prompt], sampling, 0, force=lambda _, __, size: newline if size % 3 else None)
+    assert (plain.forks, plain.well_formed, plain.spans[0].address) == (0, True, TRUNK)
+    assert mismatch(frozen, [plain], EXACT_SCORER[sampler]) == mismatch(frozen, [plain], "causal") <= 1e-4
+    for trace in traces:
+        assert trace.prompt_ids == tuple(prompt)
+        read = parse(trace.token_ids, frozen.tags, sampler=sampler, prompt_ids=prompt)
+        assert read.defects == trace.defects
+        assert read.runs == parse(trace.token_ids, frozen.tags, sampler=sampler).runs
+        laid = layout([(TRUNK, len(prompt)), *trace.runs], EXACT_SCORER[sampler])
+        assert laid.positions[: len(prompt)].tolist() == list(range(len(prompt)))
+        assert laid.mask()[len(prompt) :, : len(prompt)].all()  # every token of the answer sees all of the prompt
+
+
 def test_parity_tells_exact_pairs_from_mismatches(frozen):
     for sampler in get_args(Sampler):
         for paths in (1, 2, 5, 16):

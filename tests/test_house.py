@@ -10,10 +10,10 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "parallel_r1"
 FLOORS = [
     {"errors"},
-    {"trace", "processes", "significance", "grading"},
+    {"trace", "files", "processes", "significance", "grading"},
     {"config", "rollout", "attention", "data"},
     {"recipe_file", "tasks", "rewards", "models", "attend", "decoding", "drawing"},
-    {"batch", "engines", "analysis"},
+    {"batch", "engines", "analysis", "adapters", "prepare"},
     {"algorithms", "fork_join", "coldstart"},
     {"learner", "evaluate", "parity", "run_folder", "monitor"},
     {"train", "report", "plan", "tracking"},
@@ -53,6 +53,7 @@ def test_every_room_has_its_tests():
     elsewhere = {
         "errors": "recipe_file",
         "config": "recipe_file",
+        "files": "run_folder",
         "parity": "fork_join",
         "drawing": "fork_join",
         "algorithms": "grpo",

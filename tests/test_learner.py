@@ -5,11 +5,14 @@ from itertools import islice
 
 import pytest
 import torch
+from architectures import random_model
+from safetensors import safe_open
 
-from parallel_r1 import coldstart
+from parallel_r1 import adapters, coldstart, models
 from parallel_r1.algorithms import sft
-from parallel_r1.config import SFT, Optimizer
+from parallel_r1.config import SFT, LoRA, Optimizer
 from parallel_r1.learner import Learner, learning_rate, moments_of
+from parallel_r1.models import Policy
 
 STAGE = {
     "kind": "sft",
@@ -143,3 +146,57 @@ def test_moments_that_are_carried_on_are_those_of_one_long_stage(policy):
     assert set(moments) == {name for name, _ in policy.model.named_parameters()}
     assert torch.equal(found, whole)
     assert not torch.equal(in_two(False)[1], whole)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kept", ["whole", "adapter"])
+@pytest.mark.parametrize("embeddings", ["all", "used"])
+def test_the_rows_of_the_tags_learn_at_their_own_rate(tokenizer, tags, tied, kept, embeddings):
+    """By hand in double precision: AdamW without decay, at seven times the rate for six rows."""
+    policy = Policy(random_model("llama", len(tokenizer), tie_word_embeddings=tied), tokenizer, tags)
+    if kept == "adapter":
+        adapters.attach(policy.model, LoRA(rank=2), tags.ids.values(), 0)
+    settings = Optimizer(lr=1e-2, tags=7.0, embeddings=embeddings, weight_decay=0.3, schedule="cosine", warmup=0.5)
+    stage = SFT(**{**STAGE, "optimizer": settings})
+    learner = Learner(policy.model, stage, 4, tag_ids=tags.ids.values())
+    tables = adapters.embedding_rows(policy.model)
+    assert len(tables) == (1 if tied else 2)
+    hand = [rows.detach().double() for rows, _ in tables]
+    first, second = ([torch.zeros_like(rows) for rows in hand] for _ in range(2))
+    is_tag = [torch.isin(tokens, torch.tensor(sorted(tags.ids.values()))) for _, tokens in tables]
+    assert all(chosen.sum() == 6 for chosen in is_tag)
+
+    def follow(optimizer, arguments, keywords):
+        step = seen[0] = seen[0] + 1
+        for at, (rows, _) in enumerate(tables):
+            gradient = rows.grad.double()
+            first[at] = 0.9 * first[at] + 0.1 * gradient
+            second[at] = 0.95 * second[at] + 0.05 * gradient**2
+            rate = optimizer.param_groups[1]["lr"] * torch.where(is_tag[at], 7.0, 1.0)[:, None]
+            move = first[at] / (1 - 0.9**step) / ((second[at] / (1 - 0.95**step)).sqrt() + 1e-8)
+            hand[at] = hand[at] - rate * move
+
+    seen = [0]
+    learner.optimizer.optimizer.register_step_pre_hook(follow)
+    traces = examples(policy, stage, 8)
+    for part in range(4):
+        learner.update(traces[2 * part : 2 * part + 2], sft.loss)
+    assert seen == [4]
+    for (rows, _), expected, chosen in zip(tables, hand, is_tag, strict=True):
+        assert torch.allclose(rows.double(), expected, atol=1e-6)
+        assert (rows.double() - expected)[chosen].abs().max() <= 1e-6
+
+
+def test_tied_weights_stay_tied(policy, tmp_path):
+    """Through training, on disk, and when they are loaded again."""
+    model, stage = policy.model, SFT(**STAGE)
+    before = model.lm_head.weight.detach().clone()
+    Learner(model, stage, 1).update(examples(policy, stage), sft.loss)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert not torch.equal(model.lm_head.weight, before)
+    models.save(policy, tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as saved:
+        assert sum(saved.get_slice(name).get_shape() == [*before.shape] for name in saved.keys()) == 1  # noqa: SIM118
+    again = models.load(str(tmp_path)).model
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)

@@ -6,8 +6,8 @@ from conftest import ROOT, TINY
 from test_recipe_file import SMALL, write
 from transformers import Qwen3Config
 
-from parallel_r1 import attend, plan
-from parallel_r1.config import Budget, Sampling
+from parallel_r1 import adapters, attend, plan
+from parallel_r1.config import Budget, LoRA, Sampling
 from parallel_r1.engines.local import LocalEngine
 from parallel_r1.errors import UserError
 from parallel_r1.fork_join import draw
@@ -129,6 +129,7 @@ def test_counts_by_hand(tmp_path):
 def test_without_a_configuration_the_rest_is_planned(tmp_path):
     made = plan.make(load_recipe(write(tmp_path, SMALL), ["model.path=nobody/none"]))
     assert made.parameters is made.disk is made.stages[0].memory is None
+    assert made.learning is None
     assert "nobody/none" in made.unknown[0]
     assert [stage.steps for stage in made.stages] == [3, 2]
 
@@ -143,3 +144,26 @@ def test_a_model_from_nothing_has_a_plan(tmp_path):
     made = plan.make(load_recipe(write(tmp_path, SMALL.replace('[model]\npath = "models/tiny-base"\n', tables))))
     assert made.parameters
     assert not made.unknown
+
+
+def test_with_an_adapter_little_learns(tmp_path):
+    """What is planned is what is held, on disk too; frozen layers in 4 bits need an eighth."""
+    made = plan.make(load_recipe(write(tmp_path, SMALL), ["model.lora.rank=3", "stages.two.grpo.kl=0.1"]))
+    policy = adapters.load(str(TINY), LoRA(rank=3), 0)
+    learning = sum(weight.numel() for weight in adapters.weights(policy.model).values())
+    held = sum(each.numel() for each in policy.model.parameters())
+    assert (made.parameters, made.learning) == (held - learning, learning)
+    one, two = made.stages
+    assert one.memory.weights == 4 * held
+    assert one.memory.gradients == one.memory.moments / 2 == two.memory.reference == 4 * learning
+    assert learning < 0.1 * held
+    assert made.disk == 4 * (3 * held + 6 * learning)
+    packed = plan.make(load_recipe(write(tmp_path, SMALL), ["model.lora.rank=3", "model.lora.quantise=nf4"]))
+    linear = sum(layer.get_base_layer().weight.numel() for layer in policy.model.modules() if hasattr(layer, "lora_A"))
+    saved = one.memory.weights - packed.stages[0].memory.weights
+    assert saved == pytest.approx(linear * (4 - 0.516), rel=1e-3)
+    some = load_recipe(write(tmp_path, SMALL), ["model.lora.targets=['q_proj','v_proj']"])
+    part = adapters.load(str(TINY), some.model.lora, 0)
+    assert plan.make(some).learning == sum(weight.numel() for weight in adapters.weights(part.model).values())
+    with pytest.raises(UserError, match="did you mean 'q_proj'"):
+        plan.make(load_recipe(write(tmp_path, SMALL), ["model.lora.targets=['q_prj']"]))

@@ -39,7 +39,7 @@ problems = 3
 samples = 3
 [defaults]
 micro_tokens = 100
-optimizer = {{ lr = 1e-3, embeddings = "used", clip = 0.5, schedule = "cosine" }}
+optimizer = {{ lr = 1e-3, tags = 5.0, embeddings = "used", clip = 0.5, schedule = "cosine" }}
 [defaults.sampling]
 paths = 2
 budget = {{ critical_path = 30, path = 10, total = 60, forks = 2 }}
@@ -203,6 +203,17 @@ def test_evaluation_by_two_processes(folder):
     both = torchrun(*words, "--processes", 2)
     assert both.returncode == 0, both.stderr
     assert json.loads(both.stdout) == json.loads(torchrun(*words, count=1).stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantise", ["none", "nf4"])
+def test_two_processes_teach_an_adapter_as_one_does(folder, quantise):
+    name = f"lora-{quantise}"
+    table = f"[model.lora]\nrank = 4\nquantise = '{quantise}'\n[evaluation]"
+    (folder / f"{name}.toml").write_text((folder / "ddp.toml").read_text().replace("[evaluation]", table))
+    done = torchrun(HERE / "crew.py", folder / f"{name}.toml", folder / name, 0)
+    assert done.returncode == 0, done.stderr
+    check_same(RunFolder(folder / name), alone(folder / f"{name}.toml", folder / f"{name}-one"))
 
 
 @pytest.mark.slow

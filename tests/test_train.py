@@ -11,6 +11,7 @@ import processes
 import pytest
 import torch
 import victim
+from conftest import small_model
 from pydantic import ValidationError
 from test_fork_join import force_forks
 from test_learner import STAGE
@@ -23,6 +24,7 @@ from parallel_r1.curriculum import build_policy, check, train
 from parallel_r1.engines.local import LocalEngine
 from parallel_r1.errors import UserError
 from parallel_r1.learner import Learner
+from parallel_r1.models import Policy
 from parallel_r1.recipe_file import load_recipe
 from parallel_r1.rollout import Group, read_jsonl
 from parallel_r1.run_folder import RunFolder
@@ -153,6 +155,22 @@ def test_sft_learns(policy):
     losses = [row["loss"] for row, *_ in run_sft(policy, stage, 0)]
     assert losses[-1] < 0.6 * losses[0]
     assert policy.version == 30
+
+
+@pytest.mark.parametrize(("name", "run"), [("sft", run_sft), ("rl", run_rl)])
+def test_the_rate_of_the_tags_reaches_every_kind_of_stage(tokenizer, tags, tmp_path, name, run):
+    moves = {}
+    for rate in (1, 50):
+        changes = [f"stages.{name}.optimizer={{lr=1e-4,tags={rate}}}", "stages.rl.grpo={entropy=0.01}"]
+        model = small_model(tokenizer)
+        table = model.get_input_embeddings().weight
+        before = table.detach().clone()
+        next(run(Policy(model, tokenizer, tags), make(tmp_path, *changes).stages[name], 0))
+        moves[rate] = (table - before).detach()
+    factor = torch.ones(len(before), 1)
+    factor[list(tags.ids.values())] = 50
+    assert moves[1].abs().sum(1).min() > 0
+    assert torch.allclose(moves[50], factor * moves[1], rtol=0.02, atol=1e-6)
 
 
 def make(tmp_path, *overrides):

@@ -8,10 +8,18 @@ import time
 
 from rich.console import Console
 
-from parallel_r1.commands import answers, app, checks, data, runs, study
+from parallel_r1.commands import answers, app, checks, data, models, runs, study
 from parallel_r1.errors import UserError
 
-__all__ = ["answers", "checks", "data", "main", "runs", "study"]  # importing them is what registers their commands
+__all__ = [
+    "answers",
+    "checks",
+    "data",
+    "main",
+    "models",
+    "runs",
+    "study",
+]  # importing them is what registers their commands
 GRACE = 5.0
 """Seconds after which a process that is not the first says what went wrong."""
 

@@ -32,17 +32,51 @@ class Architecture(Section):
     vocabulary: Annotated[int, Field(ge=263)] = 512
 
 
+class LoRA(Section):
+    """What learns beside frozen weights: two small matrices for each linear layer, and the rows of the six tags.
+
+    Attributes:
+        rank: of what a layer gains.
+        alpha: what a layer gains is multiplied by alpha / rank.
+        dropout: must stay 0.
+        targets: names of linear layers, such as "q_proj", or "all-linear": all but the head.
+        quantise: how the frozen linear layers are held: as they are, or in 4 bits ("nf4": QLoRA).
+
+    Source: LoRA (arXiv 2106.09685), QLoRA (arXiv 2305.14314).
+    """
+
+    rank: Count = 16
+    alpha: Count = 32
+    dropout: float = 0.0
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    quantise: Literal["none", "nf4"] = "none"
+
+    @field_validator("dropout")
+    @classmethod
+    def no_dropout(cls, dropout: float) -> float:
+        if dropout:
+            raise ValueError("dropout must be 0: what is sampled is what is scored")
+        return dropout
+
+
 class Model(Section):
-    """Where the policy comes from: a folder or hub id, or an architecture to start from nothing."""
+    """Where the policy comes from: a folder or hub id, or an architecture to start from nothing.
+
+    Attributes:
+        lora: what learns beside frozen weights; all weights learn if None.
+    """
 
     path: str | None = None
     architecture: Architecture | None = None
     attention: str = "sdpa"
+    lora: LoRA | None = None
 
     @model_validator(mode="after")
     def one_source(self) -> Model:
         if (self.path is None) == (self.architecture is None):
             raise ValueError("exactly one of path and architecture must be given")
+        if self.lora is not None and self.path is None:
+            raise ValueError("lora needs path: random weights must learn themselves")
         return self
 
 
@@ -119,6 +153,8 @@ class Optimizer(Section):
             softmax pushes every row a little, and Adam makes a large step of a small push, so training on a narrow
             task wrecks the rows of tokens that it never uses; `used` keeps them.
         carry: go on with the moments that the optimiser of the stage before ended with, instead of none.
+        tags: the rows of the six tags, in the embedding table and in a head of its own, learn at this multiple of `lr`.
+            At a rate that suits a pretrained model, rows that are new to it hardly move.
     """
 
     lr: Annotated[float, Field(gt=0)] = 1e-4
@@ -129,6 +165,7 @@ class Optimizer(Section):
     clip: Annotated[float, Field(gt=0)] = 1.0
     embeddings: Literal["all", "used"] = "all"
     carry: bool = False
+    tags: Annotated[float, Field(gt=0)] = 1.0
 
 
 class Data(Section):
@@ -372,6 +409,12 @@ class Recipe(Section):
             raise ValueError(
                 f"stages.{trained[0]}.hold_back must be true: a stop rule is judged by problems that no stage trains on"
             )
+        return self
+
+    @model_validator(mode="after")
+    def adapters_are_whole(self) -> Recipe:
+        if self.model.lora is not None and self.processes.shard:
+            raise ValueError("processes.shard divides what learns, and an adapter is small: leave one of them out")
         return self
 
     @model_validator(mode="after")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from parallel_r1 import coldstart, models, tracking
+from parallel_r1 import adapters, coldstart, models, tracking
 from parallel_r1.config import RL, SFT, Evaluation, Recipe, Sampling
 from parallel_r1.errors import UserError
 from parallel_r1.evaluate import Result, evaluate, held_out
@@ -85,7 +86,7 @@ class Curriculum:
         for task in self.recipe.evaluation.tasks:
             known = self.run.evaluation(f"{name}.{task}")
             if known is None:
-                policy = policy or models.load(str(self.run.checkpoint(name)))
+                policy = policy or load_checkpoint(self.recipe, self.run.checkpoint(name))
                 started = time.perf_counter()
                 known = evaluate(policy, task, self.recipe.evaluation, sampling, name).to_json()
                 self.record({"kind": "evaluation", **_figures(known), "seconds": time.perf_counter() - started})
@@ -119,7 +120,7 @@ class Curriculum:
             self.run.save_checkpoint(name, policy, self.moments(name, before))
             return policy
         self.run.hand_over(watch.best, name)
-        return models.load(str(self.run.checkpoint(name)))
+        return load_checkpoint(self.recipe, self.run.checkpoint(name))
 
     def take(self, name: str, update: Update, policy: Policy, watch: Watch) -> None:
         """Log a step that was taken, validate if it is time, and save what is needed to go on."""
@@ -166,7 +167,7 @@ def build_policy(recipe: Recipe) -> Policy:
     model = recipe.model
     models.check_attention(model.attention)
     if model.path is not None:
-        return models.load(model.path)
+        return models.load(model.path) if model.lora is None else adapters.load(model.path, model.lora, recipe.seed)
     assert model.architecture is not None
     shape = model.architecture.model_dump()
     sources = [stage.data for stage in recipe.stages.values() if isinstance(stage, SFT)]
@@ -175,6 +176,16 @@ def build_policy(recipe: Recipe) -> Policy:
     texts = coldstart.plain_texts(sources[0], recipe.seed, 20_000)
     tokenizer = models.train_tokenizer(texts, shape.pop("vocabulary"))
     return Policy(models.random_model(tokenizer, seed=recipe.seed, **shape), tokenizer, models.tag_ids(tokenizer))
+
+
+def load_checkpoint(recipe: Recipe, folder: Path) -> Policy:
+    """The policy after a stage, to the last bit; one with an adapter is the model that the recipe names and the adapter
+    of the stage."""
+    model = recipe.model
+    if model.lora is None:
+        return models.load(str(folder))
+    assert model.path is not None
+    return adapters.load(model.path, model.lora, recipe.seed, folder)
 
 
 def train(recipe: Recipe, policy: Policy, run: RunFolder, tell: Observer) -> list[Result]:
@@ -194,7 +205,8 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, tell: Observer) -> lis
         UserError: no room for checkpoints; gradients that are not finite.
     """
     under_way = Curriculum(recipe, run, tell)
-    run.check_space(space(recipe, models.parameter_count(policy.model)))
+    learning = sum(each.numel() for each in adapters.learning(policy.model).values())
+    run.check_space(space(recipe, models.parameter_count(policy.model), learning))
     first = next(iter(recipe.stages))
     if recipe.model.path is not None:
         under_way.measure("base", recipe.stages[first].sampling, policy)
@@ -205,7 +217,7 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, tell: Observer) -> lis
             continue
         start = recipe.start_of(name)
         if start != "base" or name != first:
-            policy = models.load(str(run.checkpoint(start)))
+            policy = load_checkpoint(recipe, run.checkpoint(start))
         policy = under_way.learn(name, policy)
         under_way.measure(name, stage.sampling, policy)
     return under_way.results
@@ -214,6 +226,8 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, tell: Observer) -> lis
 def check(recipe: Recipe) -> None:
     """Everything about a recipe that can be wrong and can be known before anything is loaded."""
     tracking.check(recipe.tracking)
+    if recipe.model.lora is not None:
+        adapters.check(recipe.model.lora)
     for task in recipe.evaluation.tasks:
         load_task(task)
     for name, stage in recipe.stages.items():

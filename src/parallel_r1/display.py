@@ -152,7 +152,8 @@ def plan(console: Console, made: Plan) -> None:
             row = [f"{getattr(stage.memory, part) / 1e9:.2f}" for stage in made.stages]
             memory.add_row(part, *row, style="bold" if part == "peak" else None)
         console.print(memory)
-        console.print(f"{made.parameters:,} parameters; {made.disk / 1e9:.1f} GB on disk", highlight=False)
+        weights = f"{made.parameters:,} parameters, {made.learning:,} learn"
+        console.print(f"{weights}; {made.disk / 1e9:.1f} GB on disk", highlight=False)
     console.print(f"evaluations draw {made.evaluated:,} tokens at most", highlight=False)
     for line in made.unknown:
         console.print(f"not known: {line}", style="yellow", soft_wrap=True, highlight=False)

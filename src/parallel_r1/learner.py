@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from parallel_r1 import attend, processes
+from parallel_r1 import adapters, attend, processes
 from parallel_r1.batch import Batch, collate, score, score_with_entropy, split
 from parallel_r1.config import RL, Optimizer, Stage
 from parallel_r1.decoding import RAW, Decoding
@@ -46,16 +47,24 @@ class Learner:
     Every process is given all traces, learns from its part of them, and makes the same update.
 
     Args:
-        model: whole in every process; it is changed in place.
+        model: whole in every process; it is changed in place. All of it learns, or its adapter.
         stage: how it learns.
         updates: how many there will be.
         shape: of the distribution that is scored.
+        tag_ids: tokens whose rows learn at `optimizer.tags` times the rate.
         shard: whether each process learns its share of the weights only. `model` is then a copy, in which every update
             is put together.
     """
 
     def __init__(
-        self, model: PreTrainedModel, stage: Stage, updates: int, shape: Decoding = RAW, *, shard: bool = False
+        self,
+        model: PreTrainedModel,
+        stage: Stage,
+        updates: int,
+        shape: Decoding = RAW,
+        *,
+        tag_ids: Collection[int] = (),
+        shard: bool = False,
     ) -> None:
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.stage, self.shape = stage, shape
@@ -71,7 +80,7 @@ class Learner:
         self.scoring: Any = Scoring(self.learning, shape, isinstance(stage, RL) and stage.grpo.entropy > 0)
         if shard:
             processes.divide(self.scoring, model._no_split_modules or ())
-        optimizer = build_optimizer(self.learning, stage.optimizer)
+        optimizer = build_optimizer(self.learning, stage.optimizer, tag_ids)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(stage.optimizer, updates))
         self.optimizer = self.accelerator.prepare(optimizer)
         if not shard:
@@ -145,15 +154,18 @@ class Learner:
             yield metrics
 
     @torch.no_grad()
-    def logprobs(self, traces: Sequence[Trace], model: PreTrainedModel | None = None) -> list[Float[Tensor, " _"]]:
+    def logprobs(
+        self, traces: Sequence[Trace], weights: Mapping[str, Tensor] | None = None
+    ) -> list[Float[Tensor, " _"]]:
         """For each trace the log-probabilities of its answer's tokens under the stage's scorer, in nats, by the model
-        that learns or by another."""
+        as it is or with other weights, as `adapters.weights` gives them."""
         found: list[tuple[int, Tensor]] = []
-        for rows in self.cut(traces, self.deal(traces, range(len(traces)))):
-            batch = self.batch(traces, rows)
-            with self.precision():
-                scored = score(model or self.model, batch, self.shape)
-            found += zip(chain.from_iterable(rows), (each.cpu() for each in batch.gather(scored)), strict=True)
+        with adapters.exchanged(self.model, weights) if weights else nullcontext():
+            for rows in self.cut(traces, self.deal(traces, range(len(traces)))):
+                batch = self.batch(traces, rows)
+                with self.precision():
+                    scored = score(self.model, batch, self.shape)
+                found += zip(chain.from_iterable(rows), (each.cpu() for each in batch.gather(scored)), strict=True)
         known = dict(processes.gather(found))
         return [known[index] for index in range(len(traces))]
 
@@ -207,7 +219,7 @@ class Learner:
             for index, each in optimizer["state"].items()
         }
         return {
-            "model": self.model.state_dict(),
+            "model": {name: weight.detach() for name, weight in adapters.learning(self.model).items()},
             "optimizer": {**optimizer, "state": moments},
             "scheduler": self.scheduler.state_dict(),
             "skipped": self.skipped,
@@ -216,7 +228,7 @@ class Learner:
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` said, in whatever number of processes."""
-        self.model.load_state_dict(state["model"])
+        adapters.set_weights(self.model, state["model"])
         for whole, part in zip(self.model.parameters(), self.learning.parameters(), strict=True):
             if part is not whole:
                 part.copy_(processes.like(whole, part))
@@ -243,11 +255,10 @@ class Learner:
     def keep_unused_rows(self, traces: Sequence[Trace]) -> None:
         """Drop the gradients of embedding rows whose tokens are not in the batch."""
         used = {token for trace in traces for token in (*trace.prompt_ids, *trace.token_ids)}
-        for table in (self.learning.get_input_embeddings(), self.learning.get_output_embeddings()):
-            gradient = table.weight.grad
-            unused = torch.ones(len(gradient), dtype=torch.bool, device=gradient.device)
-            unused[list(used)] = False
-            processes.own(gradient)[processes.own(processes.like(unused, gradient))] = 0.0
+        for rows, tokens in adapters.embedding_rows(self.learning):
+            assert rows.grad is not None
+            unused = ~torch.isin(tokens, torch.tensor(sorted(used), device=tokens.device))
+            processes.own(rows.grad)[processes.own(processes.like(unused, rows.grad))] = 0.0
 
 
 def length(trace: Trace) -> int:
@@ -265,14 +276,40 @@ def add_up(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return totals
 
 
-def build_optimizer(model: PreTrainedModel, settings: Optimizer) -> torch.optim.AdamW:
-    """AdamW, whose state knows its parameters by name; embeddings, norms and biases are not decayed."""
-    tables = {id(table.weight) for table in (model.get_input_embeddings(), model.get_output_embeddings())}
-    named = list(model.named_parameters())
-    decayed = [(name, each) for name, each in named if each.ndim >= 2 and id(each) not in tables]
-    rest = [(name, each) for name, each in named if each.ndim < 2 or id(each) in tables]
+def build_optimizer(model: PreTrainedModel, settings: Optimizer, tag_ids: Collection[int] = ()) -> torch.optim.AdamW:
+    """AdamW, whose state knows its parameters by name; embeddings, norms and biases are not decayed, and the rows of
+    some tokens have a rate of their own."""
+    tables = adapters.embedding_rows(model)
+    named, rows = list(adapters.learning(model).items()), {id(each) for each, _ in tables}
+    decayed = [(name, each) for name, each in named if each.ndim >= 2 and id(each) not in rows]
+    rest = [(name, each) for name, each in named if each.ndim < 2 or id(each) in rows]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
+    # One kernel for all. On a CPU it changes last bits and saves too little to count.
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=torch.cuda.is_available())
+    for table, tokens in tables if settings.tags != 1 else ():
+        chosen = torch.isin(tokens, torch.tensor(sorted(tag_ids), device=tokens.device))
+        optimizer.register_step_post_hook(partial(_hasten, rows=table, chosen=chosen, factor=settings.tags))
+    return optimizer
+
+
+@torch.no_grad()
+def _hasten(
+    optimizer: torch.optim.Optimizer,
+    arguments: Any,
+    keywords: Any,
+    *,
+    rows: torch.nn.Parameter,
+    chosen: Bool[Tensor, " r"],
+    factor: float,
+) -> None:
+    """After a step of AdamW without decay, let some rows go on to where `factor` times the learning rate had led. To
+    scale their gradients would not do it: Adam divides by their size."""
+    settings, state = optimizer.param_groups[1], optimizer.state[rows]
+    (first, second), step = settings["betas"], float(state["step"])
+    mine = processes.own(processes.like(chosen, rows))
+    mean = processes.own(state["exp_avg"])[mine] / (1 - first**step)
+    square = processes.own(state["exp_avg_sq"])[mine] / (1 - second**step)
+    processes.own(rows)[mine] -= (factor - 1) * settings["lr"] * mean / (square.sqrt() + settings["eps"])
 
 
 def moments_of(state: Mapping[str, Any]) -> dict[str, Any]:

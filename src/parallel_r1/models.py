@@ -6,26 +6,34 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from parallel_r1.config import Sampling
+from parallel_r1.config import LoRA, Sampling
 from parallel_r1.errors import UserError
-from parallel_r1.trace import TAGS, Tags
+from parallel_r1.trace import FORK_CLOSE, JOIN_TEXT, SUMMARY_OPEN, TAGS, Tags
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 END_OF_TEXT = "<|endoftext|>"
 
 
 @dataclass
 class Policy:
-    """A model with its tokenizer and tags, and the number of updates it has seen."""
+    """A model with its tokenizer and tags.
+
+    Attributes:
+        version: the number of updates it has seen.
+        lora: what of the model learns beside frozen weights; all of it if None.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     tags: Tags
     version: int = 0
+    lora: LoRA | None = None
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text."""
@@ -50,16 +58,24 @@ def tag_ids(tokenizer: PreTrainedTokenizerBase) -> Tags:
             raise UserError(
                 f"a tokenizer in which {tag} is one token",
                 f"{len(found)} tokens {tokenizer.convert_ids_to_tokens(found)}",
-                f"add the six tags {' '.join(TAGS)} to the tokenizer as special tokens and resize the model",
+                "add the six tags with parallel-r1 prepare MODEL --out DIR",
             )
         ids[tag] = found[0]
     if tokenizer.eos_token_id is None:
         raise UserError("a tokenizer with an end-of-text token", "none", "set eos_token in its tokenizer_config.json")
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    # Behind a tag, as they stand in answers: many tokenizers treat the start of a text in a way of its own.
+    behind = tokenizer.batch_decode([[ids[FORK_CLOSE], token] for token in range(len(tokenizer))])
+    texts = [text.removeprefix(FORK_CLOSE) for text in behind]
     blank = frozenset(token for token, text in enumerate(texts) if text and not text.strip())
     breaks = frozenset(token for token in blank if "\n" in texts[token])
-    newline = tuple(tokenizer.encode("\n", add_special_tokens=False))
-    return Tags(ids, newline, frozenset([tokenizer.eos_token_id]), blank, breaks)
+    first, *newline, last = tokenizer.encode(JOIN_TEXT, add_special_tokens=False)
+    if (first, last) != (ids[FORK_CLOSE], ids[SUMMARY_OPEN]) or not breaks.intersection(newline):
+        raise UserError(
+            "a tokenizer that leaves a line break between tags alone",
+            f"{tokenizer.convert_ids_to_tokens([first, *newline, last])}",
+            "add the tags as special tokens without lstrip and rstrip",
+        )
+    return Tags(ids, tuple(newline), frozenset([tokenizer.eos_token_id]), blank, breaks)
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -71,12 +87,13 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path)
 
 
-def load(path: str, *, attention: str = "sdpa") -> Policy:
+def load(path: str, *, attention: str = "sdpa", quantisation: QuantizationConfigMixin | None = None) -> Policy:
     """Load a causal model with its tokenizer, ready for forks.
 
     Args:
         path: a Hugging Face model folder or a hub id.
         attention: the attention implementation of plain answers, `sdpa`; an architecture without it gets `eager`.
+        quantisation: how linear layers are held; in fp32 if None.
 
     Raises:
         UserError: no such folder, a file that is missing or cut off, another attention implementation, attention that
@@ -86,11 +103,25 @@ def load(path: str, *, attention: str = "sdpa") -> Policy:
     tokenizer = load_tokenizer(path)
     tags = tag_ids(tokenizer)
     import torch
+
+    return Policy(load_model(path, torch.float32, quantisation), tokenizer, tags)
+
+
+def load_model(
+    path: str, dtype: torch.dtype | Literal["auto"], quantisation: QuantizationConfigMixin | None = None
+) -> PreTrainedModel:
+    """Load a causal model alone; see `load`.
+
+    Args:
+        dtype: of its weights; "auto" for that in which they are saved.
+    """
     from transformers import AutoModelForCausalLM
 
     # No attention by name: transformers takes SDPA where the architecture has it.
     with _loading(path):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, quantization_config=quantisation, output_loading_info=True
+        )
     model, found = loaded
     missing = sorted(found["missing_keys"])
     if missing:  # transformers makes such weights up
@@ -98,7 +129,7 @@ def load(path: str, *, attention: str = "sdpa") -> Policy:
             "weights for the whole model", f"'{path}' without {len(missing)}, such as {missing[0]}", "download it again"
         )
     check_model(model)
-    return Policy(model.eval(), tokenizer, tags)
+    return model.eval()
 
 
 @contextmanager
@@ -263,4 +294,4 @@ def save(policy: Policy, folder: Path) -> None:
 
 def parameter_count(model: PreTrainedModel) -> int:
     """Trainable and frozen parameters, tied ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return int(model.num_parameters())

@@ -18,9 +18,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from parallel_r1 import attend
+from parallel_r1 import adapters, attend
 from parallel_r1.batch import LOGITS
-from parallel_r1.config import RL, SFT, Processes, Recipe, Stage
+from parallel_r1.config import RL, SFT, LoRA, Processes, Recipe, Stage
 from parallel_r1.errors import UserError
 from parallel_r1.models import check_model, parameter_count, qwen3
 from parallel_r1.run_folder import space
@@ -35,10 +35,11 @@ class Memory:
     """Bytes that a stage needs at its peak in each process, by part.
 
     Attributes:
-        weights, gradients, moments: of the policy; two moments a weight. Where processes have shares of them, there is
-            a whole copy of the weights too.
-        reference: the copy of the policy that a KL penalty keeps.
-        activations: of the largest micro-batch, and the copies of weights that another precision makes.
+        weights: of the policy. Where processes have shares of them, there is a whole copy too.
+        gradients, moments: of the weights that learn; two moments a weight.
+        reference: the copy of the weights that learn that a KL penalty keeps.
+        activations: of the largest micro-batch, and the copies of weights that another precision makes; where all
+            weights learn, an adapter needs a little less.
         logits: of the piece that is scored, with what its backward pass needs.
         cache: keys and values while answers are drawn, if every one of them is as long as its budget allows.
     """
@@ -91,6 +92,7 @@ class Plan:
 
     Attributes:
         parameters: of the model; None if its configuration could not be read.
+        learning: those that learn: all of them, or those of an adapter.
         evaluated: tokens that are drawn at most to measure and validate every stage.
         disk: bytes of checkpoints and of the state to go on from, at the most.
         unknown: what could not be checked, and why.
@@ -98,6 +100,7 @@ class Plan:
 
     stages: tuple[StagePlan, ...]
     parameters: int | None
+    learning: int | None
     evaluated: int
     disk: int | None
     unknown: tuple[str, ...]
@@ -110,7 +113,7 @@ def make(recipe: Recipe) -> Plan:
         UserError: a budget over the positions that the model knows.
     """
     unknown: list[str] = []
-    model = None
+    model, lora = None, recipe.model.lora
     with FakeTensorMode():  # tensors have shapes and no memory here
         try:
             model = build(recipe)
@@ -118,13 +121,15 @@ def make(recipe: Recipe) -> Plan:
             reason = str(error).splitlines()[0]
             unknown.append(f"memory and positions, without a configuration of {recipe.model.path} ({reason})")
         memories = {
-            name: None if model is None else memory(model, stage, recipe.processes)
+            name: None if model is None else memory(model, lora, stage, recipe.processes)
             for name, stage in recipe.stages.items()
         }
+    parameters = learning = disk = None
     if model is not None:
         for name, stage in recipe.stages.items():
             check_positions(model.config.get_text_config(), name, stage)
-    parameters = None if model is None else parameter_count(model)
+        parameters, adapter = parameter_count(model), adapters.size(model, lora) if lora else 0
+        learning, disk = adapter or parameters, space(recipe, parameters + adapter, adapter or parameters)
     stages = tuple(
         StagePlan(
             name,
@@ -144,8 +149,7 @@ def make(recipe: Recipe) -> Plan:
     measured += measured[:1] if recipe.model.path else []  # the model itself, as the first stage draws
     evaluated = sum(measured) * sum(settings.problems * settings.samples_of(task) for task in settings.tasks)
     evaluated += sum(validated(stage) for stage in recipe.stages.values())
-    disk = None if parameters is None else space(recipe, parameters)
-    return Plan(stages, parameters, evaluated, disk, tuple(unknown))
+    return Plan(stages, parameters, learning, evaluated, disk, tuple(unknown))
 
 
 def validated(stage: Stage) -> int:
@@ -181,10 +185,16 @@ def build(recipe: Recipe) -> PreTrainedModel:
     return model
 
 
-def memory(model: PreTrainedModel, stage: Stage, processes: Processes) -> Memory:
-    """What a stage needs."""
-    weights = NUMBER * parameter_count(model)
-    share = weights // processes.count if processes.shard else weights
+def memory(model: PreTrainedModel, lora: LoRA | None, stage: Stage, processes: Processes) -> Memory:
+    """What a stage of a model needs, of which all learns or an adapter."""
+    weights = learning = NUMBER * parameter_count(model)
+    if lora is not None:
+        learning = NUMBER * adapters.size(model, lora)
+        weights += learning
+        if lora.quantise == "nf4":
+            packed = sum(layer.weight.numel() for layer in adapters.linear_layers(model).values())
+            weights -= int(packed * (NUMBER - adapters.NF4_BITS / 8))
+    share = learning // processes.count if processes.shard else learning
     config = model.config.get_text_config()
     drawing = isinstance(stage, RL)
     longest = max(stage.micro_tokens, stage.sampling.budget.total if drawing else 0)
@@ -192,10 +202,10 @@ def memory(model: PreTrainedModel, stage: Stage, processes: Processes) -> Memory
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return Memory(
-        weights=weights if share == weights else weights + share,
+        weights=weights if share == learning else weights + share,
         gradients=share,
         moments=2 * share,
-        reference=weights if isinstance(stage, RL) and stage.grpo.kl else 0,
+        reference=learning if isinstance(stage, RL) and stage.grpo.kl else 0,
         activations=kept(model, longest, stage.precision == "bf16", stage.recompute),
         # Logits, log-probabilities, and the gradients of both, beside one that is being made.
         logits=5 * NUMBER * min(LOGITS, longest * config.vocab_size),

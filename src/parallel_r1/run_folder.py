@@ -10,15 +10,16 @@ import shutil
 import sys
 import tomllib
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from parallel_r1.adapters import save
 from parallel_r1.config import Recipe
 from parallel_r1.errors import UserError
-from parallel_r1.models import Policy, save
+from parallel_r1.files import whole, written
+from parallel_r1.models import Policy
 from parallel_r1.processes import by_first
 from parallel_r1.recipe_file import dump_recipe
 from parallel_r1.rollout import Rollout, write_jsonl
@@ -56,7 +57,7 @@ class RunFolder:
         if self.is_unfinished(recipe):
             return
         self.check_vacant(self.path)
-        with _written(self.path):
+        with written(self.path):
             for name in FOLDERS:
                 (self.path / name).mkdir(parents=True, exist_ok=True)
         write_json(self.path / "environment.json", environment())
@@ -111,7 +112,7 @@ class RunFolder:
     def log(self, metrics: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         file = self.path / "metrics.jsonl"
-        with _written(file), file.open("a", encoding="utf-8") as lines:
+        with written(file), file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(metrics) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -139,7 +140,7 @@ class RunFolder:
         import torch
 
         folder = self.path / "state"
-        with _whole(folder / f"step-{step}.pt") as file:
+        with whole(folder / f"step-{step}.pt") as file:
             torch.save(state, file)
         for old in sorted(folder.glob("step-*.pt"), key=_step)[:-1]:
             old.unlink()
@@ -157,7 +158,7 @@ class RunFolder:
     @by_first
     def save_rollouts(self, step: int, rollouts: Iterable[Rollout]) -> None:
         """Write the answers of a step."""
-        with _whole(self.path / "rollouts" / f"step-{step}.jsonl") as file:
+        with whole(self.path / "rollouts" / f"step-{step}.jsonl") as file:
             write_jsonl(file, rollouts)
 
     @by_first
@@ -187,7 +188,7 @@ class RunFolder:
     @by_first
     def hand_over(self, step: int, name: str) -> None:
         """Make the weights after a step those after its stage."""
-        with _written(self.checkpoint(name)):
+        with written(self.checkpoint(name)):
             os.replace(self.candidate(step), self.checkpoint(name))
 
     def checkpoint(self, name: str) -> Path:
@@ -205,50 +206,18 @@ class RunFolder:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-@contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """Say in one line what could not be written, and why."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"to write {path}",
-            str(error),
-            "make room or give another --out; a run then goes on from its last saved step",
-        ) from error
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A name to write a file or folder under; it gets its own name when it is whole. What could not be written is
-    removed, and what was there before stays."""
-    part = path.with_name(f".{path.name}.part")
-    with _written(path):
-        try:
-            yield part
-            os.replace(part, path)
-        except OSError:
-            if part.is_dir():
-                shutil.rmtree(part, ignore_errors=True)
-            else:
-                part.unlink(missing_ok=True)
-            raise
-
-
-def space(recipe: Recipe, parameters: int) -> int:
-    """Bytes that a run of a recipe takes at most: the weights of every stage, with two moments of each where a later
-    stage goes on with them; two states, each with weights and moments; and two sets of weights, with moments perhaps,
-    where a stop rule chooses."""
-    carried = 2 * len(recipe.carried)
-    chosen = 2 + 2 * carried if any(stage.stop for stage in recipe.stages.values()) else 0
-    return 4 * parameters * (len(recipe.stages) + 1 + carried + 2 * 3 + chosen)
+def space(recipe: Recipe, parameters: int, learning: int) -> int:
+    """Bytes that a run of a recipe takes at most: the weights of every stage, with two moments of those that learn
+    where a later stage goes on with them; two states, each with what learns and its moments; and two sets of weights,
+    with moments perhaps, where a stop rule chooses."""
+    carried, chosen = 2 * len(recipe.carried), 2 if any(stage.stop for stage in recipe.stages.values()) else 0
+    return 4 * (parameters * (len(recipe.stages) + 1 + chosen) + learning * (carried * (1 + chosen) + 2 * 3))
 
 
 def _save(path: Path, policy: Policy, moments: dict[str, Any] | None) -> None:
     import torch
 
-    with _whole(path) as folder:
-        shutil.rmtree(folder, ignore_errors=True)
+    with whole(path) as folder:
         save(policy, folder)
         if moments is not None:
             torch.save(moments, folder / MOMENTS)
@@ -259,7 +228,7 @@ def _step(path: Path) -> int:
 
 
 def _write(path: Path, text: str) -> None:
-    with _whole(path) as part:
+    with whole(path) as part:
         part.write_text(text, encoding="utf-8")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from parallel_r1 import coldstart, processes
+from parallel_r1 import adapters, coldstart, processes
 from parallel_r1.algorithms import grpo, sft
 from parallel_r1.config import RL, SFT
 from parallel_r1.decoding import decoding
@@ -85,7 +84,7 @@ def run_sft(
 ) -> Iterator[Update]:
     """Imitate the stage's examples. Changes the policy in place and yields every step; goes on from a `state`, or else
     with the `moments` of the stage before."""
-    learner = Learner(policy.model, stage, stage.steps, shard=shard)
+    learner = Learner(policy.model, stage, stage.steps, tag_ids=policy.tags.ids.values(), shard=shard)
     done, taken = resume(policy, learner, state, moments)
     source = Source(coldstart.examples(stage.data, seed, stage.hold_back), taken)
     for step in range(done + 1, stage.steps + 1):
@@ -123,9 +122,16 @@ def run_rl(
     Where the scorer is not the sampler's exact partner, every step first measures how far apart they are."""
     task, reward = load_task(stage.task, stage.hold_back), parse_reward(stage.reward)
     settings = stage.grpo
-    learner = Learner(policy.model, stage, stage.steps * settings.minibatches, decoding(stage.sampling), shard=shard)
+    learner = Learner(
+        policy.model,
+        stage,
+        stage.steps * settings.minibatches,
+        decoding(stage.sampling),
+        tag_ids=policy.tags.ids.values(),
+        shard=shard,
+    )
     loss = partial(grpo.loss, settings=settings)
-    reference = copy.deepcopy(policy.model) if settings.kl else None
+    reference = adapters.weights(policy.model) if settings.kl else None
     forward = compiled(policy.model) if stage.sampling.compile else None
     done, taken = resume(policy, learner, state, moments)
     source = Source(task.problems("train", seed), taken)
