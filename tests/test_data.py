@@ -166,6 +166,27 @@ def test_without_a_network_a_local_file_is_named(monkeypatch):
         assert "\n" not in str(error.value)
 
 
+def test_a_data_set_of_the_hub_keeps_its_splits(tmp_path, monkeypatch):
+    """As the library loads it, from a folder; what is all there to train on is cut by us."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for split, count in (("train", 60), ("test", 7)):
+        rows = [{"question": f"What is {n} for {split}?", "answer": f"#### {n}"} for n in range(count)]
+        (tmp_path / "both").mkdir(exist_ok=True)
+        write(tmp_path / "both" / f"{split}.jsonl", rows)
+    source = open_source(f"hub:{tmp_path}/both")
+    found = {split: source.records(split) for split in ("train", "validation", "test")}
+    assert len(found["train"]) + len(found["validation"]) == 60
+    assert found["validation"]
+    assert [each.answer for each in found["test"]] == [str(n) for n in range(7)]
+    (tmp_path / "one").mkdir()
+    write(tmp_path / "one" / "train.jsonl", [{"problem": f"What is {n}?", "answer": n} for n in range(60)])
+    source = open_source(f"hub:{tmp_path}/one")
+    assert sum(len(source.records(split)) for split in ("train", "validation", "test")) == 60
+    assert source.records("test")
+
+
 # Damage
 
 

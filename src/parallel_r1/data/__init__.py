@@ -101,7 +101,8 @@ class Source:
         where, rows = self._rows(part)
         if not rows:
             raise UserError(f"problems of {self.name}", f"none in {where}", "download or write it again")
-        records = [self._record(row, number, part, where) for number, row in enumerate(rows)]
+        stated = part is None and any(row.get("split") == "validation" for row in rows)
+        records = [self._record(row, number, part, where, stated) for number, row in enumerate(rows)]
         seen: dict[str, int] = {}
         for number, record in enumerate(records):
             if seen.setdefault(record.id, number) != number:
@@ -144,19 +145,22 @@ class Source:
             f"put it there, or load it from the hub: without --data-dir and {FOLDER}",
         )
 
-    def _record(self, row: dict[str, Any], number: int, part: Part | None, where: str) -> Record:
+    def _record(self, row: dict[str, Any], number: int, part: Part | None, where: str, stated: bool) -> Record:
+        """A row as a record; `stated` if the rows themselves say which problems are for validation."""
         name = row.get("id", row.get("unique_id"))
         problem = _problem(row, number, where)
         answer = _answer(row, number, where, self.answers)
         split = row.get("split") if part is None else None
         if split is not None and split not in SPLITS:
             raise UserError(f"a split {' or '.join(SPLITS)}", f"{split!r} in row {number} of {where}", "mend that row")
+        if split is None or not stated:
+            split = split_of(problem, part if split is None else _part_of(split))
         return Record(
             str(name) if name is not None else f"{self.name}-{part or 'row'}-{number}",
             problem,
             answer,
             self.name,
-            split or split_of(problem, part),
+            split,
         )
 
 
