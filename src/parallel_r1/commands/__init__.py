@@ -26,8 +26,11 @@ console = Console()
 
 
 def quiet() -> None:
-    """No progress bars of libraries between ours."""
+    """No progress bars of libraries between ours, and no line for every time that the hub is not reached."""
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
+
+    hub.set_verbosity_error()
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
