@@ -201,7 +201,7 @@ def test_moments_are_handed_over_where_a_recipe_says_so(tmp_path, policy, monkey
     run = RunFolder.create(tmp_path / "run", recipe)
     begun = []
     original = curriculum.run_rl
-    monkeypatch.setattr(curriculum, "run_rl", lambda *args: begun.append(args[-1]) or original(*args))
+    monkeypatch.setattr(curriculum, "run_rl", lambda *args, **named: begun.append(args[-1]) or original(*args, **named))
     train(recipe, policy, run, lambda row: None)
     assert [name for name in recipe.stages if (run.checkpoint(name) / "optimizer.pt").exists()] == ["sft"]
     assert {str(moment["step"].item()) for moment in begun[0].values()} == {"2.0"}
