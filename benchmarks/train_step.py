@@ -120,7 +120,7 @@ def grpo_by_us(policy: Policy, work: Work, options: argparse.Namespace, compiled
 
     def step() -> float:
         with (
-            patch.object(train, "load_task", lambda name: task),
+            patch.object(train, "load_task", lambda *_: task),
             patch.object(evaluate, "draw", partial(draw, work.lengths)),
         ):
             started = time.perf_counter()
@@ -139,6 +139,8 @@ def draw(
     prompts: Sequence[Sequence[int]],
     sampling: Any,
     seed: str,
+    *,
+    first: int,
     policy_version: int,
     decode: Any,
 ) -> list[Trace]:
@@ -146,7 +148,7 @@ def draw(
     drawing = Drawing(engine, tags, sampling.rows, policy_version=policy_version, decode=decode)
     answers = [
         drawing.submit(prompt, plain(length), f"{seed}/{index}")
-        for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
+        for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True), first)
     ]
     while drawing.queue or drawing.running:
         drawing.step()
