@@ -63,7 +63,7 @@ _TAILS = {
 }
 _LOST = re.compile("|".join(f"{escape}(?:{tails})(?![a-z])" for escape, tails in _TAILS.items()))
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ufffd\ufeff]")
-_WRITTEN_OUT = re.compile(r"\\n(?=[A-Z(\d\s-])(?!(?:Left|Right|V?[vV][dD]ash))")
+_WRITTEN_OUT = re.compile(r"\\n(?=[A-Z(\d\s-]|\\n)(?!(?:Left|Right|V?[vV][dD]ash))")
 
 
 def repair(record: Record) -> Record:
@@ -89,10 +89,10 @@ _DANGLING = re.compile(
     r"\b(?:such that|where|and|or|of|the|that|with|if|for|by|to|in|as|let|satisfying|satisfy|satisfies)[\s$]*$"
 )
 _ASKS = re.compile(
-    r"[?]|_{2,}|\\q?quad\s*\$|\\q?quad\W*$|\\underline|"
+    r"[?]|_{2,}|=\W*$|\(A\)|\\q?quad\s*\$|\\q?quad\W*$|\\underline|"
     r"\b(?:find|determine|what|which|how|closest|exhibit|study|compute|calculate|evaluate|estimate|count|solve|prove|show|express|simplify|factor|"
     r"expand|rationalize|convert|write|give|list|name|state|enter|answer|round|maximi[sz]e|minimi[sz]e|identify|decide|"
-    r"choose|select|provide|report|obtain|equals?)\b|"
+    r"choose|select|provide|report|obtain|equals?|multiply|divide|rewrite|reduce|complete|fill|arrange)\b|"
     r"[求则為为是多几何计算证明等于值数请]",
     re.IGNORECASE,
 )
@@ -111,11 +111,12 @@ def _truncated(record: Record) -> str | None:
     text = unicodedata.normalize("NFKC", record.problem).rstrip()
     if _DANGLING.search(text):
         return f"ends with {text[-20:]!r}"
-    *_, rest = re.split(r"(?<!\\)\$", text)
-    if len(re.findall(r"(?<!\\)\$", text)) % 2 and not re.search(r"[.?!)]\W*$", rest):
+    _, *parts = re.split(r"(?<!\\)\$", text)
+    amounts = all(part[:1].isdigit() for part in parts)  # of money
+    if len(parts) % 2 and not amounts and not re.search(r"[.?!)]\W*$", parts[-1]):
         return "a dollar sign is not closed"
     for opening, closing in ((r"\begin{", r"\end{"), (r"\[", r"\]"), ("[asy]", "[/asy]")):
-        if text.count(opening) > text.count(closing):
+        if text.count(opening) > text.count(closing) + text.count("\\" + opening):
             return f"{opening} is not closed"
     return None if _ASKS.search(text) else "nothing is asked"
 
@@ -126,8 +127,9 @@ def _figure(record: Record) -> str | None:
     return f"speaks of {found.group()[:40]!r}"
 
 
-_ENGLISH = frozenset(
-    ("the", "of", "an", "is", "are", "and", "in", "to", "find", "what", "how", "that", "for", "if", "let", "be", "with")
+_ENGLISH = re.compile(
+    r"\b(?:the|of|an|is|are|and|in|to|find|what|how|that|for|if|let|be|with|at|on|by|each|has|have|was|will|one)\b",
+    re.I,
 )
 _UNSPOKEN = re.compile(r"(\[|\\begin\{)asy.*?(?:/asy|end\{asy|$)|\$[^$]*\$|\\[a-zA-Z]+", re.DOTALL)
 
@@ -140,8 +142,8 @@ def _language(record: Record) -> str | None:
     if len(foreign) > 0.02 * len(letters):
         scripts = {unicodedata.name(letter, "unknown").split()[0].partition("-")[0].lower() for letter in foreign}
         return f"written in {', '.join(sorted(scripts))}"
-    spoken = [word.casefold() for word in re.findall(r"[^\W\d_]{2,}", text)]
-    return "no word of English" if len(spoken) > 11 and _ENGLISH.isdisjoint(spoken) else None
+    spoken = len(re.findall(r"[^\W\d_]{2,}", text)) > 11
+    return "no word of English" if spoken and not _ENGLISH.search(text) else None
 
 
 def _answer(record: Record) -> str | None:
@@ -176,11 +178,12 @@ def _copies(records: Sequence[Record]) -> Iterator[Damage]:
 def _beginnings(records: Sequence[Record], found: Sequence[Damage]) -> Iterator[Damage]:
     """Statements that are the beginning of another one: cut if the answers differ, else another writing of it."""
     known = {damage.id for damage in found if damage.kind == "truncated"}
-    order = sorted((words(record.problem), record.id, record.answer) for record in records)
-    for (text, name, answer), (longer, other, its) in pairwise(order):
-        if len(text) < len(longer) and longer[: len(text)] == text and name not in known:
-            kind: Kind = "duplicate" if _reads(answer) == _reads(its) else "truncated"
-            yield Damage(kind, name, f"the beginning of {other}")
+    first = {tuple(words(record.problem)): record for record in reversed(records)}
+    for text, longer in pairwise(sorted(first)):
+        short, whole = first[text], first[longer]
+        if longer[: len(text)] == text and short.id not in known:
+            kind: Kind = "duplicate" if _reads(short.answer) == _reads(whole.answer) else "truncated"
+            yield Damage(kind, short.id, f"the beginning of {whole.id}")
 
 
 def _reads(answer: str) -> str:

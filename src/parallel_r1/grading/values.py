@@ -42,7 +42,10 @@ def differ(one: str, two: str) -> bool:
         two = _ASSIGNED.sub("", two)
     elif "=" not in two:
         one = _ASSIGNED.sub("", one)
+    unions = [text for text in (one, two) if r"\cup" in text]
     try:
+        if len(unions) == 1:  # a union of intervals is not one thing
+            return len(_values(one if unions[0] == two else two)) == 1
         first, second = _values(one), _values(two)
     except (_UnreadableError, ArithmeticError, ValueError):
         return False
