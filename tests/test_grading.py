@@ -308,6 +308,15 @@ def test_several_processes_give_the_verdicts_of_one_and_some_are_remembered(grad
     assert 4 <= len(two.known) <= 8
 
 
+def test_a_process_is_renewed_when_it_has_served_its_time(grader, monkeypatch):
+    assert grader.right("x+6", "6+x")
+    worker = grader.workers[0]
+    monkeypatch.setattr(pool, "SERVED", worker.served + 2)
+    assert grader.grade([(f"x+{n}", f"{n}+x") for n in range(7, 10)]) == [True] * 3
+    assert worker.process.poll() is not None
+    assert worker not in grader.workers
+
+
 def test_a_library_that_cannot_be_loaded_is_one_clear_line(tmp_path, monkeypatch):
     (tmp_path / "math_verify.py").write_text("raise ImportError")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

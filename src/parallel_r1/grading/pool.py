@@ -24,6 +24,8 @@ LIMIT = 5.0
 """Processor time of one comparison, in seconds."""
 PATIENCE = 60.0
 """A process that says nothing for so many seconds is killed, whatever it waits for."""
+SERVED = 20_000
+"""Comparisons of one process; math-verify's parser keeps some 5 KB of each."""
 KEPT = 100_000
 """Verdicts of math-verify that are remembered."""
 Pair = tuple[str, str]
@@ -35,6 +37,7 @@ class Worker:
     Attributes:
         ready: whether it has loaded math-verify.
         job: the number of the pair that it judges.
+        served: how many it was asked.
         since: when it last said something or was asked.
     """
 
@@ -48,11 +51,11 @@ class Worker:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.stdin, self.replies = self.process.stdin, self.process.stdout.fileno()
-        self.ready, self.job, self.since = False, 0, time.monotonic()
+        self.ready, self.job, self.served, self.since = False, 0, 0, time.monotonic()
 
     def ask(self, job: int, pair: Pair) -> None:
         """Hand a pair over."""
-        self.job, self.since = job, time.monotonic()
+        self.job, self.served, self.since = job, self.served + 1, time.monotonic()
         self.stdin.write(json.dumps(pair).encode() + b"\n")
         self.stdin.flush()
 
@@ -126,18 +129,20 @@ class Grader:
     def _hear(
         self, worker: Worker, verdicts: list[bool], waiting: deque[tuple[int, Pair]], selector: DefaultSelector
     ) -> None:
-        """Take what a worker says, or that it died of its pair, and give it or its successor the next one."""
+        """Take what a worker says, or that it died of its pair, and give it, or if it died or has served its time its
+        successor, the next one."""
         reply = os.read(worker.replies, 1)
         worker.since = time.monotonic()
         if reply == READY:
             worker.ready = True
             return
         verdicts[worker.job] = reply == RIGHT
-        if reply and waiting:
+        fit = reply and worker.served < SERVED
+        if fit and waiting:
             worker.ask(*waiting.popleft())
             return
         selector.unregister(worker.replies)
-        if reply:
+        if fit:
             return
         if not worker.ready:
             raise UserError(
