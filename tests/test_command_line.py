@@ -20,13 +20,13 @@ GOOD = "so <Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>c</Summar
 
 
 def run(*words, stdin=None, cwd=ROOT, width="100"):
-    return processes.command([str(word) for word in words], stdin, cwd, width, 240)
+    return processes.command([str(word) for word in words], stdin, cwd, width, 600)
 
 
 def fresh(*words):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     command = [sys.executable, "-m", "parallel_r1", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
 
 
 def refused(*words, said, **more):

@@ -66,7 +66,7 @@ save_rollouts_every = 1
 """
 
 
-def torchrun(*words, count=2, limit=240):
+def torchrun(*words, count=2, limit=900):
     """What torchrun starts: a script, or a module with -m."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
