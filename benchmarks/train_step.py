@@ -3,10 +3,10 @@
 * GRPO, 64 answers in groups of 8 to prompts of 24 tokens: all of 128 tokens, or of unequal lengths of which the longest
   is 8 times the median. An answer ends where it is told to: ours by its budget, TRL's by an end of text that is forced
   there and banned before. Every second answer is right, so every answer has an advantage and is learnt from.
-* SFT, answers of a procedural teacher packed into rows of 1,024 tokens that do not see each other.
+* SFT, 128 answers of a procedural teacher packed into rows of 256 and of 1,024 tokens; they do not see each other.
 
 `ours` is `train.run_rl` and `train.run_sft` themselves, rewards and metrics included; only where the problems come from
-and where the answers end is told to them. TRL is `GRPOTrainer` and `SFTTrainer`, from the begin to the end of a step;
+and where the answers end is told to them. TRL is `GRPOTrainer` and `SFTTrainer`, from the start to the end of a step;
 what a trainer does before and after it is not counted. Both learn in fp32 with the same loss and the same optimiser,
 and the script checks that they took as many tokens and changed every weight, and in SFT that loss and gradient agree.
 """
@@ -49,12 +49,6 @@ Step = Callable[[], float]
 """Makes a step and says how many seconds it took."""
 RATE = 1e-6
 """The learning rate: so small that the policy is much the same in every round."""
-MICRO_TOKENS = 1024
-"""Of a micro-batch of ours, as in recipes/tiny: its activations stay in the processor's cache."""
-MICRO_ROWS = 64
-"""Of a micro-batch of TRL."""
-ROW = 1024
-"""Tokens of a packed row; TRL's default."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +104,7 @@ def grpo_by_us(policy: Policy, work: Work, options: argparse.Namespace, compiled
         scorer="causal",
         sampling=sampling,
         optimizer=Optimizer(lr=RATE),
-        micro_tokens=MICRO_TOKENS,
+        micro_tokens=options.micro_tokens,
         problems=len(work.prompts),
         group=work.group,
     )
@@ -225,7 +219,7 @@ def grpo_by_trl(policy: Policy, work: Work, options: argparse.Namespace, folder:
         drawn[:] = map(len, completion_ids)
         return [float(index % 2 == 0) for index in range(len(drawn))]
 
-    model, rows = policy.model, min(MICRO_ROWS, len(work.lengths))
+    model, rows = policy.model, min(options.micro_rows, len(work.lengths))
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=reward,
@@ -288,9 +282,9 @@ def grpo(work: Work, subject: Policy, options: argparse.Namespace, folder: str) 
     return Case(work.name, prompts + sum(work.lengths), steps)
 
 
-def sft(subject: Policy, options: argparse.Namespace, folder: str) -> Case:
-    """SFT by us and by TRL on the same answers, all of them in every step."""
-    count, row = (8, 256) if options.quick else (128, ROW)
+def sft(row: int, subject: Policy, options: argparse.Namespace, folder: str) -> Case:
+    """SFT by us and by TRL on the same answers in rows of the same length, all of them in every step."""
+    count = 8 if options.quick else 128
     examples = list(islice(coldstart.examples(Data(tasks={"countdown-easy": 1.0}), options.seed), count))
     file = Path(folder) / "answers.jsonl"
     file.write_text("".join(json.dumps({"prompt": each.prompt, "text": each.text}) + "\n" for each in examples))
@@ -341,7 +335,7 @@ def sft(subject: Policy, options: argparse.Namespace, folder: str) -> Case:
         return seconds
 
     ways = {"ours": learns(ours.model, by_us), TRL: learns(theirs.model, by_trl)}
-    return Case(f"SFT: {count} answers, {tokens} tokens in {rows} rows", tokens, ways, found)
+    return Case(f"SFT: {count} answers, {tokens:,} tokens in rows of {row:,}", tokens, ways, found)
 
 
 def fresh(policy: Policy) -> Policy:
@@ -362,14 +356,17 @@ def learns(model: PreTrainedModel, step: Step) -> Step:
 
 
 def main() -> None:
-    options = arguments(__doc__).parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--micro-tokens", type=int, default=2048, help="of a micro-batch of ours in GRPO")
+    parser.add_argument("--micro-rows", type=int, default=64, help="answers of a micro-batch of TRL in GRPO")
+    options = parser.parse_args()
     disable_progress_bars()
     rows: list[dict[str, object]] = []
     details = []
     with TemporaryDirectory() as folder:
         for name in options.model:
             subject = policy(name)
-            makers = [*(partial(grpo, work) for work in works(options)), sft]
+            makers = [*(partial(grpo, work) for work in works(options)), *(partial(sft, row) for row in (256, 1024))]
             for make in makers:
                 case = make(subject, options, folder)
                 times = alternate(case.ways, options.runs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -58,29 +58,46 @@ def _with_prompts(
 ) -> Float[Tensor, "rk q d"]:
     """Attention to own columns and to the shared prompt, normalised together. A prompt's keys are read once for all
     answers to it, whose queries are sorted by prompt."""
-    assert plan.members is not None
-    assert plan.prompt is not None
-    assert plan.place is not None
-    rows, length = plan.shape[0], bias.shape[-1]
-    (batch, queries, head), prompts = laid.shape, plan.prompts
-    key_heads, answers = batch // rows, 1 + int(plan.place.max())
-    by_prompt = laid.new_zeros(prompts, answers, key_heads, queries, head)
-    by_prompt[plan.prompt, plan.place] = laid.view(rows, key_heads, queries, head)[plan.members]
-    by_prompt = by_prompt.transpose(1, 2).reshape(prompts * key_heads, answers * queries, head)
-    far_keys, far_values = (part[:prompts, :, :length].flatten(0, 1) for part in far)
-    found = _scores(by_prompt, far_keys, laid.new_zeros(1, 1, 1), layer)
-    found = found.view(prompts, key_heads, answers, queries, length).transpose(1, 2)
-    far_scores = scores.new_zeros(rows, key_heads, queries, length)
-    far_scores[plan.members] = found[plan.prompt, plan.place]
-    both = torch.cat([far_scores.view(batch, queries, length) + bias, scores], dim=-1)
-    weights = both.softmax(dim=-1, dtype=torch.float32).to(near_values.dtype)
-    out = torch.bmm(weights[..., length:], near_values).view(rows, key_heads, queries, head)
-    spread = weights.new_zeros(prompts, answers, key_heads, queries, length)
-    spread[plan.prompt, plan.place] = weights[..., :length].reshape(rows, key_heads, queries, length)[plan.members]
-    spread = spread.transpose(1, 2).reshape(prompts * key_heads, answers * queries, length)
-    gained = torch.bmm(spread, far_values).view(prompts, key_heads, answers, queries, head).transpose(1, 2)
-    out[plan.members] += gained[plan.prompt, plan.place]
-    return out.view(batch, queries, head)
+    (batch, queries, head), length = laid.shape, bias.shape[-1]
+    far_keys, far_values = (part[: plan.prompts, :, :length].flatten(0, 1) for part in far)
+    there, back, alone = _routes(plan, batch // plan.shape[0])
+    by_prompt = laid.index_select(0, there).view(len(far_keys), -1, head)
+    found = _scores(by_prompt, far_keys, laid.new_zeros(1, 1, 1), layer).view(-1, queries, length)
+    found = found.index_select(0, back)
+    if alone is not None:
+        found.masked_fill_(alone, 0.0)
+    weights = torch.cat([found.add_(bias), scores], dim=-1).softmax(dim=-1, dtype=torch.float32).to(near_values.dtype)
+    out = torch.bmm(weights[..., length:], near_values)
+    spread = weights[..., :length].index_select(0, there).view(len(far_keys), -1, length)
+    gained = torch.bmm(spread, far_values).view(-1, queries, head).index_select(0, back)
+    if alone is not None:
+        gained.masked_fill_(alone, 0.0)
+    return out.add_(gained)
+
+
+def _routes(
+    plan: Step, key_heads: int
+) -> tuple[Int[Tensor, " pka"], Int[Tensor, " rk"], Bool[Tensor, "rk 1 1"] | None]:
+    """How queries are sorted by prompt and back: for each of the p prompts, its k key heads and the a answers to it a
+    row's key head, any where there are fewer answers; for every row's key head its place in that order; and which rows
+    continue no prompt, None if all do. The same for every layer."""
+    if "routes" not in plan.made:
+        assert plan.members is not None
+        assert plan.prompt is not None
+        assert plan.place is not None
+        rows, answers = plan.shape[0], 1 + int(plan.place.max())
+        heads = torch.arange(key_heads, device=plan.members.device)
+        there = plan.members.new_zeros(plan.prompts, key_heads, answers)
+        there[plan.prompt, :, plan.place] = plan.members[:, None] * key_heads + heads
+        back = plan.members.new_zeros(rows, key_heads)
+        back[plan.members] = (plan.prompt[:, None] * key_heads + heads) * answers + plan.place[:, None]
+        alone = None
+        if len(plan.members) < rows:
+            alone = torch.ones(rows, key_heads, dtype=torch.bool, device=heads.device)
+            alone[plan.members] = False
+            alone = alone.view(-1, 1, 1)
+        plan.made["routes"] = there.flatten(), back.flatten(), alone
+    return plan.made["routes"]
 
 
 def _biases(
