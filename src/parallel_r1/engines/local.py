@@ -237,11 +237,6 @@ class LocalEngine:
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
 
 
-@torch.library.custom_op(
-    "parallel_r1::attend",
-    mutates_args=(),
-    schema="(Tensor query, Tensor key, Tensor value, float scale, SymInt? window, float? softcap) -> Tensor",
-)
 def _attend(
     query: Tensor,
     key: Tensor,
@@ -256,7 +251,15 @@ def _attend(
     return now.engine.attend(now.plans, query, key, value, layer).contiguous()
 
 
-@_attend.register_fake
+_operator = torch.library.custom_op(
+    "parallel_r1::attend",
+    _attend,
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value, float scale, SymInt? window, float? softcap) -> Tensor",
+)
+
+
+@_operator.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, scale: float, window: Any, softcap: Any) -> Tensor:
     _, heads, tokens, head = query.shape
     return query.new_empty(1, tokens, heads, head)
@@ -276,7 +279,9 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """The attention function of the models that an engine runs; the layers call it in their order."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _attend(query, key, value, scale, sliding_window, softcap), None
+    # Outside a graph an operator would cost more than the call.
+    attend = _operator if torch.compiler.is_compiling() else _attend
+    return attend(query, key, value, scale, sliding_window, softcap), None
 
 
 AttentionInterface.register(ATTENTION, _attention)
