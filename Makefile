@@ -51,7 +51,7 @@ bench: $(DONE)
 	@touch $@
 
 bench-vllm: $(DONE) .venv-vllm/.installed
-	$(BENCH)/against_vllm.py --out $(RESULTS)
+	$(BENCH)/against_vllm.py --compile --out $(RESULTS)
 	$(BIN)/python benchmarks/table.py $(RESULTS)
 
 base: $(DONE)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from engine import ROWS, Case, by_engine, cases
-from measure import ROOT, alternate, arguments, policy, ratio, report
+from measure import ROOT, alternate, arguments, forwards, policy, ratio, report
 
 from parallel_r1 import models
 from parallel_r1.models import Policy
@@ -90,12 +90,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             server = Vllm(options.python, subject, Path(folder) / "vllm.log")
             for case in cases(subject, options):
-                ways: dict[str, Callable[[], float | None]] = {
-                    "engine": partial(by_engine, subject, case, options.seed),
-                    "vllm": partial(server.draw, case),
+                engines: dict[str, Callable[[], float | None]] = {
+                    f"engine{how}": partial(by_engine, subject, case, options.seed, forward)
+                    for how, forward in forwards(subject, options).items()
                 }
-                times = alternate(ways, options.runs)
-                rows.append({"model": name, "case": case.name, **ratio(times, "vllm", "engine")})
+                times = alternate({**engines, "vllm": partial(server.draw, case)}, options.runs)
+                rows += [{"model": name, "case": case.name, **ratio(times, "vllm", engine)} for engine in engines]
                 details.append({"model": name, "case": case.name, "tokens": case.tokens, "seconds": times})
             server.stop()
     report(options, "vllm", f"The engine and vLLM {server.version} without forks", rows, details=details)

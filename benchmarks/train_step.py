@@ -77,6 +77,9 @@ class Told:
     def problems(self, split: str, seed: int) -> Iterator[Problem]:
         return self.asked
 
+    def statement(self, problem: Problem) -> str:
+        return problem.prompt
+
     def verify(self, problem: Problem, trunk: str) -> bool:
         return next(self.verdicts)
 

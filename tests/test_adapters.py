@@ -9,7 +9,7 @@ from test_fork_join import force_forks, mismatch, prompts_of
 from test_learner import STAGE, examples
 from test_train import RECIPE
 
-from parallel_r1 import adapters, models
+from parallel_r1 import adapters, errors, models
 from parallel_r1.algorithms import sft
 from parallel_r1.batch import collate, score
 from parallel_r1.config import SFT, Budget, LoRA, Sampling
@@ -285,7 +285,7 @@ def test_random_weights_have_no_adapter(tmp_path):
 
 @pytest.mark.parametrize(("missing", "extra"), [("peft", "lora"), ("bitsandbytes", "qlora")])
 def test_missing_libraries_are_said(monkeypatch, missing, extra):
-    monkeypatch.setattr(adapters, "find_spec", lambda name: None if name == missing else object())
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == missing else object())
     with pytest.raises(UserError, match=rf"{missing}.*parallel-r1\[{extra}\]"):
         adapters.check(NF4)
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, needs_data
 
 
 def run(*words: str) -> str:
@@ -42,6 +42,16 @@ def test_logits_in_pieces_need_less_memory(tmp_path):
     memory, _ = json.loads((tmp_path / "logits.json").read_text())["rows"]
     assert memory["ratio"] > 2
     assert "plain / pieces" in run("benchmarks/table.py", str(tmp_path))
+
+
+@pytest.mark.slow
+@needs_data
+def test_data_are_made_ready(tmp_path):
+    run("benchmarks/data.py", "--quick", "--runs", "1", "--out", str(tmp_path))
+    rows = json.loads((tmp_path / "data.json").read_text())["rows"]
+    assert len(rows) == 4
+    assert all(row["seconds"] > 0 for row in rows)
+    assert "20,000 a second" in run("benchmarks/table.py", str(tmp_path))
 
 
 @pytest.mark.slow

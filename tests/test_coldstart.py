@@ -1,12 +1,22 @@
 import json
 from itertools import islice
 
+import oracles
 import pytest
+import torch
+from conftest import SHARED, needs_data
 
+from parallel_r1 import models
+from parallel_r1.batch import collate
 from parallel_r1.coldstart import Example, examples, plain_texts, read_examples, to_trace
-from parallel_r1.config import Data
+from parallel_r1.config import SFT, Data, Optimizer, Sampling
+from parallel_r1.data.rows import read_file, write_file
 from parallel_r1.errors import UserError
+from parallel_r1.formats import repair
+from parallel_r1.models import Policy
+from parallel_r1.tasks import load_task
 from parallel_r1.trace import TAGS, parse_text
+from parallel_r1.train import run_sft
 
 TEACHER = Data(tasks={"countdown-easy": 1.0}, parallel=0.7, paths=3, tries=2)
 FORKED = "<Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>c</Summary>\nFinal Answer: 1"
@@ -73,28 +83,34 @@ def test_a_file_is_read_epoch_after_epoch(tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ("{oops\n", "Expecting property name"),
+        ("{oops\n", "t.jsonl:2: Expecting property name"),
         ({"prompt": "x"}, "without a text in 'text' (its columns: 'prompt')"),
         ({"question": "x", "answer": "y"}, "without a text in 'prompt' (its columns: 'question', 'answer')"),
         ({"prompt": 3, "text": "y"}, "without a text in 'prompt'"),
         ({"prompt": "x", "text": None}, "without a text in 'text'"),
         ({}, "its columns: none"),
-        ("[1]\n", "no object"),
-        ("3\n", "no object"),
-        ("\n", "Expecting value"),
-        ({"prompt": "x", "text": "<Path>"}, "parallel-r1 check"),
+        ("[1]\n", "t.jsonl:2: a list"),
+        ("3\n", "t.jsonl:2: a int"),
+        ("\n", "t.jsonl:2: Expecting value"),
+        ({"prompt": "x", "text": "<Path>"}, "parallel-r1 data repair"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, row, said):
     path = write(tmp_path, {"prompt": "x", "text": FORKED}, row)
-    with pytest.raises(UserError, match=r"t\.jsonl:2") as caught:
+    with pytest.raises(UserError, match=r"t\.jsonl:2|row 2 of .*t\.jsonl") as caught:
         read_examples(path)
     assert said in str(caught.value)
 
 
-def test_a_file_that_is_no_text_is_one_line(tmp_path):
+def test_parquet_is_read_like_jsonl(tmp_path):
+    rows = [{"prompt": str(index), "text": FORKED, "id": index} for index in range(5)]
+    write_file(tmp_path / "t.parquet", rows)
+    assert read_examples(tmp_path / "t.parquet") == read_examples(write(tmp_path, *rows))
+
+
+def test_a_parquet_file_that_is_cut_is_one_line(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1\x15\x04\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"on every line; found .*t\.parquet:1: .*mend"):
+    with pytest.raises(UserError, match=r"a whole parquet file; found .*t\.parquet: "):
         read_examples(tmp_path / "t.parquet")
 
 
@@ -109,3 +125,58 @@ def test_tokenizer_texts_hold_no_tag():
     texts = list(plain_texts(TEACHER, 0, 20))
     assert texts
     assert not any(tag in text for tag in TAGS for text in texts)
+
+
+# Real traces
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """The shared traces as a file to imitate, and a small policy whose tokenizer was trained on their texts."""
+    rows = read_file(SHARED / "parallel_gsm8k_traces.parquet")
+    prompt = load_task("gsm8k").instruction
+    path = tmp_path_factory.mktemp("real") / "traces.jsonl"
+    texts = [(prompt.format(problem=row["problem"]), repair(row["trace"])[0]) for row in rows]
+    whole = [{"prompt": prompt, "text": text} for prompt, text in texts if not parse_text(text).defects]
+    write_file(path, whole)
+    tokenizer = models.train_tokenizer((row["prompt"] + row["text"] for row in whole), 1024)
+    model = models.random_model(
+        tokenizer, hidden=64, layers=2, heads=4, kv_heads=2, intermediate=128, positions=4096, seed=0
+    )
+    return path, len(rows), Policy(model, tokenizer, models.tag_ids(tokenizer))
+
+
+@needs_data
+@pytest.mark.parametrize("every", [10, pytest.param(1, marks=pytest.mark.slow)])
+def test_masks_and_positions_of_real_traces_equal_the_oracle(real, every):
+    path, count, policy = real
+    found = read_examples(path)
+    assert len(found) > 0.9 * count
+    for example in found[::every]:
+        trace = to_trace(example, policy, "isolated")
+        assert trace.well_formed
+        assert trace.forks == len(parse_text(example.text).paths)
+        by_token = [()] * len(trace.prompt_ids) + [address for address, n in trace.runs for _ in range(n)]
+        batch = collate([trace], "isolated")
+        # The oracle looks at every pair of tokens: at all of the positions, and at the mask of every 41st token.
+        assert batch.positions[0].tolist() == oracles.positions(by_token)
+        mask = batch.sight.mask()[0, 0]
+        for place in range(0, len(by_token), 41):
+            assert mask[place].tolist() == [oracles.sees(by_token, place, j) for j in range(len(by_token))]
+
+
+@needs_data
+def test_real_traces_are_learnt_from(real):
+    path, _, policy = real
+    stage = SFT(
+        kind="sft",
+        data=Data(file=str(path)),
+        steps=20,
+        batch=4,
+        optimizer=Optimizer(lr=3e-3),
+        scorer="isolated",
+        sampling=Sampling(sampler="isolated"),
+    )
+    losses = [update.metrics["loss"] for update in run_sft(policy, stage, 0)]
+    assert all(map(torch.isfinite, map(torch.tensor, losses)))
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])

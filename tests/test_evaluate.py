@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parallel_r1 import evaluate as evaluation
 from parallel_r1.config import Budget, Evaluation, Sampling
 from parallel_r1.errors import UserError
 from parallel_r1.evaluate import answer, compare, evaluate, held_out, judge, pass_at, summarise
@@ -59,6 +60,31 @@ def test_answers_inside_a_path_do_not_count(frozen):
     assert not inside.correct
     assert outside.correct
     assert outside.critical_path < outside.total
+
+
+def test_answers_inside_a_path_count_if_the_trunk_gives_none_and_the_recipe_says_so(frozen):
+    problem = EASY.problem((3, 5, 7), 22)
+    forked = "<Parallel><Path>x\n{}</Path><Path>{}</Path></Parallel>\n<Summary>y</Summary>\n{}"
+    right, wrong = "Final Answer: 3*5+7", "Final Answer: 1"
+
+    def correct(first, second, trunk):
+        ids = frozen.encode(forked.format(first, second, trunk))
+        return judge(problem, parse(ids, frozen.tags), EASY, frozen, anywhere=True).correct
+
+    assert correct("x", right, "no")
+    assert correct(right, "x", "no")  # and the tag behind it is no part of it
+    assert not correct(right, wrong, "no")  # the last one counts
+    assert not correct(right, right, wrong)
+    assert correct(wrong, wrong, right)
+
+
+def test_a_recipe_says_where_the_answer_may_stand(frozen, monkeypatch):
+    problem = EASY.problem((3, 5, 7), 22)
+    text = "<Parallel><Path>Final Answer: 3*5+7</Path><Path>x</Path></Parallel>\n<Summary>y</Summary>"
+    monkeypatch.setattr(evaluation, "draw", lambda *_, **__: [parse(frozen.encode(text), frozen.tags)])
+    for final in ("trunk", "anywhere"):
+        (found,) = answer(frozen, EASY, [problem], 1, Sampling(final=final), 0)
+        assert found.correct == (final == "anywhere")
 
 
 def test_latency_is_that_of_the_sampler(frozen):

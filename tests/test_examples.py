@@ -1,8 +1,11 @@
+import json
 import os
 import subprocess
 import sys
 
-from conftest import ROOT
+from conftest import ROOT, SHARED, needs_data
+
+from parallel_r1.coldstart import read_examples
 
 
 def test_the_tour_runs():
@@ -16,3 +19,33 @@ def test_the_tour_runs():
     )
     assert done.returncode == 0, done.stderr
     assert "critical path" in done.stdout
+
+
+@needs_data
+def test_real_traces_are_replayed_to_a_cold_start(tmp_path):
+    traces = SHARED / "parallel_gsm8k_traces.parquet"
+    server = subprocess.Popen(
+        [sys.executable, "examples/replay.py", str(traces), "--port", "0"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        address = server.stdout.readline().split()[-1]
+        words = ["--problems", f"parquet:{traces}", "--base-url", address, "--model", "replay", "--json"]
+        done = subprocess.run(
+            [sys.executable, "-m", "parallel_r1", "coldstart", *words, "--out", str(tmp_path / "out")],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    (found,) = told["sources"]
+    assert found["responses"] == found["problems"] > 200
+    assert found["kept"] > 0.8  # they are the filtered part of what a teacher wrote
+    assert 1.1 < found["forks"] < 1.5
+    assert 1.9 < found["paths"] < 2.2
+    assert len(read_examples(tmp_path / "out" / "answers.parquet")) == told["kept"]

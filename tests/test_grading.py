@@ -7,6 +7,7 @@ from conftest import SHARED, needs_data
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parallel_r1 import errors
 from parallel_r1.errors import UserError
 from parallel_r1.grading import compare, final_answer, last_box, number, pool, tidy
 from parallel_r1.grading.pool import Grader
@@ -322,7 +323,7 @@ def test_a_library_that_cannot_be_loaded_is_one_clear_line(tmp_path, monkeypatch
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(UserError, match="import math_verify"):
         Grader(size=1).right("x+1", "1+x")
-    monkeypatch.setattr(pool, "find_spec", lambda name: None)
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"parallel-r1\[math\]"):
         Grader()
 

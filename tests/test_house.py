@@ -11,11 +11,11 @@ SOURCE = Path(__file__).parent.parent / "src" / "parallel_r1"
 FLOORS = [
     {"errors"},
     {"trace", "files", "processes", "significance", "grading"},
-    {"config", "rollout", "attention", "data"},
+    {"config", "rollout", "attention", "data", "formats"},
     {"recipe_file", "tasks", "rewards", "models", "attend", "decoding", "drawing"},
     {"batch", "engines", "analysis", "adapters", "prepare"},
     {"algorithms", "fork_join", "coldstart"},
-    {"learner", "evaluate", "parity", "run_folder", "monitor"},
+    {"learner", "evaluate", "parity", "run_folder", "monitor", "teacher"},
     {"train", "report", "plan", "tracking"},
     {"curriculum", "display"},
     {"study"},

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 from test_train import make
 
-from parallel_r1 import tracking
+from parallel_r1 import errors
 from parallel_r1.errors import UserError
 from parallel_r1.run_folder import RunFolder
 from parallel_r1.tracking import Tracking, flat, values
@@ -84,9 +84,9 @@ def test_without_trackers_nothing_is_written(tmp_path):
 
 
 def test_a_tracker_that_is_missing_or_misspelt_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None if name == "wandb" else name)
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == "wandb" else name)
     tracking.check(["tensorboard"])
-    with pytest.raises(UserError, match=r"the package wandb, for tracking; .* pip install 'parallel-r1\[wandb\]'"):
+    with pytest.raises(UserError, match=r"wandb, for tracking; .* pip install 'parallel-r1\[wandb\]'"):
         tracking.check(["tensorboard", "wandb"])
     with pytest.raises(UserError, match="'tensorboard', 'wandb', 'mlflow' or 'trackio'"):
         make(tmp_path, 'tracking=["tensorbord"]')

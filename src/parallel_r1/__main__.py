@@ -8,12 +8,13 @@ import time
 
 from rich.console import Console
 
-from parallel_r1.commands import answers, app, checks, data, models, runs, study
+from parallel_r1.commands import answers, app, checks, coldstart, data, models, runs, study
 from parallel_r1.errors import UserError
 
 __all__ = [
     "answers",
     "checks",
+    "coldstart",
     "data",
     "main",
     "models",

@@ -14,7 +14,6 @@ import copy
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from parallel_r1 import models
 from parallel_r1.config import LoRA
-from parallel_r1.errors import UserError, nearest
+from parallel_r1.errors import UserError, nearest, need
 from parallel_r1.models import Policy
 from parallel_r1.trace import TAGS
 
@@ -39,8 +38,7 @@ def check(settings: LoRA) -> None:
     """Refuse settings whose libraries are missing, or do not work on this machine."""
     needed = {"peft": "lora", **({"bitsandbytes": "qlora"} if settings.quantise == "nf4" else {})}
     for library, extra in needed.items():
-        if find_spec(library) is None:
-            raise UserError(f"{library}, for model.lora", "no such package", f"pip install 'parallel-r1[{extra}]'")
+        need(library, "for model.lora", extra)
     if settings.quantise == "nf4":
         _check_quantiser()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from parallel_r1.rewards import self_bleu
 from parallel_r1.rollout import Rollout, read_jsonl
-from parallel_r1.trace import parse_text
+from parallel_r1.trace import parse_text, text_pieces
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,38 @@ class Habits:
     def to_json(self) -> dict[str, Any]:
         """All of it as one JSON object."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How an answer is built.
+
+    Attributes:
+        paths: of every fork, how many.
+        words: all of them, without the tags.
+        inside: those in paths.
+        first: where its first fork opens, 0 at the start and 1 at the end; None if there is none.
+    """
+
+    paths: tuple[int, ...]
+    words: int
+    inside: int
+    first: float | None
+
+
+def shape(text: str) -> Shape:
+    """How an answer is built."""
+    found = parse_text(text)
+    counts = [
+        (0 if piece.tag else len(words.split()), bool(address))
+        for (words, piece), address in zip(text_pieces(text), found.addresses, strict=True)
+    ]
+    return Shape(
+        tuple(found.paths),
+        sum(words for words, _ in counts),
+        sum(words for words, within in counts if within),
+        found.fork_at[0] / len(text) if found.fork_at else None,
+    )
 
 
 def habits(rollouts: Sequence[Rollout], step: int) -> Habits:

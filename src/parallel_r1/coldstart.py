@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from parallel_r1.config import Data
+from parallel_r1.data.rows import read_file
 from parallel_r1.errors import UserError
 from parallel_r1.models import Policy
 from parallel_r1.rollout import Problem
@@ -79,42 +79,33 @@ def _teacher(name: str) -> Teacher:
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Prompts and answers of a JSONL file of {"prompt", "text"}; answers that break the format are refused.
+    """Prompts and answers of a JSONL or parquet file with the columns `prompt` and `text`; answers that break the
+    format are refused.
 
     Raises:
-        UserError: no such file, a line without a text in each of the two columns, a malformed answer, or no line at
-            all.
+        UserError: no such file, a row without a text in each of the two columns, a malformed answer, or no row at all.
     """
     if not path.is_file():
-        raise UserError("a JSONL file of answers", f"no file {path}", "check data.file")
-    found: list[Example] = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        example = _read_example(line, f"{path}:{number}")
-        defects = parse_text(example.text).defects
-        if defects:
-            raise UserError(
-                "well-formed answers", f"{path}:{number}: {defects[0].message}", f"run parallel-r1 check {path}"
-            )
-        found.append(example)
+        raise UserError("a file of answers", f"no file {path}", "check data.file")
+    found = [_example(row, f"row {number} of {path}") for number, row in enumerate(read_file(path), 1)]
     if not found:
         raise UserError("a file with answers", f"{path} is empty", "check data.file")
     return found
 
 
-def _read_example(line: bytes, place: str) -> Example:
-    try:
-        row = json.loads(line)
-        if not isinstance(row, dict):
-            raise ValueError("no object")
-    except ValueError as error:
-        raise UserError('{"prompt": .., "text": ..} on every line', f"{place}: {error}", "mend that line") from error
+def _example(row: dict[str, Any], place: str) -> Example:
     missing = [name for name in ("prompt", "text") if not isinstance(row.get(name), str)]
     if missing:
         columns = ", ".join(f"'{name}'" for name in row) or "none"
         raise UserError(
-            '{"prompt": .., "text": ..} on every line',
+            "a prompt and a text in every row",
             f"{place} without a text in '{missing[0]}' (its columns: {columns})",
-            "rename the columns, or mend that line",
+            "rename the columns, or mend that row",
+        )
+    defects = parse_text(row["text"]).defects
+    if defects:
+        raise UserError(
+            "well-formed answers", f"{place}: {defects[0].message}", "see what parallel-r1 data repair can do"
         )
     return Example(row["prompt"], row["text"])
 

@@ -115,6 +115,7 @@ class Sampling(Section):
         compile: whether the model runs through `torch.compile` while it draws: faster steps after half a minute or
             more, and a C++ compiler is needed.
         instruction: text before every prompt; tags in it are text.
+        final: where the final answer may stand: in the trunk, or, if it gives none, in a path too.
         budget: of each answer.
     """
 
@@ -129,6 +130,7 @@ class Sampling(Section):
     memory: Count | None = None
     compile: bool = False
     instruction: str = ""
+    final: Literal["trunk", "anywhere"] = "trunk"
     budget: Budget = Budget()
 
     @property
@@ -169,10 +171,10 @@ class Optimizer(Section):
 
 
 class Data(Section):
-    """What supervised fine-tuning reads: a JSONL file of {"prompt", "text"}, or what a procedural teacher writes.
+    """What supervised fine-tuning reads: a file of answers, or what a procedural teacher writes.
 
     Attributes:
-        file: the JSONL file; the other fields are then unused.
+        file: JSONL or parquet with the columns prompt and text; the other fields are then unused.
         tasks: task -> weight, for the teacher.
         rehearse: task -> weight, for what the base could do already; in the share `rehearsal` of the examples. These
             are sequential answers whose first token, the choice between forking and not, is given: they keep the

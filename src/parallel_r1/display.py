@@ -20,6 +20,9 @@ from parallel_r1.evaluate import Result
 from parallel_r1.parity import Parity
 from parallel_r1.plan import Memory, Plan
 from parallel_r1.rollout import Rollout
+from parallel_r1.teacher import collection
+from parallel_r1.teacher.collection import Collection
+from parallel_r1.teacher.sieve import MEANING, Statistics
 from parallel_r1.trace import FORK_OPEN, SUMMARY_OPEN, TRUNK, Address, parse_text, text_pieces
 
 PATH_COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
@@ -117,6 +120,55 @@ class StudyProgress:
             said = f"step {row['stage_step']}/{row['stage_steps']}  {figures(row)}"
         line = f"{time.monotonic() - self.started:6.0f} s  {self.titles[key]}: {said}"
         self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+class AskProgress:
+    """Follows the responses of a teacher: a bar in a terminal, elsewhere a line after every so many of them."""
+
+    def __init__(self, console: Console, total: int, every: int = 100) -> None:
+        self.console, self.total, self.every = console, total, every
+        self.started, self.done = time.monotonic(), 0
+        self.bars = Progress(
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.bar = self.bars.add_task("", total=total, figures="")
+
+    def __enter__(self) -> AskProgress:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def __call__(self, so_far: Collection) -> None:
+        self.done += 1
+        seen = len(so_far.verdicts)
+        figures = f"kept {so_far.kept / max(1, seen):.1%}  tokens {so_far.tokens:,}"
+        if so_far.money:
+            figures += f"  spent {so_far.money:.2f}"
+        self.bars.update(self.bar, completed=self.done, figures=figures)
+        if not self.console.is_terminal and (self.done % self.every == 0 or self.done in (1, self.total)):
+            passed = time.monotonic() - self.started
+            left = passed / self.done * (self.total - self.done)
+            line = f"{passed:6.0f} s  {self.done:,}/{self.total:,}  {figures}  left {left:.0f} s"
+            self.console.print(line, soft_wrap=True, highlight=False)
+
+
+def collected(console: Console, found: Sequence[Statistics]) -> None:
+    """Print what came of asking a teacher."""
+    table = _table("", *(each.source for each in found))
+    for name, value in collection.ROWS.items():
+        table.add_row(name, *(value(each) for each in found))
+    for reason, meaning in MEANING.items():
+        if any(reason in each.reasons for each in found):
+            table.add_row(meaning, *(f"{each.reasons.get(reason, 0):,}" for each in found))
+    console.print(table)
 
 
 def results(console: Console, found: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> None:

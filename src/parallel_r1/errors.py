@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 
 class UserError(Exception):
@@ -28,3 +29,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"use one of: {', '.join(known)}"
+
+
+def need(package: str, purpose: str, extra: str) -> None:
+    """Refuse to begin without a package that only some users need.
+
+    Args:
+        package: its name in Python.
+        purpose: what it is for, such as `which reads data`.
+        extra: the extra of this project that installs it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if find_spec(package) is None:
+        name = package.replace("_", "-")
+        raise UserError(f"{name}, {purpose}", "no such package", f"pip install 'parallel-r1[{extra}]'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -16,11 +17,12 @@ from parallel_r1.engines import Engine
 from parallel_r1.engines.local import LocalEngine, compiled
 from parallel_r1.errors import UserError
 from parallel_r1.fork_join import draw
+from parallel_r1.grading import final_answer
 from parallel_r1.models import Policy, check_length
 from parallel_r1.rollout import Problem, Rollout, group
 from parallel_r1.significance import interval
 from parallel_r1.tasks import Split, Task, load_task
-from parallel_r1.trace import Trace
+from parallel_r1.trace import TAGS, Trace
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,16 @@ class Difference:
     relative: float
 
 
-def judge(problem: Problem, trace: Trace, task: Task, policy: Policy) -> Rollout:
-    """Verify an answer by its trunk and count what it cost."""
-    correct = task.verify(problem, policy.decode(trace.trunk_ids))
-    text = policy.decode(trace.token_ids)
-    return Rollout(problem, trace, text, correct, latency(trace), len(trace.token_ids))
+def judge(problem: Problem, trace: Trace, task: Task, policy: Policy, *, anywhere: bool = False) -> Rollout:
+    """Verify an answer and count what it cost.
+
+    Args:
+        anywhere: whether paths are read too where the trunk gives no final answer.
+    """
+    text, told = policy.decode(trace.token_ids), policy.decode(trace.trunk_ids)
+    if anywhere and final_answer(told) is None:
+        told = re.sub("|".join(TAGS), "\n", text)
+    return Rollout(problem, trace, text, task.verify(problem, told), latency(trace), len(trace.token_ids))
 
 
 def answer(
@@ -105,7 +112,10 @@ def answer(
         policy_version=policy.version,
         decode=policy.decode,
     )
-    judged = [judge(asked[index], trace, task, policy) for index, trace in zip(mine, traces, strict=True)]
+    anywhere = sampling.final == "anywhere"
+    judged = [
+        judge(asked[index], trace, task, policy, anywhere=anywhere) for index, trace in zip(mine, traces, strict=True)
+    ]
     return processes.gather(judged)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from parallel_r1.attention import Layout
-from parallel_r1.errors import UserError
+from parallel_r1.errors import UserError, need
 from parallel_r1.evaluate import Result, compare
 from parallel_r1.trace import TRUNK, Address
 
@@ -134,8 +134,7 @@ def relation(laid: Layout, tokens: Sequence[str], addresses: Sequence[Address], 
     """
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise UserError("a file that ends with .png, .svg or .pdf", f"'{path.name}'", "rename it")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("matplotlib for a picture", "none", 'install it with pip install "parallel-r1[plot]"')
+    need("matplotlib", "which draws pictures", "plot")
     from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
 

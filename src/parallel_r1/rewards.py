@@ -16,11 +16,10 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from statistics import fmean
 from typing import Any
 
-from parallel_r1.errors import UserError, nearest
+from parallel_r1.errors import UserError, nearest, need
 from parallel_r1.rollout import Rollout
 from parallel_r1.trace import parse_text, text_pieces
 
@@ -111,7 +110,7 @@ def count(base: Base = None, right: float = 1.0, wrong: float = 0.0) -> Reward:
 
 def diversity(base: Base = None, right: float = 0.3, wrong: float = 0.0) -> Reward:
     """`base` less the self-BLEU of sibling paths, 0 .. 1, times `right` if correct, else `wrong`."""
-    need_sacrebleu()
+    need("sacrebleu", "which says how alike paths are", "rewards")
     return _shaped("diversity", base, -right, -wrong, lambda outcome: self_bleu(outcome.text))
 
 
@@ -196,18 +195,6 @@ def _add(one: Mapping[str, float], two: Mapping[str, float]) -> Terms:
 
 def _times(factor: float, terms: Terms) -> Terms:
     return {name: factor * value for name, value in terms.items()}
-
-
-def need_sacrebleu() -> None:
-    """Refuse to begin what measures how alike paths are without the package that does it.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    if find_spec("sacrebleu") is None:
-        raise UserError(
-            "sacrebleu, which says how alike paths are", "no such package", "pip install 'parallel-r1[rewards]'"
-        )
 
 
 def self_bleu(text: str) -> float:

@@ -6,11 +6,10 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from parallel_r1.config import Recipe, Tracker
-from parallel_r1.errors import UserError
+from parallel_r1.errors import UserError, need
 from parallel_r1.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -28,10 +27,7 @@ def check(names: Sequence[Tracker]) -> None:
         UserError: names the first.
     """
     for name in names:
-        if find_spec(name) is None:
-            raise UserError(
-                f"the package {name}, for tracking", "no such package", f"pip install 'parallel-r1[{name}]'"
-            )
+        need(name, "for tracking", name)
 
 
 class Tracking:

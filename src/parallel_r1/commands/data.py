@@ -1,4 +1,4 @@
-"""Commands about sets of problems: what is wrong with them, and which problems are in a benchmark."""
+"""Commands about data: what is wrong with problems, which of them are in a benchmark, and how answers are written."""
 
 from __future__ import annotations
 
@@ -12,15 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_r1.commands import app, console, options
+from parallel_r1.errors import UserError
 
 if TYPE_CHECKING:
     from parallel_r1.data import Record, Source
 
-data = typer.Typer(no_args_is_help=True, help="Check, clean and decontaminate sets of problems.")
+data = typer.Typer(
+    no_args_is_help=True, help="Check, clean and decontaminate sets of problems; repair and convert files of answers."
+)
 app.add_typer(data, name="data")
 
 Name = Annotated[str, typer.Argument(help="gsm8k, math, dapo, .., or jsonl:PATH, parquet:PATH, hub:ID.")]
 Against = Annotated[str, typer.Option(help="Benchmarks, by name, with commas between them.")]
+
+
+Answers = Annotated[Path, typer.Argument(help="A .jsonl or .parquet file with an answer in every row.")]
+NewFile = Annotated[Path, typer.Option("--out", help="A new .jsonl or .parquet file, with all columns of the old one.")]
+Column = Annotated[str, typer.Option(help="The column with the answers.")]
 
 
 def _use(folder: Path | None) -> None:
@@ -53,7 +61,7 @@ def check(name: Name, data_dir: DataDir = None, as_json: options.AsJson = False)
 @data.command()
 def clean(
     name: Name,
-    out: Annotated[Path, typer.Option(help="A new parquet file; the data card goes beside it.")],
+    out: Annotated[Path, typer.Option(help="A new .parquet or .jsonl file; the data card goes beside it.")],
     against: Against = "",
     keep: Annotated[list[str] | None, typer.Option(help="Leave this kind of damage alone. Repeatable.")] = None,
     data_dir: DataDir = None,
@@ -96,6 +104,97 @@ def decontaminate(
         hit = Counter(benchmark for benchmark, _ in {(each.benchmark, each.other) for each in found})
         for benchmark, count in hit.items():
             console.print(f"{count:6,}  problems of {benchmark} are among them", highlight=False)
+
+
+@data.command()
+def repair(
+    file: Answers,
+    out: NewFile,
+    column: Column = "text",
+    as_json: options.AsJson = False,
+) -> None:
+    """Put right what is wrong with answers in their layout alone, and say what was changed. No word is touched."""
+    from parallel_r1 import formats
+    from parallel_r1.trace import parse_text
+
+    rows, changes, before, after = _read(file, out, column), Counter[str](), 0, 0
+    for row in rows:
+        before += not parse_text(row[column]).defects
+        row[column], changed = formats.repair(row[column])
+        after += not parse_text(row[column]).defects
+        changes.update(changed)
+    _write(out, rows)
+    if as_json:
+        print(json.dumps({"answers": len(rows), "changed": changes, "valid_before": before, "valid_after": after}))
+        return
+    for kind, count in changes.most_common():
+        console.print(f"{count:6,}  {kind}", highlight=False)
+    console.print(
+        f"{after:,} of {len(rows):,} answers are valid, {before:,} were before; wrote {out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@data.command()
+def convert(
+    file: Answers,
+    out: NewFile,
+    source: Annotated[str, typer.Option("--from", help="The format of the answers. See docs/data.md.")],
+    target: Annotated[str, typer.Option("--to", help="The format to write them in.")] = "parallel-r1",
+    column: Column = "text",
+    as_json: options.AsJson = False,
+) -> None:
+    """Read answers in the format of another project and write them in ours, or back. What cannot be read is left out
+    and named; then the exit code is 1."""
+    from parallel_r1 import formats
+    from parallel_r1.errors import nearest
+
+    for name in (source, target):
+        if name not in formats.SCHEMAS:
+            raise UserError("a known format", f"'{name}'", nearest(name, formats.SCHEMAS))
+    rows, refused = _read(file, out, column), {}
+    for number, row in enumerate(rows):
+        try:
+            row[column] = formats.convert(row[column], source, target)
+        except ValueError as error:
+            refused[number] = str(error)
+    _write(out, [row for number, row in enumerate(rows) if number not in refused])
+    if as_json:
+        print(json.dumps({"answers": len(rows), "written": len(rows) - len(refused), "refused": refused}))
+    else:
+        for number, why in refused.items():
+            console.print(f"row {number}: {why}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"wrote {len(rows) - len(refused):,} of {len(rows):,} answers to {out}", highlight=False, soft_wrap=True
+        )
+    raise typer.Exit(1 if refused else 0)
+
+
+def _read(file: Path, out: Path, column: str) -> list[dict[str, Any]]:
+    """The rows of a file of answers that shall be written to another."""
+    from parallel_r1.data.rows import check_writable, read_file
+
+    check_writable(out)
+    if out.exists():
+        raise UserError("a new file for --out", f"{out} exists", "give another name")
+    if not file.is_file():
+        raise UserError("a JSONL or parquet file of answers", f"no file {file}", "check the path")
+    rows = read_file(file)
+    for number, row in enumerate(rows):
+        if not isinstance(row.get(column), str):
+            raise UserError(
+                f"a text in the column {column}",
+                f"columns {', '.join(row)} in row {number} of {file}",
+                "name another --column, or mend that row",
+            )
+    return rows
+
+
+def _write(out: Path, rows: list[dict[str, Any]]) -> None:
+    from parallel_r1.data.rows import write_file
+
+    write_file(out, rows)
 
 
 def _open(name: str) -> tuple[Source, list[Record]]:

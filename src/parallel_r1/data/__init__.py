@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from parallel_r1.data.reading import read_file, read_hub
+from parallel_r1.data.rows import read_file, read_hub
 from parallel_r1.errors import UserError, nearest
 from parallel_r1.grading import last_box
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from parallel_r1.data import Record, Source
 from parallel_r1.data.damage import REPAIRED, Damage, find, repair
 from parallel_r1.data.overlap import Overlap, overlaps
-from parallel_r1.data.reading import need
+from parallel_r1.data.rows import check_writable, write_file
 from parallel_r1.errors import UserError
+from parallel_r1.files import whole
 
 
 @dataclass(frozen=True)
@@ -52,30 +53,22 @@ def clean(records: Sequence[Record], benchmarks: Sequence[Record], keep: Collect
 
 
 def write(cleaned: Cleaned, source: Source, benchmarks: Sequence[str], path: Path) -> Path:
-    """Write a cleaned set as a parquet file and its data card beside it; the path of the card.
+    """Write a cleaned set as a parquet or JSONL file and its data card beside it; the path of the card.
 
     Raises:
-        UserError: another ending than .parquet, or one of the files is there.
+        UserError: another ending, or one of the files is there.
     """
-    need("pyarrow")
-    import pyarrow
-    from pyarrow import parquet
-
     card = path.with_suffix(".md")
     check_vacant(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parts = [path.with_name(path.name + ".part"), card.with_name(card.name + ".part")]
-    parquet.write_table(pyarrow.Table.from_pylist([asdict(record) for record in cleaned.records]), parts[0])
-    parts[1].write_text(describe(cleaned, source, benchmarks, path), encoding="utf-8")
-    for part, whole in zip(parts, (path, card), strict=True):
-        part.replace(whole)
+    write_file(path, map(asdict, cleaned.records))
+    with whole(card) as part:
+        part.write_text(describe(cleaned, source, benchmarks, path), encoding="utf-8")
     return card
 
 
 def check_vacant(path: Path) -> None:
-    """Refuse a path that would not be a new parquet file with a new card."""
-    if path.suffix != ".parquet":
-        raise UserError("a file that ends with .parquet", str(path), "give another --out")
+    """Refuse a path that would not be a new file with a new card."""
+    check_writable(path)
     for each in (path, path.with_suffix(".md")):
         if each.exists():
             raise UserError("a new file for --out", f"{each} exists", "give another name")
@@ -109,7 +102,7 @@ def describe(cleaned: Cleaned, source: Source, benchmarks: Sequence[str], path: 
         *(f"| {kind} | {count:,} | {fate} |" for kind, count, fate in rows),
         "",
         "A problem can be in several rows. Train on it with the task name",
-        f"`parquet:{path.name}`, with the path as seen from where the command runs.",
+        f"`{path.suffix[1:]}:{path.name}`, with the path as seen from where the command runs.",
         "",
     ]
     return "\n".join(lines)

@@ -135,7 +135,12 @@ _UNSPOKEN = re.compile(r"(\[|\\begin\{)asy.*?(?:/asy|end\{asy|$)|\$[^$]*\$|\\[a-
 
 
 def _language(record: Record) -> str | None:
-    text = _UNSPOKEN.sub(" ", record.problem)
+    return foreign(record.problem)
+
+
+def foreign(text: str) -> str | None:
+    """Why a text is not in English; None if it may be."""
+    text = _UNSPOKEN.sub(" ", text)
     letters = [letter for letter in text if letter.isalpha()]
     known = ("LATIN", "GREEK", "MATHEMATICAL")
     foreign = [letter for letter in letters if not unicodedata.name(letter, "").startswith(known)]

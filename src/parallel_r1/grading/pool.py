@@ -11,12 +11,11 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from threading import Lock
 
-from parallel_r1.errors import UserError
+from parallel_r1.errors import UserError, need
 from parallel_r1.grading import compare
 from parallel_r1.grading.worker import READY, RIGHT
 
@@ -79,8 +78,7 @@ class Grader:
     """
 
     def __init__(self, limit: float = LIMIT, size: int | None = None) -> None:
-        if find_spec("math_verify") is None:
-            raise UserError("math-verify, which grades answers", "no such package", "pip install 'parallel-r1[math]'")
+        need("math_verify", "which grades answers", "math")
         self.limit, self.size = limit, size or os.cpu_count() or 1
         self.workers: list[Worker] = []
         self.known: dict[Pair, bool] = {}

@@ -15,12 +15,14 @@ T = TypeVar("T")
 
 
 class Task(Protocol):
-    """What a task offers: problems by split, and whether an answer's trunk solves one."""
+    """What a task offers: problems by split, a problem's bare statement, and whether an answer's trunk solves one."""
 
     @property
     def name(self) -> str: ...
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]: ...
+
+    def statement(self, problem: Problem) -> str: ...
 
     def verify(self, problem: Problem, trunk: str) -> bool: ...
 

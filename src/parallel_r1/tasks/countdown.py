@@ -172,6 +172,10 @@ class Countdown:
         """The largest intermediate value that the teacher writes."""
         return 3 * self.target_high // 2
 
+    def statement(self, problem: Problem) -> str:
+        """What is asked, with the form of the answer, which a teacher cannot guess."""
+        return f"{problem.prompt.strip()} The answer is an expression with each number once, such as 3*5+7."
+
     def verify(self, problem: Problem, trunk: str) -> bool:
         """Whether the last final answer of the trunk uses every number once and equals the target exactly."""
         answer = final_answer(trunk)

@@ -67,6 +67,11 @@ class Mathematics:
         """A record as it is asked."""
         return Problem(record.id, self.instruction.format(problem=record.problem), record.answer, self.name)
 
+    def statement(self, problem: Problem) -> str:
+        """A problem without the instruction around it."""
+        before, after = self.instruction.split("{problem}")
+        return problem.prompt.removeprefix(before).removesuffix(after)
+
     def verify(self, problem: Problem, trunk: str) -> bool:
         """Whether the final answer of the trunk equals the reference."""
         return self.grader.right(final_answer(trunk), problem.answer)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from parallel_r1.errors import UserError
+from parallel_r1.errors import UserError, need
+from parallel_r1.files import whole
 
 Rows = list[dict[str, Any]]
+READS = "which reads data"
 
 
 def read_file(path: Path) -> Rows:
@@ -21,8 +23,35 @@ def read_file(path: Path) -> Rows:
     return _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a file that could not be written, before there is anything to write."""
+    if path.suffix not in (".parquet", ".jsonl"):
+        raise UserError("a file that ends with .parquet or .jsonl", str(path), "give another --out")
+    if path.suffix == ".parquet":
+        need("pyarrow", "which writes data", "data")
+
+
+def write_file(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows with the same columns as a parquet or JSONL file. It is whole or not there.
+
+    Raises:
+        UserError: another ending, or it cannot be written.
+    """
+    check_writable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as part:
+        if path.suffix == ".parquet":
+            import pyarrow
+            from pyarrow import parquet
+
+            parquet.write_table(pyarrow.Table.from_pylist(list(rows)), part)
+        else:
+            with part.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
 def _read_parquet(path: Path) -> Rows:
-    need("pyarrow")
+    need("pyarrow", READS, "data")
     import pyarrow
     from pyarrow import parquet
 
@@ -54,7 +83,7 @@ def read_hub(name: str, config: str | None, split: str | None) -> Rows:
     Raises:
         UserError: it cannot be loaded, such as for want of a network.
     """
-    need("datasets")
+    need("datasets", READS, "data")
     from datasets import load_dataset
 
     try:
@@ -69,9 +98,3 @@ def read_hub(name: str, config: str | None, split: str | None) -> Rows:
         rows: Rows = (found if split is not None else found["train"]).to_list()
         return rows
     return [{**row, "split": part} for part in found for row in found[part].to_list()]
-
-
-def need(package: str) -> None:
-    """Refuse to go on without a package of the extra `data`."""
-    if find_spec(package) is None:
-        raise UserError(f"{package}, which reads data", "no such package", "pip install 'parallel-r1[data]'")

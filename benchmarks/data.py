@@ -1,0 +1,115 @@
+"""How fast data are made ready: loading, checking and packing DAPO, its overlap with the benchmarks, the format of
+traces, and gradings of MATH answers.
+
+These are times, not ratios, because there is nothing to compare with; each stands beside the time that it may take. The
+files are those of `--data`: dapo_train, math_train, math_benchmarks and parallel_gsm8k_traces, as parquet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from measure import MODELS, ROOT, TINY, report
+
+from parallel_r1 import models
+from parallel_r1.batch import split
+from parallel_r1.coldstart import Example, to_trace
+from parallel_r1.data import FOLDER, open_source
+from parallel_r1.data.damage import find
+from parallel_r1.data.overlap import overlaps
+from parallel_r1.data.rows import read_file
+from parallel_r1.grading import final_answer
+from parallel_r1.grading.pool import Grader
+from parallel_r1.models import Policy
+from parallel_r1.tasks.mathematics import PARALLEL
+from parallel_r1.trace import parse_text
+
+Work = Callable[[], int]
+"""Does something and says how many items it took."""
+ROW = 4096
+"""Tokens of a packed row."""
+
+
+def ready(policy: Policy, quick: bool) -> int:
+    """Load the problems, look for damage, and pack them with their answers into rows."""
+    records = open_source("dapo").records("train", "validation")[: 200 if quick else None]
+    find(records)
+    examples = [Example(PARALLEL.format(problem=each.problem), f"Final Answer: {each.answer}") for each in records]
+    traces = [to_trace(example, policy, "isolated") for example in examples]
+    rows = list(split(traces, "isolated", ROW, packing=True))
+    assert sum(len(row) for chunk in rows for row in chunk) == len(records)
+    return len(records)
+
+
+def decontaminate(quick: bool) -> int:
+    """Compare the problems with every benchmark."""
+    records = open_source("dapo").records("train", "validation")[: 200 if quick else None]
+    benchmarks = [
+        record for name in ("aime24", "aime25", "amc23", "math300") for record in open_source(name).records("test")
+    ]
+    found = overlaps(records, benchmarks)
+    assert quick or found
+    return len(records)
+
+
+def check(texts: Sequence[str], quick: bool) -> int:
+    """Find every defect of traces."""
+    times = 1 if quick else 20
+    for _ in range(times):
+        for text in texts:
+            parse_text(text)
+    return times * len(texts)
+
+
+def grade(pairs: Sequence[tuple[str, str]]) -> int:
+    """Judge answers by a grader that has seen none of them; its processes start anew."""
+    Grader().grade(pairs)
+    return len(pairs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the folder of the files")
+    parser.add_argument("--runs", type=int, default=5, help="rounds that count")
+    parser.add_argument("--seed", type=int, default=0, help="nothing here is drawn")
+    parser.add_argument("--quick", action="store_true", help="the smallest sizes: does it work at all?")
+    parser.add_argument("--out", type=Path, help="a folder for the JSON; printed if none is given")
+    options = parser.parse_args()
+    options.model = MODELS
+    if not options.data.is_dir():
+        parser.error(f"expected a folder with data sets; found none at {options.data}; give it with --data")
+    os.environ[FOLDER] = str(options.data)
+    policy = models.load(str(TINY))
+    texts = [row["trace"] for row in read_file(options.data / "parallel_gsm8k_traces.parquet")]
+    rows = read_file(options.data / "math_train.parquet")[: 20 if options.quick else None]
+    answers = [row["answer"] for row in rows]
+    solutions = [final_answer(row["solution"]) for row in rows]
+    pairs = [*zip(solutions, answers, strict=True), *zip(solutions[1:], answers[:-1], strict=True)]
+    works: dict[str, tuple[Work, str]] = {
+        "load, check and pack DAPO": (lambda: ready(policy, options.quick), "20 s"),
+        "overlap of DAPO with 4 benchmarks": (lambda: decontaminate(options.quick), "60 s"),
+        "check the format of traces, one core": (lambda: check(texts, options.quick), "20,000 a second"),
+        "grade answers of MATH-train, half of them right": (lambda: grade(pairs), "1,200 a second"),
+    }
+    table: list[dict[str, Any]] = []
+    details = []
+    for name, (work, asked) in works.items():
+        times, count = [], 0
+        for run in range(options.runs + 1):
+            started = time.perf_counter()
+            count = work()
+            times += [time.perf_counter() - started][: bool(run)]
+        middle = statistics.median(times)
+        table.append({"what": name, "items": count, "seconds": middle, "a second": count / middle, "asked for": asked})
+        details.append({"what": name, "seconds": times})
+    report(options, "data", "Data made ready", table, details=details)
+
+
+if __name__ == "__main__":
+    main()
