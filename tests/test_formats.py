@@ -70,6 +70,7 @@ Both.
 
 Done.""",
 }
+UNCLOSED = CANONICAL.partition("</Summary>")[0] + "\n\nFinal Answer: 3"
 PLANNED = CANONICAL.replace("<Parallel>", "1: add\n2: subtract\n<Parallel>")
 
 
@@ -165,6 +166,8 @@ def test_what_a_format_does_not_have():
         (CANONICAL.replace("\n<Summary>", "<Summary>"), CANONICAL, ["break-before-summary"]),
         (CANONICAL.replace("\n<Summary>", "\n\n <Summary>"), CANONICAL, ["break-before-summary"]),
         (CANONICAL.partition("</Summary>")[0] + " \n", CANONICAL.partition("\n\nDone.")[0], ["unclosed-summary"]),
+        (UNCLOSED, UNCLOSED.replace("\n\nFinal", "</Summary>\n\nFinal"), ["unclosed-summary"]),
+        ("<Summary>Final Answer: 1", "<Summary>Final Answer: 1", []),
         ("<Parallel> <Path>a</Path>b", "<Parallel><Path>a</Path>b", ["space-between-tags"]),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -162,7 +163,7 @@ class AskProgress:
 
 def collected(console: Console, found: Sequence[Statistics]) -> None:
     """Print what came of asking a teacher."""
-    table = _table("", *(each.source for each in found))
+    table = _table("", *(Path(each.source).name for each in found))
     for name, value in collection.ROWS.items():
         table.add_row(name, *(value(each) for each in found))
     for reason, meaning in MEANING.items():

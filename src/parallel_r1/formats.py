@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass
 from itertools import accumulate
 
+from parallel_r1.grading import FINAL_ANSWER
 from parallel_r1.trace import (
     FORK_CLOSE,
     FORK_OPEN,
@@ -299,7 +300,7 @@ def _first_words(path: Parts) -> str:
 def repair(text: str) -> tuple[str, list[str]]:
     """An answer with what is wrong only in its layout put right, and the kinds of changes made: `space-between-tags`
     (white space inside a fork but outside its paths), `break-before-summary` (anything but one line break there) and
-    `unclosed-summary` (at the end). No word is touched."""
+    `unclosed-summary` (at the end of the text, or before its final answer). No word is touched."""
     pieces = [(words, piece.tag) for words, piece in text_pieces(text)]
     changes: dict[str, None] = {}
     out = ""
@@ -318,10 +319,12 @@ def repair(text: str) -> tuple[str, list[str]]:
         out += words
     defects = parse_text(out).defects
     if any(defect.kind == "unclosed-summary" for defect in defects):
-        closed = out.rstrip() + SUMMARY_CLOSE
-        if len(parse_text(closed).defects) < len(defects):
-            out = closed
-            changes["unclosed-summary"] = None
+        before, mark, answer = out.partition(FINAL_ANSWER)  # which belongs to the trunk
+        for text, rest in ((before, mark + answer), (out, "")):
+            said = text.rstrip()
+            closed = said + SUMMARY_CLOSE + text[len(said) :] * bool(rest) + rest
+            if len(parse_text(closed).defects) < len(defects):
+                return closed, [*changes, "unclosed-summary"]
     return out, list(changes)
 
 

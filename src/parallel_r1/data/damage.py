@@ -147,8 +147,9 @@ def foreign(text: str) -> str | None:
     if len(foreign) > 0.02 * len(letters):
         scripts = {unicodedata.name(letter, "unknown").split()[0].partition("-")[0].lower() for letter in foreign}
         return f"written in {', '.join(sorted(scripts))}"
-    spoken = len(re.findall(r"[^\W\d_]{2,}", text)) > 11
-    return "no word of English" if spoken and not _ENGLISH.search(text) else None
+    spoken = len(re.findall(r"[^\W\d_]{2,}", text))
+    speaks = spoken > 11 and 2 * spoken > len(text.split())  # and does not only calculate
+    return "no word of English" if speaks and not _ENGLISH.search(text) else None
 
 
 def _answer(record: Record) -> str | None:

@@ -201,14 +201,15 @@ def card(folder: Path, collection: Collection, found: Sequence[Statistics]) -> s
         "    [stages.coldstart.data]",
         f'    file = "{ANSWERS}"',
         "",
-        f"* Teacher: {settings['model']}; how it was asked stands in `settings.json`. Its licence may bind what learns"
-        " from it.",
+        f"* Teacher: {settings['model']}"
+        + (", which shall learn from itself" if settings["teacher"] == "self" else "; its licence may bind who learns")
+        + ". How it was asked stands in `settings.json`.",
         f"* Kept are answers that are right, well formed (layout repaired), of at most {sieve.words:,} words, "
         + ("" if sieve.foreign else "in English, ")
         + ("" if sieve.sequential else "with a fork, ")
         + f"whose paths have a self-BLEU of at most {sieve.alike}.",
-        f"* All responses are in `responses.jsonl`: {collection.tokens:,} tokens. Why one is not kept says"
-        f" `{REJECTED}`.",
+        f"* All responses are in `responses.jsonl`: {collection.tokens:,} tokens. Why one is not kept"
+        f" is in `{REJECTED}`.",
         "",
         "| | " + " | ".join(each.source for each in found) + " |",
         "|---|" + "---|" * len(found),
@@ -229,7 +230,7 @@ def _number(value: float | None, form: str) -> str:
 
 ROWS: dict[str, Callable[[Statistics], str]] = {
     "problems asked": lambda each: f"{each.problems:,}",
-    "problems with an answer that is kept": lambda each: f"{each.solved:,}",
+    "problems with a kept answer": lambda each: f"{each.solved:,}",
     "responses": lambda each: f"{each.responses:,}",
     "kept": lambda each: f"{each.kept:.1%}",
     "layout repaired, of the kept": lambda each: _number(each.repaired, ".1%"),

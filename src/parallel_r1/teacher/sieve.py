@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,18 +16,19 @@ from parallel_r1.rewards import self_bleu
 from parallel_r1.rollout import Problem
 from parallel_r1.tasks import Task
 from parallel_r1.teacher.journal import Response
-from parallel_r1.trace import parse_text, trunk
+from parallel_r1.trace import TAGS, parse_text, trunk
 
+_TAG = re.compile("|".join(TAGS))
 Reason = Literal["refused", "unfinished", "malformed", "long", "language", "sequential", "wrong", "alike"]
 MEANING: dict[Reason, str] = {
-    "refused": "the teacher did not take the request",
-    "unfinished": "it was cut, or nothing stands after the thoughts",
-    "malformed": "the format is broken beyond repair",
-    "long": "it has too many words",
-    "language": "it is not in English",
-    "sequential": "there is no fork",
-    "wrong": "the final answer is missing or not the reference",
-    "alike": "the paths of a fork say the same",
+    "refused": "not answered: the request was refused",
+    "unfinished": "cut, or nothing after the thoughts",
+    "malformed": "malformed beyond repair",
+    "long": "too many words",
+    "language": "not in English",
+    "sequential": "no fork",
+    "wrong": "a wrong answer, or none",
+    "alike": "paths that say the same",
 }
 
 
@@ -88,7 +90,7 @@ def _reason(response: Response, text: str, found: Shape, problem: Problem, task:
         return "malformed"
     if found.words > sieve.words:
         return "long"
-    if not sieve.foreign and foreign(text):
+    if not sieve.foreign and foreign(_TAG.sub(" ", text)):
         return "language"
     if not found.paths and not sieve.sequential:
         return "sequential"
