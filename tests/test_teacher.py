@@ -361,7 +361,8 @@ def command(*words):
     return [sys.executable, "-m", "parallel_r1", "coldstart", *map(str, words)]
 
 
-def test_killed_at_any_moment_the_same_command_goes_on(tmp_path, sums):
+@pytest.mark.parametrize("kills", [(12,), pytest.param((1, 3, 20, 30), marks=pytest.mark.slow)])
+def test_killed_at_any_moment_the_same_command_goes_on(tmp_path, sums, kills):
     task = load_task(sums)
     statements = {problem.id: task.statement(problem) for problem in problems_of(task, 0, None)}
     on_disk, twice = set(), []
@@ -374,7 +375,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(tmp_path, sums):
     journal = out / "responses.jsonl"
     with serving(teacher) as url:
         words = command("--problems", sums, "--model", "m", "--out", out, "--base-url", url, "--concurrency", 2)
-        for wanted in (3, 12, 25):
+        for wanted in kills:
             process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < wanted):
                 time.sleep(0.002)
@@ -391,6 +392,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(tmp_path, sums):
     assert (out / "README.md").read_text().count("| 40 |") == 3
 
 
+@pytest.mark.slow
 def test_what_a_teacher_wrote_is_learnt_from(tmp_path, sums):
     with serving(Teacher()) as url:
         words = command("--problems", sums, "--model", "m", "--out", tmp_path / "out", "--base-url", url, "--json")

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 from test_train import make
 
-from parallel_r1 import errors
+from parallel_r1 import errors, tracking
 from parallel_r1.errors import UserError
 from parallel_r1.run_folder import RunFolder
 from parallel_r1.tracking import Tracking, flat, values
