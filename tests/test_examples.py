@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 from conftest import ROOT, SHARED, needs_data
+from test_command_line import run
 
 from parallel_r1.coldstart import read_examples
 
@@ -30,13 +31,7 @@ def test_real_traces_are_replayed_to_a_cold_start(tmp_path):
     try:
         address = server.stdout.readline().split()[-1]
         words = ["--problems", f"parquet:{traces}", "--base-url", address, "--model", "replay", "--json"]
-        done = subprocess.run(
-            [sys.executable, "-m", "parallel_r1", "coldstart", *words, "--out", str(tmp_path / "out")],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = run("coldstart", *words, "--out", tmp_path / "out")
     finally:
         server.kill()
         server.wait()

@@ -4,16 +4,17 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
+from pathlib import Path
 
+import processes
 import pytest
 from conftest import ROOT, TINY
 from hypothesis import given
 from hypothesis import strategies as st
 from teachers import GOOD, Teacher, serving, solve
+from test_command_line import run
 from typer.testing import CliRunner
 
 from parallel_r1 import models
@@ -357,8 +358,8 @@ def test_problems_come_once_and_all_of_them(sums):
 # The command
 
 
-def command(*words):
-    return [sys.executable, "-m", "parallel_r1", "coldstart", *map(str, words)]
+def coldstart(task, url, out, *more):
+    return ["coldstart", "--problems", task, "--model", "m", "--base-url", url, "--out", str(out), *more]
 
 
 @pytest.mark.parametrize("kills", [(12,), pytest.param((1, 3, 20, 30), marks=pytest.mark.slow)])
@@ -374,17 +375,18 @@ def test_killed_at_any_moment_the_same_command_goes_on(tmp_path, sums, kills):
     teacher, out = Teacher(pause=0.02, answer=answer), tmp_path / "out"
     journal = out / "responses.jsonl"
     with serving(teacher) as url:
-        words = command("--problems", sums, "--model", "m", "--out", out, "--base-url", url, "--concurrency", 2)
+        words = coldstart(sums, url, out, "--concurrency", "2")
         for wanted in kills:
-            process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < wanted):
+            process = processes.begin(words, ROOT, "100", [Path(os.devnull)] * 3)
+            while process.is_alive() and (not journal.exists() or journal.read_bytes().count(b"\n") < wanted):
                 time.sleep(0.002)
-            os.kill(process.pid, signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
+            process.kill()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
             ids = [json.loads(line)["id"] for line in journal.read_bytes().split(b"\n")[:-1]]
             assert len(ids) == len(set(ids)) >= wanted
             on_disk.update(statements[name] for name in ids)
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        done = run(*words)
     assert done.returncode == 0, done.stderr
     assert not twice
     assert "40 answers to imitate" in done.stdout
@@ -392,11 +394,9 @@ def test_killed_at_any_moment_the_same_command_goes_on(tmp_path, sums, kills):
     assert (out / "README.md").read_text().count("| 40 |") == 3
 
 
-@pytest.mark.slow
 def test_what_a_teacher_wrote_is_learnt_from(tmp_path, sums):
     with serving(Teacher()) as url:
-        words = command("--problems", sums, "--model", "m", "--out", tmp_path / "out", "--base-url", url, "--json")
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+        done = run(*coldstart(sums, url, tmp_path / "out", "--json"))
     told = json.loads(done.stdout)
     assert (told["kept"], told["left"], told["tokens"], told["over"]) == (40, 0, 40 * 110, None)
     assert told["sources"][0]["paths"] == 2
@@ -412,8 +412,7 @@ batch = 2
 data = {{ file = "{tmp_path}/out/answers.parquet" }}
 """
     )
-    run = [sys.executable, "-m", "parallel_r1", "sft", str(recipe), "--out", str(tmp_path / "run")]
-    subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert run("sft", recipe, "--out", tmp_path / "run").returncode == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] > 0 for row in rows if row["kind"] == "sft"] == [True, True]
 
