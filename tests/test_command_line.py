@@ -297,6 +297,7 @@ def test_a_run_that_was_broken_off_goes_on_when_the_command_is_given_again(finis
     assert "writing to runs/small-2" in run(*words, cwd=tmp_path).stdout
 
 
+@pytest.mark.slow
 def test_study(tmp_path):
     """What there is to do, then a part of it, then nothing more; the tables hold what is there."""
     (tmp_path / "micro.toml").write_text(MICRO.replace("MODEL", str(TINY)))

@@ -28,8 +28,8 @@ def test_every_architecture_is_exact(other, sampler):
     """Grouped queries, sliding windows, soft caps, layers without positions; prompts alone and shared; little memory,
     so that answers are read again."""
     prompts = prompts_of(other, 3) * 2
-    budget = Budget(total=150, critical_path=150, path=25, depth=2)
-    sampling = Sampling(sampler=sampler, paths=3, memory=260, budget=budget)
+    budget = Budget(total=100, critical_path=100, path=18, depth=2)
+    sampling = Sampling(sampler=sampler, paths=3, memory=180, budget=budget)
     engine = LocalEngine(other.model)
     force = force_forks(other.tags) if sampler != "sequential" else None
     traces = draw(engine, other.tags, [*prompts, other.encode("Use 1")], sampling, 0, force=force)
@@ -69,34 +69,40 @@ def test_bf16_draws_and_scores_alike(policy):
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen3", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("mistral", "gemma2"))]
+    ("name", "sampler"),
+    [
+        ("qwen3", "isolated"),
+        pytest.param("qwen3", "causal_join", marks=pytest.mark.slow),
+        pytest.param("mistral", "isolated", marks=pytest.mark.slow),
+        pytest.param("gemma2", "causal_join", marks=pytest.mark.slow),
+    ],
 )
-def test_flex_attention_is_exact(name, tokenizer, tags):
+def test_flex_attention_is_exact(name, sampler, tokenizer, tags):
     """What the engine does on CUDA, checked on a CPU: own columns and shared prompts as two calls, merged."""
     small = Policy(architectures.random_model(name, len(tokenizer)), tokenizer, tags)
-    check_flex(small, "cpu")
+    check_flex(small, "cpu", sampler)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["qwen3", "mistral", "gemma2"])
 def test_flex_attention_is_exact_on_cuda(name, tokenizer, tags):
     small = Policy(architectures.random_model(name, len(tokenizer)).cuda(), tokenizer, tags)
-    check_flex(small, "cuda")
-
-
-def check_flex(small, device):
-    prompts = [*prompts_of(small, 3) * 2, small.encode("Use 1")]
     for sampler in ("isolated", "causal_join"):
-        budget = Budget(total=90, critical_path=40, path=12, depth=2)
-        sampling = Sampling(sampler=sampler, paths=3, memory=200, budget=budget)
-        engine = LocalEngine(small.model, flex)
-        traces = draw(engine, small.tags, prompts, sampling, 0, force=force_forks(small.tags))
-        assert engine.counts.preempted > 0
-        assert max(trace.forks for trace in traces) > 1
-        batch = collate(traces, EXACT_SCORER[sampler]).to(device)
-        with torch.no_grad():
-            found = (score(small.model, batch) - batch.behaviour).abs()[batch.sampled]
-        assert found.max().item() <= 1e-4
+        check_flex(small, "cuda", sampler)
+
+
+def check_flex(small, device, sampler):
+    prompts = [*prompts_of(small, 3) * 2, small.encode("Use 1")]
+    budget = Budget(total=90, critical_path=40, path=12, depth=2)
+    sampling = Sampling(sampler=sampler, paths=3, memory=200, budget=budget)
+    engine = LocalEngine(small.model, flex)
+    traces = draw(engine, small.tags, prompts, sampling, 0, force=force_forks(small.tags))
+    assert engine.counts.preempted > 0
+    assert max(trace.forks for trace in traces) > 1
+    batch = collate(traces, EXACT_SCORER[sampler]).to(device)
+    with torch.no_grad():
+        found = (score(small.model, batch) - batch.behaviour).abs()[batch.sampled]
+    assert found.max().item() <= 1e-4
 
 
 @pytest.mark.slow

@@ -257,7 +257,7 @@ def wild(tags, seed, answers=()):
 
 @pytest.mark.parametrize("sampler", ["isolated", "causal_join", "sequential"])
 @given(data=st.data())
-@settings(max_examples=15, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # shrinking would take minutes
+@settings(max_examples=10, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # shrinking would take minutes
 def test_exact_pairs_are_exact(frozen, sampler, data):
     """Any number of paths, forks anywhere and nested, paths that end at once or are cut, answers without forks beside
     them, little memory: the log-probabilities of the sampler are those of its exact scorer."""
@@ -305,16 +305,16 @@ def test_tags_in_a_prompt_are_text(frozen, sampler):
         assert laid.mask()[len(prompt) :, : len(prompt)].all()  # every token of the answer sees all of the prompt
 
 
-def test_parity_tells_exact_pairs_from_mismatches(frozen):
+@pytest.mark.parametrize("paths", [1, 3, pytest.param(16, marks=pytest.mark.slow)])
+def test_parity_tells_exact_pairs_from_mismatches(frozen, paths):
     for sampler in get_args(Sampler):
-        for paths in (1, 2, 5, 16):
-            for found in measure(frozen, sampler, get_args(Scorer), paths, forks=2):
-                if found.exact:
-                    assert found.max_abs <= 1e-4
-                elif paths > 1:  # a single path is plain text, however it is read
-                    assert found.max_abs > 1e-2
-                assert found.after_fork is not None
-                assert found.after_join is not None
+        for found in measure(frozen, sampler, get_args(Scorer), paths, answers=4, forks=2):
+            if found.exact:
+                assert found.max_abs <= 1e-4
+            elif paths > 1:  # a single path is plain text, however it is read
+                assert found.max_abs > 1e-2
+            assert found.after_fork is not None
+            assert found.after_join is not None
 
 
 def test_where_the_mismatches_are(frozen):
