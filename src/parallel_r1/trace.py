@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Address = tuple[tuple[int, int], ...]
 Sampler = Literal["isolated", "causal_join", "sequential"]
@@ -160,8 +160,7 @@ class _Frame:
     gap: set[str] = field(default_factory=set)  # defects reported since the last path of this fork
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A unit that the scanner reads: a tag, or a run of other text."""
 
     tag: str | None
@@ -187,11 +186,16 @@ class _Scanner:
 
     def __init__(self) -> None:
         self.out = Structure()
-        self.stack = [_Frame("root", 0, TRUNK)]
+        self.top = _Frame("root", 0, TRUNK)
+        self.below: list[_Frame] = []
 
-    @property
-    def top(self) -> _Frame:
-        return self.stack[-1]
+    def push(self, frame: _Frame) -> None:
+        self.below.append(self.top)
+        self.top = frame
+
+    def pop(self) -> _Frame:
+        frame, self.top = self.top, self.below.pop()
+        return frame
 
     def defect(self, kind: str, at: int, message: str) -> None:
         self.out.defects.append(Defect(kind, at, message))
@@ -206,15 +210,7 @@ class _Scanner:
             return
         if piece.tag != SUMMARY_OPEN:
             self.missing_summary()
-        handlers: dict[str, Callable[[Piece], None]] = {
-            FORK_OPEN: self.fork_open,
-            FORK_CLOSE: self.fork_close,
-            PATH_OPEN: self.path_open,
-            PATH_CLOSE: self.path_close,
-            SUMMARY_OPEN: self.summary_open,
-            SUMMARY_CLOSE: self.summary_close,
-        }
-        handlers[piece.tag](piece)
+        _READERS[piece.tag](self, piece)
 
     def text(self, piece: Piece) -> None:
         top = self.top
@@ -247,7 +243,7 @@ class _Scanner:
             return
         self.top.has_text = True
         self.emit(self.top.address)
-        self.stack.append(_Frame("fork", piece.at, self.top.address, fork=len(self.out.fork_at)))
+        self.push(_Frame("fork", piece.at, self.top.address, fork=len(self.out.fork_at)))
         self.out.fork_at.append(piece.at)
         self.out.paths.append(0)
 
@@ -262,7 +258,7 @@ class _Scanner:
         address = (*fork.address, (fork.fork, fork.paths))
         fork.paths += 1
         self.out.paths[fork.fork] = fork.paths
-        self.stack.append(_Frame("path", piece.at, address))
+        self.push(_Frame("path", piece.at, address))
         self.emit(address, given=True)
 
     def path_close(self, piece: Piece) -> None:
@@ -273,7 +269,7 @@ class _Scanner:
         self.end_path()
 
     def end_path(self) -> None:
-        path = self.stack.pop()
+        path = self.pop()
         if path.has_text:
             self.top.full_paths += 1
         else:
@@ -289,7 +285,7 @@ class _Scanner:
         if self.top.kind != "fork":
             self.stray(piece, "closes no fork")
             return
-        fork = self.stack.pop()
+        fork = self.pop()
         self.emit(fork.address, given=True)
         if fork.full_paths < 2:
             self.defect("too-few-paths", fork.at, f"a fork needs at least 2 paths with text, found {fork.full_paths}")
@@ -309,13 +305,13 @@ class _Scanner:
             self.defect("missing-newline", piece.at, f"a line break must stand between {FORK_CLOSE} and {SUMMARY_OPEN}")
         top.awaiting_summary = None
         self.emit(top.address, given=True)
-        self.stack.append(_Frame("summary", piece.at, top.address))
+        self.push(_Frame("summary", piece.at, top.address))
 
     def summary_close(self, piece: Piece) -> None:
         if self.top.kind != "summary":
             self.stray(piece, "closes no summary")
             return
-        summary = self.stack.pop()
+        summary = self.pop()
         self.emit(summary.address)
         if not summary.has_text:
             self.defect("empty-summary", summary.at, "a summary must say something")
@@ -329,9 +325,19 @@ class _Scanner:
                 self.unclosed_path()
                 continue
             self.defect(f"unclosed-{self.top.kind}", self.top.at, f"the {self.top.kind} is never closed")
-            self.stack.pop()
+            self.pop()
         self.out.defects.sort(key=lambda defect: defect.at)
         return self.out
+
+
+_READERS: dict[str, Callable[[_Scanner, Piece], None]] = {
+    FORK_OPEN: _Scanner.fork_open,
+    FORK_CLOSE: _Scanner.fork_close,
+    PATH_OPEN: _Scanner.path_open,
+    PATH_CLOSE: _Scanner.path_close,
+    SUMMARY_OPEN: _Scanner.summary_open,
+    SUMMARY_CLOSE: _Scanner.summary_close,
+}
 
 
 def scan(pieces: Iterable[Piece]) -> Structure:
@@ -348,10 +354,12 @@ _TAG = re.compile("(" + "|".join(TAGS) + ")")
 def text_pieces(text: str) -> list[tuple[str, Piece]]:
     """A text cut at its tags, each part with what the scanner reads of it."""
     pieces, at = [], 0
-    for part in _TAG.split(text):
-        if part:
-            tag = part if part in TAGS else None
-            pieces.append((part, Piece(tag, at, blank=not part.strip(), newline="\n" in part)))
+    for number, part in enumerate(_TAG.split(text)):
+        if number % 2:
+            pieces.append((part, Piece(part, at)))
+        elif part:
+            blank = part.isspace()
+            pieces.append((part, Piece(None, at, blank, blank and "\n" in part)))
         at += len(part)
     return pieces
 
