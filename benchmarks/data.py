@@ -77,11 +77,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the folder of the files")
     parser.add_argument("--runs", type=int, default=5, help="rounds that count")
-    parser.add_argument("--seed", type=int, default=0, help="nothing here is drawn")
     parser.add_argument("--quick", action="store_true", help="the smallest sizes: does it work at all?")
     parser.add_argument("--out", type=Path, help="a folder for the JSON; printed if none is given")
+    parser.set_defaults(model=MODELS, seed=0)  # neither is chosen here: nothing is drawn
     options = parser.parse_args()
-    options.model = MODELS
     if not options.data.is_dir():
         parser.error(f"expected a folder with data sets; found none at {options.data}; give it with --data")
     os.environ[FOLDER] = str(options.data)

@@ -14,6 +14,7 @@ from test_prepare import byte_level, tagless
 from test_study import MICRO
 from test_train import RECIPE
 
+from parallel_r1.data.rows import read_file
 from parallel_r1.trace import EXACT_SCORER
 
 GOOD = "so <Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>c</Summary> Final Answer: 1"
@@ -53,7 +54,7 @@ def finished(tmp_path_factory):
 
 def test_help_names_every_command():
     text = fresh("--help").stdout
-    words = "demo sft rl train study eval generate show score parity check grade inspect data prepare"
+    words = "demo sft rl train study eval generate show score parity check grade inspect data prepare coldstart"
     for command in words.split(" "):
         assert command in text
         done = run(command, "--help")
@@ -367,6 +368,45 @@ def test_data_commands(tmp_path):
     refused("data", "check", "gsm8k", *where, said="gsm8k_train.parquet")
     out = tmp_path / "other.parquet"
     refused("data", "clean", "dapo", "--out", out, "--keep", "langage", said="did you mean 'language'")
+
+
+def test_answers_are_repaired_and_converted(tmp_path):
+    good = "<Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>c</Summary>\n\nFinal Answer: 1"
+    rows = [{"text": good.replace("\n<S", "<S"), "id": 1}, {"text": good, "more": "kept"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = json.loads(run("data", "repair", tmp_path / "a.jsonl", "--out", tmp_path / "b.parquet", "--json").stdout)
+    expected = {"answers": 2, "changed": {"break-before-summary": 1}, "valid_before": 1, "valid_after": 2}
+    assert told == expected
+    assert read_file(tmp_path / "b.parquet") == [
+        {"text": good, "id": 1, "more": None},
+        {"text": good, "id": None, "more": "kept"},
+    ]
+    there = ["data", "convert", tmp_path / "b.parquet", "--from", "parallel-r1", "--to", "npr"]
+    assert "wrote 2 of 2 answers" in run(*there, "--out", tmp_path / "c.jsonl").stdout
+    assert "<takeaway>c</takeaway>" in read_file(tmp_path / "c.jsonl")[0]["text"]
+    with (tmp_path / "c.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "<step>open"}) + "\n")
+    back = run("data", "convert", tmp_path / "c.jsonl", "--from", "npr", "--out", tmp_path / "d.jsonl")
+    assert back.returncode == 1
+    assert "row 3: expected </step> at character 10, found the end" in back.stdout
+    assert [row["text"] for row in read_file(tmp_path / "d.jsonl")] == [good, good]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["repair", "a.jsonl", "--out", "a.jsonl"], "a.jsonl exists"),
+        (["repair", "a.jsonl", "--out", "b.txt"], "ends with .parquet or .jsonl"),
+        (["repair", "none.jsonl", "--out", "b.jsonl"], "no file none.jsonl"),
+        (["repair", "a.jsonl", "--out", "b.jsonl", "--column", "trace"], "found columns text, n in row 1 of a.jsonl"),
+        (["convert", "a.jsonl", "--out", "b.jsonl", "--from", "multivers"], "did you mean 'multiverse'?"),
+        (["repair", "a.jsonl", "--out", "b.parquet"], "write a .jsonl file instead"),
+    ],
+)
+def test_files_of_answers_that_cannot_be_read_or_written(tmp_path, words, said):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "n": 1}\n{"text": "b", "n": "one"}\n')
+    refused("data", *words, said=said, cwd=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_prepare(tmp_path):

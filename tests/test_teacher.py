@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import processes
@@ -51,7 +52,7 @@ def server(url, **changes):
 def collect(folder, task, teacher, *, samples=1, sieve=None, limits=None, count=40):
     """Ask for everything and give the collection, whatever was raised."""
     loaded = load_task(task)
-    asks = [Ask(each, n) for n in range(samples) for each in problems_of(loaded, 0, count)]
+    asks = [Ask(each, loaded.statement(each), n) for n in range(samples) for each in problems_of(loaded, 0, count)]
     with Journal(folder, teacher.settings) as journal:
         found = Collection({task: loaded}, asks, journal, sieve or Sieve(), limits or Limits(), lambda _: None)
         try:
@@ -100,7 +101,7 @@ def test_a_server_that_dies_is_one_line_and_the_next_command_goes_on(tmp_path, s
         port = int(url.split(":")[2].split("/")[0])
         asked = server(url, retries=0)
         loaded = load_task(sums)
-        asks = [Ask(each, 0) for each in problems_of(loaded, 0, None)]
+        asks = [Ask(each, loaded.statement(each), 0) for each in problems_of(loaded, 0, None)]
         with Journal(tmp_path / "out", asked.settings) as journal:
             some = Limits(tokens=110 * 10)
             Collection({sums: loaded}, asks, journal, Sieve(), some, lambda _: None).run(asked)
@@ -187,6 +188,21 @@ def test_a_cap_needs_a_server_that_counts(tmp_path, sums):
         assert collect(tmp_path / "b", sums, server(url)).kept == 40
 
 
+def test_what_was_paid_for_is_kept_whatever_the_cap_says(tmp_path, sums):
+    with serving(Teacher(usage=False)) as url:
+        found = collect(tmp_path / "out", sums, server(url, concurrency=1), limits=Limits(tokens=1000))
+    assert len(found.journal.responses) == 1
+    with pytest.raises(UserError, match="--prompt-price"):
+        Limits(money=5.0)
+
+
+def test_what_a_looser_sieve_kept_is_gone_when_nothing_is_kept(tmp_path, sums):
+    with serving(Teacher()) as url:
+        assert collect(tmp_path / "out", sums, server(url), count=3).kept == 3
+        assert collect(tmp_path / "out", sums, server(url), count=3, sieve=Sieve(words=1)).kept == 0
+    assert not (tmp_path / "out" / "answers.parquet").exists()
+
+
 def test_several_samples_and_more_problems_later(tmp_path, sums):
     teacher = Teacher()
     with serving(teacher) as url:
@@ -241,6 +257,11 @@ def test_a_journal_is_one_process_s_and_of_one_setting(tmp_path):
     journal.lock.release()
     with pytest.raises(UserError, match=r"temperature 0.5 instead of 1.0"):
         Journal(tmp_path, {"model": "m", "temperature": 0.5})
+    settings = (tmp_path / "settings.json").read_text()
+    (tmp_path / "settings.json").write_text("no")
+    with pytest.raises(UserError, match="settings of earlier responses"):
+        Journal(tmp_path, {"model": "m", "temperature": 1.0})
+    (tmp_path / "settings.json").write_text(settings)
     (tmp_path / "responses.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(UserError, match=r"responses.jsonl:1: "):
         Journal(tmp_path, {"model": "m", "temperature": 1.0})
@@ -275,8 +296,7 @@ ALIKE = re.sub("<Path>Turned.*?</Path>", re.search("<Path>.*?</Path>", TEXT)[0],
 )
 def test_the_first_reason_counts(sums, changes, reason):
     task = load_task(sums)
-    problem = problems_of(task, 0, 1)[0]
-    problem = type(problem)(problem.id, problem.prompt, "5", problem.source)
+    problem = replace(problems_of(task, 0, 1)[0], answer="5")
     verdict = judge(response(**changes), problem, task, Sieve())
     assert verdict.reason == reason
     assert reason is None or reason in MEANING
@@ -287,8 +307,7 @@ def test_the_first_reason_counts(sums, changes, reason):
 
 def test_the_sieve_can_be_opened(sums):
     task = load_task(sums)
-    problem = problems_of(task, 0, 1)[0]
-    problem = type(problem)(problem.id, problem.prompt, "5", problem.source)
+    problem = replace(problems_of(task, 0, 1)[0], answer="5")
     plain = response(text="我们把两个数相加得到结果 我们把两个数相加得到结果\nFinal Answer: 5")
     assert judge(plain, problem, task, Sieve(foreign=True, sequential=True)).reason is None
 
@@ -302,8 +321,7 @@ def test_thoughts_are_no_answer(thoughts, said):
 
 def test_statistics_are_what_one_counts_by_hand(sums):
     task = load_task(sums)
-    problem = problems_of(task, 0, 1)[0]
-    problem = type(problem)(problem.id, problem.prompt, "5", problem.source)
+    problem = replace(problems_of(task, 0, 1)[0], answer="5")
     text = (
         "one <Parallel><Path>two three</Path><Path>four</Path><Path>five</Path></Parallel>\n"
         "<Summary>six</Summary> <Parallel> <Path>a</Path><Path>b</Path></Parallel>\n<Summary>c</Summary>"

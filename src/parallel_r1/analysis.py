@@ -73,7 +73,7 @@ def habits(rollouts: Sequence[Rollout], step: int) -> Habits:
     """What the answers of a step have in common."""
     forked = [rollout.text for rollout in rollouts if rollout.trace.forks]
     positions = [at / len(text) for text in forked for at in parse_text(text).fork_at]
-    return Habits(step, len(forked) / len(rollouts), _mean(positions), _mean(map(self_bleu, forked)))
+    return Habits(step, len(forked) / len(rollouts), mean(positions), mean(map(self_bleu, forked)))
 
 
 def habits_of_run(folder: Path) -> list[Habits]:
@@ -82,6 +82,7 @@ def habits_of_run(folder: Path) -> list[Habits]:
     return [habits(list(read_jsonl(files[step])), step) for step in sorted(files)]
 
 
-def _mean(values: Iterable[float]) -> float | None:
+def mean(values: Iterable[float]) -> float | None:
+    """Their mean; None if there is none."""
     found = list(values)
     return fmean(found) if found else None

@@ -120,11 +120,11 @@ class Layout:
         sees: whether tokens of two addresses may see each other; symmetric, true on the diagonal.
     """
 
-    address_ids: Int[np.ndarray, n]
-    positions: Int[np.ndarray, n]
-    previous: Int[np.ndarray, n]
-    source: Int[np.ndarray, n]
-    drawn: Bool[np.ndarray, n]
+    address_ids: Int[np.ndarray, " n"]
+    positions: Int[np.ndarray, " n"]
+    previous: Int[np.ndarray, " n"]
+    source: Int[np.ndarray, " n"]
+    drawn: Bool[np.ndarray, " n"]
     sees: Bool[np.ndarray, "a a"]
 
     @property
@@ -205,7 +205,7 @@ class Stretch:
     before: tuple[tuple[int, int], ...]
 
 
-def stretches(address_ids: Int[np.ndarray, n], sees: Bool[np.ndarray, "a a"]) -> list[Stretch]:
+def stretches(address_ids: Int[np.ndarray, " n"], sees: Bool[np.ndarray, "a a"]) -> list[Stretch]:
     """The relation of one row as few rectangles and triangles: its mask without a mask.
 
     A trunk with the first path of its fork is one block; the other paths of the fork are the blocks of one stretch;

@@ -201,16 +201,19 @@ def split(
 
 
 def _first_fit(order: Sequence[int], lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Each index goes to the first row that has room for its length."""
+    """Each index goes to the first row that has room for its length. Equal lengths follow each other."""
     rows: list[list[int]] = []
     used: list[int] = []
+    fit = last = 0
     for index in order:
-        fit = next((row for row, taken in enumerate(used) if taken + lengths[index] <= most), len(rows))
+        first = fit if lengths[index] == last else 0  # the rows before it had no room for that length
+        last = lengths[index]
+        fit = next((row for row in range(first, len(used)) if used[row] + last <= most), len(rows))
         if fit == len(rows):
             rows.append([])
             used.append(0)
         rows[fit].append(index)
-        used[fit] += lengths[index]
+        used[fit] += last
     return rows
 
 

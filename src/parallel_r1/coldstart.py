@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from parallel_r1.errors import UserError
 from parallel_r1.models import Policy
 from parallel_r1.rollout import Problem
 from parallel_r1.tasks import epochs, load_task
-from parallel_r1.trace import TAGS, Sampler, Span, Trace, parse, parse_text
+from parallel_r1.trace import Sampler, Span, Trace, parse, parse_text, text_pieces
 
 
 @dataclass(frozen=True)
@@ -129,4 +128,5 @@ def plain_texts(data: Data, seed: int, count: int) -> Iterator[str]:
         source = examples(data.model_copy(update={"parallel": share, "rehearsal": 0.0}), seed)
         for _ in range(count // 2):
             example = next(source)
-            yield from re.split("|".join(TAGS), example.prompt + example.text)
+            pieces = text_pieces(example.prompt + example.text)
+            yield from (words for words, piece in pieces if piece.tag is None)

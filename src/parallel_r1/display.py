@@ -29,24 +29,27 @@ from parallel_r1.trace import FORK_OPEN, SUMMARY_OPEN, TRUNK, Address, parse_tex
 PATH_COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 
 
+def _bars(console: Console) -> Progress | None:
+    """Bars with how much is done, some figures, and the time that is left; None where nothing can move."""
+    if not console.is_terminal:
+        return None
+    return Progress(
+        TextColumn("[bold]{task.description:<12}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
 class RunProgress:
     """Follows a run: a bar that moves in a terminal, a plain line now and then elsewhere."""
 
     def __init__(self, console: Console, every: int = 10) -> None:
         self.console, self.every = console, every
-        self.bars = (
-            Progress(
-                TextColumn("[bold]{task.description:<12}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=console,
-            )
-            if console.is_terminal
-            else None
-        )
+        self.bars = _bars(console)
         self.bar: Any = None
         self.stage = ""
         self.started = time.monotonic()
@@ -129,23 +132,17 @@ class AskProgress:
     def __init__(self, console: Console, total: int, every: int = 100) -> None:
         self.console, self.total, self.every = console, total, every
         self.started, self.done = time.monotonic(), 0
-        self.bars = Progress(
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self.bar = self.bars.add_task("", total=total, figures="")
+        self.bars = _bars(console)
+        self.bar: Any = self.bars.add_task("answers", total=total, figures="") if self.bars else None
 
     def __enter__(self) -> AskProgress:
-        self.bars.start()
+        if self.bars:
+            self.bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bars.stop()
+        if self.bars:
+            self.bars.stop()
 
     def __call__(self, so_far: Collection) -> None:
         self.done += 1
@@ -153,8 +150,9 @@ class AskProgress:
         figures = f"kept {so_far.kept / max(1, seen):.1%}  tokens {so_far.tokens:,}"
         if so_far.money:
             figures += f"  spent {so_far.money:.2f}"
-        self.bars.update(self.bar, completed=self.done, figures=figures)
-        if not self.console.is_terminal and (self.done % self.every == 0 or self.done in (1, self.total)):
+        if self.bars:
+            self.bars.update(self.bar, completed=self.done, figures=figures)
+        elif self.done % self.every == 0 or self.done in (1, self.total):
             passed = time.monotonic() - self.started
             left = passed / self.done * (self.total - self.done)
             line = f"{passed:6.0f} s  {self.done:,}/{self.total:,}  {figures}  left {left:.0f} s"

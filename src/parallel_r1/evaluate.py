@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -22,7 +21,7 @@ from parallel_r1.models import Policy, check_length
 from parallel_r1.rollout import Problem, Rollout, group
 from parallel_r1.significance import interval
 from parallel_r1.tasks import Split, Task, load_task
-from parallel_r1.trace import TAGS, Trace
+from parallel_r1.trace import Trace, without_tags
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def judge(problem: Problem, trace: Trace, task: Task, policy: Policy, *, anywher
     """
     text, told = policy.decode(trace.token_ids), policy.decode(trace.trunk_ids)
     if anywhere and final_answer(told) is None:
-        told = re.sub("|".join(TAGS), "\n", text)
+        told = without_tags(text, "\n")
     return Rollout(problem, trace, text, task.verify(problem, told), latency(trace), len(trace.token_ids))
 
 

@@ -182,14 +182,16 @@ class _Reader:
         paths = [self.path(1)]
         while self.tag == schema.path[0]:
             paths.append(self.path(len(paths) + 1))
-        summary = (
-            self.inner(schema.summary) if schema.inside and schema.summary and self.tag in schema.summary else None
-        )
+        summary = self.summary() if schema.inside else None
         if schema.fork:
             self.take(schema.fork[1])
-        if not schema.inside and schema.summary and self.tag == schema.summary[0]:
-            summary = self.inner(schema.summary)
+        summary = summary if schema.inside else self.summary()
         return Fork(goal, outlines if len(outlines) == len(paths) else (), tuple(paths), summary)
+
+    def summary(self) -> str | None:
+        """What is in a summary; None if none comes next."""
+        pair = self.schema.summary
+        return self.inner(pair) if pair and self.tag == pair[0] else None
 
     def plan(self) -> tuple[str, tuple[str, ...]]:
         """What a plan says besides its outlines, and the outlines."""

@@ -110,7 +110,7 @@ def count(base: Base = None, right: float = 1.0, wrong: float = 0.0) -> Reward:
 
 def diversity(base: Base = None, right: float = 0.3, wrong: float = 0.0) -> Reward:
     """`base` less the self-BLEU of sibling paths, 0 .. 1, times `right` if correct, else `wrong`."""
-    need("sacrebleu", "which says how alike paths are", "rewards")
+    need_sacrebleu()
     return _shaped("diversity", base, -right, -wrong, lambda outcome: self_bleu(outcome.text))
 
 
@@ -195,6 +195,15 @@ def _add(one: Mapping[str, float], two: Mapping[str, float]) -> Terms:
 
 def _times(factor: float, terms: Terms) -> Terms:
     return {name: factor * value for name, value in terms.items()}
+
+
+def need_sacrebleu() -> None:
+    """Refuse to begin what measures how alike paths are without the package that does it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    need("sacrebleu", "which says how alike paths are", "rewards")
 
 
 def self_bleu(text: str) -> float:

@@ -364,6 +364,11 @@ def text_pieces(text: str) -> list[tuple[str, Piece]]:
     return pieces
 
 
+def without_tags(text: str, instead: str) -> str:
+    """A text with something else in the place of every tag."""
+    return _TAG.sub(instead, text)
+
+
 def parse_text(text: str) -> Structure:
     """Find the structure of a text. Places are characters of the text."""
     return scan(piece for _, piece in text_pieces(text))

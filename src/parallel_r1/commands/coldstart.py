@@ -96,20 +96,20 @@ def coldstart(
         if not value:
             raise UserError(f"{option}", "none", "parallel-r1 coldstart --help says what it is")
     assert out is not None
-    from parallel_r1.errors import need
+    from parallel_r1.data.rows import check_writable
+    from parallel_r1.rewards import need_sacrebleu
     from parallel_r1.tasks import load_task
-    from parallel_r1.teacher.collection import Collection, Limits, problems_of
+    from parallel_r1.teacher.collection import ANSWERS, Collection, Limits, problems_of
     from parallel_r1.teacher.journal import Ask, Journal
     from parallel_r1.teacher.server import Server
     from parallel_r1.teacher.sieve import Sieve
 
-    need("pyarrow", "which writes data", "data")
-    need("sacrebleu", "which says how alike paths are", "rewards")
+    check_writable(out / ANSWERS)
+    need_sacrebleu()
     sieve = Sieve(words, alike, sequential, any_language)
     limits = Limits(most_tokens, most_money, prompt_price, answer_price, patience)
     asked: Respondent
     if teacher == "server":
-        need("openai", "which asks the teacher", "teacher")
         text = _instruction(instruction) if instruction else ours.read_text(encoding="utf-8")
         asked = Server(base_url, model, text, temperature, top_p, max_tokens, concurrency, timeout, retries)
     else:
@@ -130,8 +130,8 @@ def coldstart(
         )
         asked = Own(models.load(model), model, sampling, seed)
     tasks = {name.strip(): load_task(name.strip(), hold_back=True) for name in problems.split(",")}
-    found = [problem for task in tasks.values() for problem in problems_of(task, seed, limit)]
-    asks = [Ask(problem, sample) for sample in range(samples) for problem in found]
+    asked_for = [(each, task.statement(each)) for task in tasks.values() for each in problems_of(task, seed, limit)]
+    asks = [Ask(problem, statement, sample) for sample in range(samples) for problem, statement in asked_for]
 
     from parallel_r1 import display
 
@@ -139,7 +139,7 @@ def coldstart(
         left = sum(ask.key not in journal.responses for ask in asks)
         if not as_json:
             console.print(
-                f"{len(found):,} problems, {len(asks):,} answers, {left:,} to be asked for; writing to {out}",
+                f"{len(asked_for):,} problems, {len(asks):,} answers, {left:,} to be asked for; writing to {out}",
                 soft_wrap=True,
                 highlight=False,
             )
@@ -149,22 +149,10 @@ def coldstart(
             try:
                 collection.run(asked)
             finally:
-                statistics = collection.statistics()
                 if as_json:
-                    print(
-                        json.dumps(
-                            {
-                                "kept": collection.kept,
-                                "left": len(collection.left),
-                                "tokens": collection.tokens,
-                                "money": collection.money,
-                                "over": collection.over,
-                                "sources": [each.to_json() for each in statistics],
-                            }
-                        )
-                    )
-                elif statistics:
-                    display.collected(console, statistics)
+                    print(json.dumps(collection.to_json()))
+                elif found := collection.statistics():
+                    display.collected(console, found)
         if not as_json:
             if collection.over:
                 console.print(f"stopped: {collection.over}", highlight=False, soft_wrap=True)

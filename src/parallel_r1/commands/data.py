@@ -154,12 +154,12 @@ def convert(
         if name not in formats.SCHEMAS:
             raise UserError("a known format", f"'{name}'", nearest(name, formats.SCHEMAS))
     rows, refused = _read(file, out, column), {}
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows, 1):
         try:
             row[column] = formats.convert(row[column], source, target)
         except ValueError as error:
             refused[number] = str(error)
-    _write(out, [row for number, row in enumerate(rows) if number not in refused])
+    _write(out, [row for number, row in enumerate(rows, 1) if number not in refused])
     if as_json:
         print(json.dumps({"answers": len(rows), "written": len(rows) - len(refused), "refused": refused}))
     else:
@@ -173,15 +173,13 @@ def convert(
 
 def _read(file: Path, out: Path, column: str) -> list[dict[str, Any]]:
     """The rows of a file of answers that shall be written to another."""
-    from parallel_r1.data.rows import check_writable, read_file
+    from parallel_r1.data.rows import check_new, read_file
 
-    check_writable(out)
-    if out.exists():
-        raise UserError("a new file for --out", f"{out} exists", "give another name")
+    check_new(out)
     if not file.is_file():
         raise UserError("a JSONL or parquet file of answers", f"no file {file}", "check the path")
     rows = read_file(file)
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows, 1):
         if not isinstance(row.get(column), str):
             raise UserError(
                 f"a text in the column {column}",

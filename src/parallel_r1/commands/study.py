@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_r1.commands import app, console, options
-from parallel_r1.errors import UserError, nearest, need
+from parallel_r1.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from parallel_r1.study.rows import Cell, Item
@@ -33,6 +33,7 @@ def study(
     import os
 
     from parallel_r1 import display
+    from parallel_r1.rewards import need_sacrebleu
     from parallel_r1.study import findings, pool
     from parallel_r1.study.rows import choose, expand, items, load_study
     from parallel_r1.study.work import Measurement
@@ -46,7 +47,7 @@ def study(
     if dry_run:
         _explain(todo, cells, folder)
         return
-    need("sacrebleu", "which says how alike paths are", "rewards")
+    need_sacrebleu()
     console.print(f"writing to {folder}", soft_wrap=True, highlight=False)
     titles = {item.work.key: str(item) for item in todo if not item.work.is_done(folder)}
     progress = display.StudyProgress(console, titles)

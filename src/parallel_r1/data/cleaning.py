@@ -10,7 +10,7 @@ from pathlib import Path
 from parallel_r1.data import Record, Source
 from parallel_r1.data.damage import REPAIRED, Damage, find, repair
 from parallel_r1.data.overlap import Overlap, overlaps
-from parallel_r1.data.rows import check_writable, write_file
+from parallel_r1.data.rows import check_new, write_file
 from parallel_r1.errors import UserError
 from parallel_r1.files import whole
 
@@ -68,10 +68,9 @@ def write(cleaned: Cleaned, source: Source, benchmarks: Sequence[str], path: Pat
 
 def check_vacant(path: Path) -> None:
     """Refuse a path that would not be a new file with a new card."""
-    check_writable(path)
-    for each in (path, path.with_suffix(".md")):
-        if each.exists():
-            raise UserError("a new file for --out", f"{each} exists", "give another name")
+    check_new(path)
+    if (card := path.with_suffix(".md")).exists():
+        raise UserError("a new name for --out, with a new data card", f"{card} exists", "give another name")
 
 
 def describe(cleaned: Cleaned, source: Source, benchmarks: Sequence[str], path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -47,8 +47,11 @@ def find(records: Sequence[Record]) -> list[Damage]:
         for kind, look in _LOOKS.items()
         if (detail := look(record)) is not None
     ]
+    same: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        same[tuple(words(record.problem))].append(record)
     order = {record.id: number for number, record in enumerate(records)}
-    return sorted([*found, *_copies(records), *_beginnings(records, found)], key=lambda damage: order[damage.id])
+    return sorted([*found, *_copies(same), *_beginnings(same, found)], key=lambda damage: order[damage.id])
 
 
 _ESCAPES = {"\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
@@ -89,12 +92,11 @@ _DANGLING = re.compile(
     r"\b(?:such that|where|and|or|of|the|that|with|if|for|by|to|in|as|let|satisfying|satisfy|satisfies)[\s$]*$"
 )
 _ASKS = re.compile(
-    r"[?]|_{2,}|=\W*$|\(A\)|\\q?quad\s*\$|\\q?quad\W*$|\\underline|"
+    r"[?]|_{2,}|=\W*$|\(a\)|\\q?quad\s*\$|\\q?quad\W*$|\\underline|"
     r"\b(?:find|determine|what|which|how|closest|exhibit|study|compute|calculate|evaluate|estimate|count|solve|prove|show|express|simplify|factor|"
     r"expand|rationalize|convert|write|give|list|name|state|enter|answer|round|maximi[sz]e|minimi[sz]e|identify|decide|"
     r"choose|select|provide|report|obtain|equals?|multiply|divide|rewrite|reduce|complete|fill|arrange)\b|"
-    r"[求则為为是多几何计算证明等于值数请]",
-    re.IGNORECASE,
+    r"[求则為为是多几何计算证明等于值数请]"
 )
 _DRAWN = re.compile(
     r"\[asy\]|\[img|!\[|\\begin\{(?:asy|tikzpicture|array|tabular|[bpv]?matrix)|\|\s*-{3}|\\includegraphics"
@@ -109,7 +111,7 @@ _SHOWN = re.compile(
 
 def _truncated(record: Record) -> str | None:
     text = unicodedata.normalize("NFKC", record.problem).rstrip()
-    if _DANGLING.search(text):
+    if _DANGLING.search(text, len(text) - 40):
         return f"ends with {text[-20:]!r}"
     _, *parts = re.split(r"(?<!\\)\$", text)
     amounts = all(part[:1].isdigit() for part in parts)  # of money
@@ -118,7 +120,7 @@ def _truncated(record: Record) -> str | None:
     for opening, closing in ((r"\begin{", r"\end{"), (r"\[", r"\]"), ("[asy]", "[/asy]")):
         if text.count(opening) > text.count(closing) + text.count("\\" + opening):
             return f"{opening} is not closed"
-    return None if _ASKS.search(text) else "nothing is asked"
+    return None if _ASKS.search(text.lower()) else "nothing is asked"
 
 
 def _figure(record: Record) -> str | None:
@@ -141,10 +143,12 @@ def _language(record: Record) -> str | None:
 def foreign(text: str) -> str | None:
     """Why a text is not in English; None if it may be."""
     text = _UNSPOKEN.sub(" ", text)
-    letters = [letter for letter in text if letter.isalpha()]
     known = ("LATIN", "GREEK", "MATHEMATICAL")
-    foreign = [letter for letter in letters if not unicodedata.name(letter, "").startswith(known)]
-    if len(foreign) > 0.02 * len(letters):
+    unknown = {
+        letter for letter in set(text) if letter.isalpha() and not unicodedata.name(letter, "").startswith(known)
+    }
+    foreign = [letter for letter in text if letter in unknown]
+    if len(foreign) > 0.02 * sum(map(str.isalpha, text)):
         scripts = {unicodedata.name(letter, "unknown").split()[0].partition("-")[0].lower() for letter in foreign}
         return f"written in {', '.join(sorted(scripts))}"
     spoken = len(re.findall(r"[^\W\d_]{2,}", text))
@@ -166,11 +170,8 @@ _LOOKS: dict[Kind, Callable[[Record], str | None]] = {
 }
 
 
-def _copies(records: Sequence[Record]) -> Iterator[Damage]:
+def _copies(same: Mapping[tuple[str, ...], Sequence[Record]]) -> Iterator[Damage]:
     """Problems with the same statement: later ones are duplicates, but where their answers differ all are in doubt."""
-    same: dict[tuple[str, ...], list[Record]] = defaultdict(list)
-    for record in records:
-        same[tuple(words(record.problem))].append(record)
     for copies in same.values():
         answers = list(dict.fromkeys(_reads(copy.answer) for copy in copies))
         if len(answers) > 1:
@@ -181,12 +182,11 @@ def _copies(records: Sequence[Record]) -> Iterator[Damage]:
                 yield Damage("duplicate", copy.id, f"of {copies[0].id}")
 
 
-def _beginnings(records: Sequence[Record], found: Sequence[Damage]) -> Iterator[Damage]:
+def _beginnings(same: Mapping[tuple[str, ...], Sequence[Record]], found: Sequence[Damage]) -> Iterator[Damage]:
     """Statements that are the beginning of another one: cut if the answers differ, else another writing of it."""
     known = {damage.id for damage in found if damage.kind == "truncated"}
-    first = {tuple(words(record.problem)): record for record in reversed(records)}
-    for text, longer in pairwise(sorted(first)):
-        short, whole = first[text], first[longer]
+    for text, longer in pairwise(sorted(same)):
+        short, whole = same[text][0], same[longer][0]
         if longer[: len(text)] == text and short.id not in known:
             kind: Kind = "duplicate" if _reads(short.answer) == _reads(whole.answer) else "truncated"
             yield Damage(kind, short.id, f"the beginning of {whole.id}")

@@ -31,11 +31,18 @@ def check_writable(path: Path) -> None:
         need("pyarrow", "which writes data", "data")
 
 
+def check_new(path: Path) -> None:
+    """Refuse a file that is there, or could not be written."""
+    check_writable(path)
+    if path.exists():
+        raise UserError("a new file for --out", f"{path} exists", "give another name")
+
+
 def write_file(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows with the same columns as a parquet or JSONL file. It is whole or not there.
+    """Write rows as a parquet or JSONL file. It is whole or not there. In parquet every row has all columns.
 
     Raises:
-        UserError: another ending, or it cannot be written.
+        UserError: another ending, it cannot be written, or a column of a parquet file would hold values of two kinds.
     """
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +51,15 @@ def write_file(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             import pyarrow
             from pyarrow import parquet
 
-            parquet.write_table(pyarrow.Table.from_pylist(list(rows)), part)
+            every = list(rows)
+            columns = dict.fromkeys(name for row in every for name in row)
+            try:
+                table = pyarrow.table({name: [row.get(name) for row in every] for name in columns})
+            except pyarrow.ArrowException as error:
+                raise UserError(
+                    "columns with values of one kind each", str(error).splitlines()[0], "write a .jsonl file instead"
+                ) from error
+            parquet.write_table(table, part)
         else:
             with part.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -26,7 +26,7 @@ class Respondent(Protocol):
     @property
     def settings(self) -> dict[str, Any]: ...
 
-    def ask(self, asks: Sequence[Ask], statement: Callable[[Ask], str], take: Callable[[Response], bool]) -> None: ...
+    def ask(self, asks: Sequence[Ask], take: Callable[[Response], bool]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class Limits:
         money: in the currency of the prices.
         prompt_price, answer_price: of a million tokens.
         patience: responses in a row of which none is kept.
+
+    Raises:
+        UserError: a cap of money without a price.
     """
 
     tokens: int | None = None
@@ -45,6 +48,10 @@ class Limits:
     prompt_price: float = 0.0
     answer_price: float = 0.0
     patience: int = 100
+
+    def __post_init__(self) -> None:
+        if self.money is not None and not (self.prompt_price or self.answer_price):
+            raise UserError("a price of tokens, since money is capped", "none", "give --prompt-price or --answer-price")
 
 
 @dataclass
@@ -92,7 +99,7 @@ class Collection:
         """
         try:
             if self.left and not self.over:
-                teacher.ask(self.left, self._statement, self._take)
+                teacher.ask(self.left, self._take)
         finally:
             write(self.journal.folder, self)
         if len(self.vain) >= self.limits.patience:
@@ -103,14 +110,11 @@ class Collection:
                 f"look at {self.journal.folder / REJECTED}; mend --instruction, or raise --patience, and go on",
             )
 
-    def _statement(self, ask: Ask) -> str:
-        return self.tasks[ask.problem.source].statement(ask.problem)
-
     def _take(self, response: Response) -> bool:
+        self.journal.add(response)
         capped = self.limits.tokens is not None or self.limits.money is not None
         if capped and response.text and not response.answer_tokens:
             raise UserError("a server that counts tokens, since there is a cap", "none", "leave the caps out")
-        self.journal.add(response)
         self._count(response)
         self._limit()
         self.tell(self)
@@ -145,6 +149,17 @@ class Collection:
         """All of them, in the order in which they were asked for."""
         responses = self.journal.responses
         return ((responses[ask.key], self.verdicts[ask.key]) for ask in self.asks if ask.key in self.verdicts)
+
+    def to_json(self) -> dict[str, Any]:
+        """What came of it as one JSON object."""
+        return {
+            "kept": self.kept,
+            "left": len(self.left),
+            "tokens": self.tokens,
+            "money": self.money,
+            "over": self.over,
+            "sources": [each.to_json() for each in self.statistics()],
+        }
 
     def statistics(self) -> list[Statistics]:
         """Those of every source that has responses."""
@@ -181,6 +196,8 @@ def write(folder: Path, collection: Collection) -> None:
     found = collection.statistics()
     if kept:
         write_file(folder / ANSWERS, kept)
+    else:
+        (folder / ANSWERS).unlink(missing_ok=True)  # what an earlier command kept
     write_file(folder / REJECTED, rejected)
     with whole(folder / STATISTICS) as part:
         part.write_text(json.dumps([each.to_json() for each in found], indent=1) + "\n", encoding="utf-8")
@@ -199,7 +216,7 @@ def card(folder: Path, collection: Collection, found: Sequence[Statistics]) -> s
         "text, answer. A cold start reads them with",
         "",
         "    [stages.coldstart.data]",
-        f'    file = "{ANSWERS}"',
+        f'    file = "{folder / ANSWERS}"',
         "",
         f"* Teacher: {settings['model']}"
         + (", which shall learn from itself" if settings["teacher"] == "self" else "; its licence may bind who learns")

@@ -20,9 +20,16 @@ Key = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class Ask:
-    """A problem and which of several answers to it."""
+    """What a teacher is asked for.
+
+    Attributes:
+        problem: with the prompt that the answer will be learnt with.
+        statement: the problem without the instruction of its task.
+        sample: which of several answers to it.
+    """
 
     problem: Problem
+    statement: str
     sample: int
 
     @property
@@ -117,7 +124,10 @@ class Journal:
             with whole(path) as part:
                 part.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             return
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"the settings of earlier responses in {path}", f"{error}", "give another --out") from error
         for name in sorted({*before, *settings}):
             if before.get(name) != settings.get(name):
                 raise UserError(

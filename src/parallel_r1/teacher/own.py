@@ -40,9 +40,9 @@ class Own:
         sampling = self.sampling.model_dump(mode="json", exclude={"rows", "memory", "compile"})
         return {"teacher": "self", "model": self.name, "seed": self.seed, "sampling": sampling}
 
-    def ask(self, asks: Sequence[Ask], statement: Callable[[Ask], str], take: Callable[[Response], bool]) -> None:
+    def ask(self, asks: Sequence[Ask], take: Callable[[Response], bool]) -> None:
         """Draw until every answer has been taken, or `take` says that it is enough. The prompt is the one that the
-        model will learn from; the bare statement is not used.
+        model will learn with.
 
         Raises:
             UserError: a prompt and its answer may be longer than the model reads.

@@ -39,6 +39,9 @@ class Server:
         retries: how often one is asked again before it counts as failed.
 
     The key is read from the environment variable OPENAI_API_KEY.
+
+    Raises:
+        UserError: the client is not installed.
     """
 
     base_url: str
@@ -51,20 +54,22 @@ class Server:
     timeout: float = 600.0
     retries: int = 8
 
+    def __post_init__(self) -> None:
+        need("openai", "which asks the teacher", "teacher")
+
     @property
     def settings(self) -> dict[str, Any]:
         """What its answers depend on; the server may move and be asked faster."""
         names = ("model", "instruction", "temperature", "top_p", "max_tokens")
         return {"teacher": "server"} | {name: getattr(self, name) for name in names}
 
-    def ask(self, asks: Sequence[Ask], statement: Callable[[Ask], str], take: Take) -> None:
+    def ask(self, asks: Sequence[Ask], take: Take) -> None:
         """Ask until every response has been taken, or `take` says that it is enough.
 
         Raises:
             UserError: the server refuses everyone, cannot be reached any more, or left some without an answer.
         """
-        need("openai", "which asks the teacher", "teacher")
-        asyncio.run(_Asking(self, deque(asks), statement, take).run())
+        asyncio.run(_Asking(self, deque(asks), take).run())
 
 
 class _Unanswered(Exception):
@@ -77,7 +82,6 @@ class _Asking:
 
     server: Server
     queue: deque[Ask]
-    statement: Callable[[Ask], str]
     take: Take
     lost: int = 0
     lost_in_a_row: int = 0
@@ -159,7 +163,7 @@ class _Asking:
         server = self.server
         return await client.chat.completions.create(
             model=server.model,
-            messages=[{"role": "user", "content": server.instruction.replace("{problem}", self.statement(ask))}],
+            messages=[{"role": "user", "content": server.instruction.replace("{problem}", ask.statement)}],
             temperature=server.temperature,
             top_p=server.top_p,
             max_tokens=server.max_tokens,

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
 from typing import Any, Literal
 
-from parallel_r1.analysis import Shape, shape
+from parallel_r1.analysis import Shape, mean, shape
 from parallel_r1.data.damage import foreign
 from parallel_r1.formats import repair
 from parallel_r1.rewards import self_bleu
 from parallel_r1.rollout import Problem
 from parallel_r1.tasks import Task
 from parallel_r1.teacher.journal import Response
-from parallel_r1.trace import TAGS, parse_text, trunk
+from parallel_r1.trace import parse_text, trunk, without_tags
 
-_TAG = re.compile("|".join(TAGS))
 Reason = Literal["refused", "unfinished", "malformed", "long", "language", "sequential", "wrong", "alike"]
 MEANING: dict[Reason, str] = {
     "refused": "not answered: the request was refused",
@@ -90,7 +87,7 @@ def _reason(response: Response, text: str, found: Shape, problem: Problem, task:
         return "malformed"
     if found.words > sieve.words:
         return "long"
-    if not sieve.foreign and foreign(_TAG.sub(" ", text)):
+    if not sieve.foreign and foreign(without_tags(text, " ")):
         return "language"
     if not found.paths and not sieve.sequential:
         return "sequential"
@@ -145,15 +142,10 @@ def statistics(source: str, judged: Sequence[tuple[Response, Verdict]]) -> Stati
         responses=len(judged),
         kept=len(kept) / len(judged),
         reasons=dict(Counter(verdict.reason for _, verdict in judged if verdict.reason).most_common()),
-        repaired=_mean(bool(verdict.repaired) for _, verdict in kept),
-        forks=_mean(len(each.paths) for each in shapes),
-        paths=_mean(paths for each in shapes for paths in each.paths),
-        words=_mean(each.words for each in shapes),
-        inside=_mean(each.inside / each.words for each in shapes if each.words),
-        first=_mean(each.first for each in shapes if each.first is not None),
+        repaired=mean(bool(verdict.repaired) for _, verdict in kept),
+        forks=mean(len(each.paths) for each in shapes),
+        paths=mean(paths for each in shapes for paths in each.paths),
+        words=mean(each.words for each in shapes),
+        inside=mean(each.inside / each.words for each in shapes if each.words),
+        first=mean(each.first for each in shapes if each.first is not None),
     )
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return fmean(found) if found else None
