@@ -40,6 +40,7 @@ bench: $(DONE)
 	$(BENCH)/growth.py --out $(RESULTS)
 	$(BENCH)/scoring.py --out $(RESULTS) --lengths 512 2048 --no-memory
 	$(BENCH)/logits.py --out $(RESULTS)
+	$(BENCH)/products.py --out $(RESULTS)
 	$(BENCH)/train_step.py --compile --out $(RESULTS)
 	$(BIN)/python benchmarks/table.py $(RESULTS)
 

@@ -132,6 +132,7 @@ class AskProgress:
     def __init__(self, console: Console, total: int, every: int = 100) -> None:
         self.console, self.total, self.every = console, total, every
         self.started, self.done = time.monotonic(), 0
+        self.first = 0.0  # second at which the first one came
         self.bars = _bars(console)
         self.bar: Any = self.bars.add_task("answers", total=total, figures="") if self.bars else None
 
@@ -154,8 +155,12 @@ class AskProgress:
             self.bars.update(self.bar, completed=self.done, figures=figures)
         elif self.done % self.every == 0 or self.done in (1, self.total):
             passed = time.monotonic() - self.started
-            left = passed / self.done * (self.total - self.done)
-            line = f"{passed:6.0f} s  {self.done:,}/{self.total:,}  {figures}  left {left:.0f} s"
+            if self.done == 1:  # many were asked at a time: how long one took says nothing about the rest
+                self.first = passed
+            else:
+                left = (passed - self.first) / (self.done - 1) * (self.total - self.done)
+                figures += f"  left {left:.0f} s"
+            line = f"{passed:6.0f} s  {self.done:,}/{self.total:,}  {figures}"
             self.console.print(line, soft_wrap=True, highlight=False)
 
 
