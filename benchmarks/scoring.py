@@ -107,7 +107,10 @@ def main() -> None:
         for length in options.lengths:
             found = measure(name, length, options)
             times: Times = found["seconds"]
-            rows += [{"model": name, "tokens": length, **ratio(times, way, "causal")} for way in WAYS[1:]]
+            peaks = found["peak_megabytes"]
+            for way in WAYS[1:]:
+                memory = {"megabytes": [round(peaks[way]), round(peaks["causal"])]} if peaks else {}
+                rows.append({"model": name, "tokens": length, **ratio(times, way, "causal"), **memory})
             details.append(found)
     report(options, "scoring", "A training step on one answer with forks", rows, details=details)
 
