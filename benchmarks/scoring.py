@@ -88,7 +88,7 @@ def highest() -> float:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--cycle", type=int, default=448, help="tokens between the ends of two forks")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
