@@ -22,7 +22,7 @@ from parallel_r1.run_folder import RunFolder
 from parallel_r1.study import findings, pool
 from parallel_r1.study.findings import Finding, compared, sheets
 from parallel_r1.study.rows import choose, expand, items, load_study
-from parallel_r1.study.work import Measurement, Training
+from parallel_r1.study.work import Measurement, Training, fingerprint
 
 SHIPPED = ROOT / "recipes" / "tiny" / "study.toml"
 MICRO = """
@@ -160,6 +160,22 @@ def test_a_study_that_is_killed_goes_on_and_finds_the_same(finished, model, tmp_
     first = [cell for cell in cells if cell.seed == 0]
     for found in (lambda out: findings.collect(first, out, "plain"), lambda out: findings.habits(first, out)):
         assert found(tmp_path / "out") == found(folder / "out")
+
+
+def test_a_study_that_was_moved_goes_on(finished, tmp_path):
+    folder, cells, _ = finished
+    first, second = next(cell for cell in cells if cell.row == "forked").trainings
+
+    def break_off(row):
+        if row["step"] == 2:
+            raise InterruptedError
+
+    first.do(tmp_path / "here", lambda row: None)
+    with pytest.raises(InterruptedError):
+        second.do(tmp_path / "here", break_off)
+    (tmp_path / "here").rename(tmp_path / "there")
+    second.do(tmp_path / "there", lambda row: None)
+    assert fingerprint(second.weights(tmp_path / "there")) == fingerprint(second.weights(folder / "out"))
 
 
 def test_what_a_killed_study_had_begun_ends_with_it(tmp_path):

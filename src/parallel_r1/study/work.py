@@ -96,6 +96,7 @@ class Training(FromWeights):
 
     def do(self, folder: Path, tell: Tell) -> None:
         recipe = self.recipe(self.start.weights(folder))
+        self.run(folder).restate(recipe)  # its name says that nothing can differ but where its start lies
         run = RunFolder.create(self.run(folder).path, recipe)
         train(recipe, build_policy(recipe), run, tell)
         if isinstance(self.stage, RL):
