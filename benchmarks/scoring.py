@@ -109,7 +109,7 @@ def main() -> None:
             times: Times = found["seconds"]
             peaks = found["peak_megabytes"]
             for way in WAYS[1:]:
-                memory = {"megabytes": [round(peaks[way]), round(peaks["causal"])]} if peaks else {}
+                memory = {"MB": peaks[way], "MB of causal": peaks["causal"]} if peaks else {}
                 rows.append({"model": name, "tokens": length, **ratio(times, way, "causal"), **memory})
             details.append(found)
     report(options, "scoring", "A training step on one answer with forks", rows, details=details)

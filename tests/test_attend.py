@@ -105,7 +105,7 @@ def test_ranges_equal_the_definition(texts, scorer, shape, scale):
 
 
 @given(rows, scorers, st.integers(1, 6), st.sampled_from([None, 2.0]))
-@settings(max_examples=15)
+@settings(max_examples=30)
 def test_windows_and_soft_caps_equal_the_definition(texts, scorer, window, softcap):
     """Windows are measured in positions; FlexAttention's mask says the same."""
     sight = sight_of(texts, scorer)

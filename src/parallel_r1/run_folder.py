@@ -93,6 +93,7 @@ class RunFolder:
         before, now = ({**tomllib.loads(text), "processes": None} for text in texts)
         return before == now
 
+    @by_first
     def restate(self, recipe: Recipe) -> None:
         """Write the recipe of a run that was begun once more, knowing that nothing differs but where things lie."""
         if (begun := self.path / "recipe.toml").is_file():

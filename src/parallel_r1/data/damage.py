@@ -98,6 +98,7 @@ _ASKS = re.compile(
     r"choose|select|provide|report|obtain|equals?|multiply|divide|rewrite|reduce|complete|fill|arrange)\b|"
     r"[求则為为是多几何计算证明等于值数请]"
 )
+"""What asks something, in lower case."""
 _DRAWN = re.compile(
     r"\[asy\]|\[img|!\[|\\begin\{(?:asy|tikzpicture|array|tabular|[bpv]?matrix)|\|\s*-{3}|\\includegraphics"
 )
@@ -111,7 +112,7 @@ _SHOWN = re.compile(
 
 def _truncated(record: Record) -> str | None:
     text = unicodedata.normalize("NFKC", record.problem).rstrip()
-    if _DANGLING.search(text, len(text) - 40):
+    if _DANGLING.search(text, len(text) - 40):  # it can only match at the end
         return f"ends with {text[-20:]!r}"
     _, *parts = re.split(r"(?<!\\)\$", text)
     amounts = all(part[:1].isdigit() for part in parts)  # of money
@@ -147,9 +148,8 @@ def foreign(text: str) -> str | None:
     unknown = {
         letter for letter in set(text) if letter.isalpha() and not unicodedata.name(letter, "").startswith(known)
     }
-    foreign = [letter for letter in text if letter in unknown]
-    if len(foreign) > 0.02 * sum(map(str.isalpha, text)):
-        scripts = {unicodedata.name(letter, "unknown").split()[0].partition("-")[0].lower() for letter in foreign}
+    if sum(letter in unknown for letter in text) > 0.02 * sum(map(str.isalpha, text)):
+        scripts = {unicodedata.name(letter, "unknown").split()[0].partition("-")[0].lower() for letter in unknown}
         return f"written in {', '.join(sorted(scripts))}"
     spoken = len(re.findall(r"[^\W\d_]{2,}", text))
     speaks = spoken > 11 and 2 * spoken > len(text.split())  # and does not only calculate
