@@ -28,8 +28,11 @@ def runs_of(text):
 
 
 def sight_of(texts, scorer):
-    """One row of texts side by side for each list of them, padded."""
-    laid = [pack([runs_of(text) for text in row], scorer) for row in texts]
+    """One row of texts side by side for each list of them, padded; every second row shares its prompt."""
+    families = [[[runs_of(text) for text in row]] for row in texts[::2]] + [
+        [[runs_of(t)] for t in row] for row in texts[1::2]
+    ]
+    laid = [pack(row, scorer) for row in families]
     n, a = max(len(each.positions) for each in laid), 1 + max(len(each.sees) for each in laid)
     ids, positions = torch.full((len(laid), n), a - 1), torch.zeros(len(laid), n, dtype=torch.long)
     sees = torch.zeros(len(laid), a, a, dtype=torch.bool)

@@ -93,17 +93,36 @@ def test_under_replay_the_trunk_reads_everything_whatever_the_defects(text):
             assert laid.source[views[place]].tolist() == list(range(laid.source[place] + 1))
 
 
-@given(st.lists(well_formed.map(runs_of), max_size=3), st.sampled_from(["isolated", "replay", "causal"]))
+prompted = st.lists(
+    st.tuples(st.integers(0, 3), st.lists(well_formed.map(runs_of), min_size=1, max_size=3)), max_size=3
+)
+
+
+@given(prompted, st.sampled_from(["isolated", "replay", "causal"]))
 @settings(max_examples=20)
-def test_sequences_of_a_row_are_laid_out_as_if_alone(sequences, scorer):
-    packed, alone = pack(sequences, scorer), [layout(runs, scorer) for runs in sequences]
-    assert packed.positions.tolist() == [position for laid in alone for position in laid.positions.tolist()]
+def test_sequences_of_a_row_are_laid_out_as_if_alone(families, scorer):
+    """Those with the same prompt have it once, and each sees it as if it were its own."""
+    prompts = [prompt for prompt, _ in families]
+    families = [[[(TRUNK, prompt), *runs] for runs in family] for prompt, family in families]
+    packed = pack(families, scorer)
     expected = np.zeros((len(packed.positions),) * 2, dtype=bool)
-    at = 0
-    for laid in alone:
-        size = len(laid.positions)
-        expected[at : at + size, at : at + size] = laid.mask()
-        at += size
+    place = first = 0
+    for prompt, family in zip(prompts, families, strict=True):
+        shared = range(place, place + prompt)
+        place += prompt
+        for runs in family:
+            alone = layout(runs, scorer)
+            own = range(place, place + len(alone.positions) - prompt)
+            row = [*shared, *own]
+            expected[np.ix_(row, row)] |= alone.mask()
+            assert packed.positions[row].tolist() == alone.positions.tolist()
+            assert packed.drawn[row].tolist() == alone.drawn.tolist()
+            assert (packed.source[own] == alone.source[prompt:] + first).all()
+            previous = [row[at] if at >= 0 else -1 for at in alone.previous[prompt:]]
+            assert packed.previous[own].tolist() == previous
+            place += len(own)
+            first += sum(length for _, length in runs)
+    assert place == len(packed.positions)
     assert (packed.mask() == expected).all()
 
 

@@ -1,6 +1,7 @@
 """Scoring does not depend on padding, on the company of other rows, or on how a batch is cut."""
 
 from dataclasses import replace
+from itertools import groupby
 
 import oracles
 import pytest
@@ -155,7 +156,7 @@ def test_micro_batches_hold_every_trace_once(lengths, most):
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(1, 200))
 def test_packed_rows_are_filled_first_fit_decreasing(lengths, most):
-    traces = [Trace((1,), (Span((2,) * length, (), True),)) for length in lengths]
+    traces = [Trace((prompt,), (Span((2,) * length, (), True),)) for prompt, length in enumerate(lengths)]
     chunks = list(split(traces, "isolated", most, packing=True))
     assert sorted(index for [row] in chunks for index in row) == list(range(len(traces)))
     used = []
@@ -165,6 +166,23 @@ def test_packed_rows_are_filled_first_fit_decreasing(lengths, most):
         assert used[-1] <= most or len(row) == 1
     for earlier, later in zip(range(len(chunks)), range(1, len(chunks)), strict=False):
         assert used[earlier] + 1 + lengths[chunks[later][0][0]] > most
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 60)), min_size=1, max_size=20), st.integers(1, 200))
+def test_packed_answers_to_a_prompt_lie_together_and_share_it(answers, most):
+    traces = [Trace((prompt,) * 5, (Span((2,) * length, (), True),)) for prompt, length in answers]
+    chunks = list(split(traces, "isolated", most, packing=True))
+    assert sorted(index for [row] in chunks for index in row) == list(range(len(traces)))
+    for [row] in chunks:
+        prompts = [prompt for prompt, _ in (answers[index] for index in row)]
+        assert len([*groupby(prompts)]) == len(set(prompts))
+        places = collate([traces[index] for index in row], "isolated", rows=[len(row)]).token_ids.shape[1]
+        assert places == 5 * len(set(prompts)) + sum(answers[index][1] for index in row)
+        assert places <= most or len(row) == 1
+    for prompt in range(4):  # a prompt is there again only where its answers did not fit
+        rows = [row for [row] in chunks if any(answers[index][0] == prompt for index in row)]
+        used = sorted(sum(answers[index][1] for index in row if answers[index][0] == prompt) for row in rows)
+        assert len(used) < 2 or 5 + used[0] + used[1] > most
 
 
 def test_micro_batches_are_cut_by_what_a_scorer_lays_out(frozen):
@@ -184,6 +202,7 @@ def test_loss_and_gradient_do_not_depend_on_packing_or_padding(policy, monkeypat
     every token, and the same gradient of a weighed sum."""
     monkeypatch.setattr(attend, "CALL", call)
     traces = traces_of(policy, (FORKED, PLAIN, NESTED, PLAIN[:9]))
+    traces[1] = replace(traces[1], prompt_ids=traces[1].prompt_ids[1:])  # the others share their prompt where they can
     weights = [1.0, -0.5, 2.0, 0.3]
 
     def run(*groups):

@@ -6,7 +6,8 @@ more than the largest position it sees, and the critical path is one more than t
 Source: section 3 of the Parallel-R1 paper (arXiv 2509.07980), stated for any number of paths and any nesting.
 
 A scorer is a way to write an answer into a row (`arrange`); the relation is the same for all of them. Several
-sequences share a row as if they were paths of one fork that opens before them (`pack`).
+sequences share a row as if they were paths of one fork that opens before them, and several answers share their prompt
+as if they were paths of one fork that opens after it (`pack`).
 
 Everything here works on runs: `(address, length)` pairs in reading order. An answer has few addresses and many tokens,
 so the relation is a small table between addresses, and no loop runs over tokens.
@@ -23,8 +24,9 @@ from jaxtyping import Bool, Int
 from parallel_r1.trace import TRUNK, Address, Scorer, Trace
 
 Run = tuple[Address, int]
-SIDE_BY_SIDE = -1
-"""The fork whose paths are the sequences of a row; no answer has a fork of this number."""
+SIDE_BY_SIDE, ANSWERS = -1, -2
+"""The fork whose paths are what shares a row, and that whose paths are the answers to one prompt; no answer has a fork
+of these numbers."""
 
 
 def strangers(a: Address, b: Address) -> bool:
@@ -140,20 +142,28 @@ class Layout:
 
 def layout(runs: Sequence[Run], scorer: Scorer = "isolated") -> Layout:
     """Lay out one sequence under a scorer. Its row is longer than the sequence only where `replay` copies paths."""
-    return pack([runs], scorer)
+    return pack([[runs]], scorer)
 
 
-def pack(sequences: Sequence[Sequence[Run]], scorer: Scorer) -> Layout:
-    """Lay out several sequences in one row: none sees another, and positions start anew in each."""
+def pack(families: Sequence[Sequence[Sequence[Run]]], scorer: Scorer) -> Layout:
+    """Lay out several sequences in one row: none sees another, and positions start anew in each.
+
+    Args:
+        families: sequences that begin with the same tokens lie together; their first run, in the trunk, is written
+            once, and all of them see it.
+        scorer: how each is written.
+    """
     pieces: list[Piece] = []
     first = 0  # token of the sequence
-    for number, runs in enumerate(sequences):
+    for number, family in enumerate(families):
         beside: Address = ((SIDE_BY_SIDE, number),)
-        pieces += [
-            Piece(beside + piece.address, first + piece.start, first + piece.stop, piece.drawn)
-            for piece in arrange(runs, scorer)
-        ]
-        first += sum(length for _, length in runs)
+        for answer, runs in enumerate(family):
+            own: Address = (*beside, (ANSWERS, answer)) if len(family) > 1 else beside
+            for index, piece in enumerate(arrange(runs, scorer)):
+                if index or not answer:
+                    address = (own if index else beside) + piece.address
+                    pieces.append(Piece(address, first + piece.start, first + piece.stop, piece.drawn))
+            first += sum(length for _, length in runs)
     return _read(pieces)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,8 @@ def collate(
         advantages, weights: one per trace; ones if None.
         pad_id: any valid token id; padding is never seen and never scored.
         old, reference: for each trace one log-probability per token of its answer, as `Batch.gather` makes them.
-        rows: how many traces lie side by side in each row, in the order of `traces`; one in each if None.
+        rows: how many traces lie side by side in each row, in the order of `traces`; one in each if None. Neighbours
+            with the same prompt share it.
     """
     sizes = [len(trace.token_ids) for trace in traces]
     ends = np.cumsum(sizes)
@@ -107,7 +108,10 @@ def collate(
     ]
     rest = iter(range(len(traces)))
     members = [list(islice(rest, count)) for count in rows or [1] * len(traces)]
-    layouts = [pack([_runs(traces[index]) for index in row], scorer) for row in members]
+    layouts = [
+        pack([[_runs(traces[i]) for i in family] for _, family in groupby(row, lambda i: traces[i].prompt_ids)], scorer)
+        for row in members
+    ]
     filled = list(zip(members, layouts, strict=True))
     source = _padded(
         [np.where(laid.drawn, np.concatenate([answer[i] for i in row])[laid.source], -1) for row, laid in filled], -1
@@ -183,15 +187,24 @@ def split(
     trace that is longer has a micro-batch of its own.
 
     Without packing a row has one trace, and similar lengths lie together. With packing a micro-batch is one row of
-    traces side by side: each, the longest first, goes where it first fits.
+    traces side by side, those with the same prompt as one: each, the longest first, goes where it first fits.
     """
     lengths = [sum(piece.stop - piece.start for piece in arrange(_runs(trace), scorer)) for trace in traces]
-    order = sorted(range(len(traces)), key=lambda index: (-lengths[index], index))
     if packing:
-        yield from ([row] for row in _first_fit(order, lengths, most_tokens))
+        families: dict[tuple[int, ...], list[int]] = {}
+        for index, trace in enumerate(traces):
+            families.setdefault(trace.prompt_ids, []).append(index)
+        together: list[list[int]] = []
+        sizes: list[int] = []
+        for prompt, members in families.items():
+            answers = [lengths[index] - len(prompt) for index in members]
+            for row in _first_fit(answers, most_tokens - len(prompt)):
+                together.append([members[each] for each in row])
+                sizes.append(len(prompt) + sum(answers[each] for each in row))
+        yield from ([[*chain.from_iterable(together[each] for each in row)]] for row in _first_fit(sizes, most_tokens))
         return
     chunk: list[list[int]] = []
-    for index in order:
+    for index in _longest_first(lengths):
         if chunk and (len(chunk) + 1) * lengths[chunk[0][0]] > most_tokens:
             yield chunk
             chunk = []
@@ -200,12 +213,18 @@ def split(
         yield chunk
 
 
-def _first_fit(order: Sequence[int], lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Each index goes to the first row that has room for its length. Equal lengths follow each other."""
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    """The indices of lengths, those of equal ones in order."""
+    return sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
+
+def _first_fit(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """The indices of lengths in rows of at most `most`: each, the longest first, goes to the first row that has room.
+    What is longer has a row of its own."""
     rows: list[list[int]] = []
     used: list[int] = []
     fit = last = 0
-    for index in order:
+    for index in _longest_first(lengths):
         first = fit if lengths[index] == last else 0  # the rows before it had no room for that length
         last = lengths[index]
         fit = next((row for row in range(first, len(used)) if used[row] + last <= most), len(rows))

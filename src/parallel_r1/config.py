@@ -236,7 +236,8 @@ class Stage(Section):
             stop rule do.
         scorer: how answers are scored; must be the sampler's exact partner unless `allow_mismatch`.
         micro_tokens: padded tokens of one forward pass.
-        packing: lay several answers side by side in a row, so that short ones need no padding.
+        packing: lay several answers side by side in a row, so that short ones need no padding and those to one prompt
+            share it. The loss is the same.
         precision: of forward passes in training; weights and optimiser stay fp32.
         recompute: compute activations again in the backward pass instead of keeping them: less memory, a third more
             time.
