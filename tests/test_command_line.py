@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,13 @@ from pathlib import Path
 import processes
 import pytest
 from conftest import ROOT, TINY
+from test_plan import REAL, folder_of
 from test_prepare import byte_level, tagless
 from test_study import MICRO
 from test_train import RECIPE
 
 from parallel_r1.data.rows import read_file
+from parallel_r1.recipe_file import load_recipe
 from parallel_r1.trace import EXACT_SCORER
 
 GOOD = "so <Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>c</Summary> Final Answer: 1"
@@ -50,6 +53,37 @@ def finished(tmp_path_factory):
     done = fresh("train", folder / "small.toml", "--out", folder / "run", *changes)
     assert done.returncode == 0, done.stderr
     return folder, done
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_recipes_for_real_models_have_a_plan(path, tmp_path):
+    """Where nothing is there but a model's configuration and tokenizer: what is missing is named."""
+    done = run("train", path, "--dry-run", "--set", folder_of(path.parent.name, tmp_path, layers=2))
+    assert done.returncode == 0, done.stderr
+    stages = load_recipe(path).stages
+    peak = next(line for line in done.stdout.splitlines() if line.startswith("peak"))
+    assert len(peak.split()) == 1 + len(stages)
+    assert all(float(figure) > 1 for figure in peak.split()[1:])
+    for name, stage in stages.items():
+        assert re.search(rf"^{name} .*{stage.steps}", done.stdout, re.MULTILINE)
+    assert "not known" not in done.stdout
+    assert "missing: expected a folder with math300_test.parquet" in done.stdout
+    assert ("missing: expected a file of answers" in done.stdout) == any(
+        stage.kind == "sft" for stage in stages.values()
+    )
+
+
+def test_a_plan_says_what_is_wrong_with_a_model(tmp_path):
+    words = ("train", REAL[-1], "--dry-run", "--set")
+    folder = folder_of("qwen3-4b", tmp_path, layers=1)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 5}))
+    refused(*words, folder, said="an embedding for every tag")
+    (tmp_path / "tokenizer_config.json").unlink()
+    refused(*words, folder, said="tokenizer_config.json")
+    done = run(*words, "model.path=models/tiny-bsae")
+    assert done.returncode == 0
+    assert "not known: memory, positions and tags: models/tiny-bsae, no folder" in done.stdout
 
 
 def test_help_names_every_command():

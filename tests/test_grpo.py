@@ -224,3 +224,29 @@ def test_given_tokens_have_no_gradient(policy, loss):
     loss(logprobs, batch, 3)[0].backward()
     assert (logprobs.grad[~batch.sampled] == 0).all()
     assert (logprobs.grad[batch.sampled] != 0).any()
+
+
+def test_a_token_that_a_filter_leaves_out_is_not_learnt_from(policy):
+    """The scorer would not have drawn one token before the step, and another after it: no loss, gradient or metric of
+    the others is lost, and the first counts for nothing."""
+    traces = plain_traces(policy, 2)
+    batch = collate(traces, "causal", [1.0, -1.0])
+    first, second = (index.tolist() for index in batch.sampled.nonzero()[[0, 1]])
+    old = batch.old.clone()
+    old[tuple(first)] = -math.inf
+    batch = replace(batch, old=old)
+    gone = torch.zeros_like(batch.sampled)
+    gone[tuple(first)] = gone[tuple(second)] = True
+    logprobs = score(policy.model, batch).masked_fill(gone, -math.inf).detach().requires_grad_()
+    for settings in (GRPO(), GRPO(correction=2.0)):
+        logprobs.grad = None
+        value, metrics = grpo.loss(logprobs, batch, 10, settings)
+        value.backward()
+        assert value.isfinite()
+        assert all(map(math.isfinite, metrics.values()))
+        assert logprobs.grad.isfinite().all()
+        assert logprobs.grad[tuple(first)] == 0
+    known = replace(batch, sampled=batch.sampled & ~gone)
+    assert grpo.loss(logprobs, known, 10, GRPO())[1]["mismatch_mean"] == pytest.approx(
+        grpo.loss(logprobs, batch, 10, GRPO())[1]["mismatch_mean"]
+    )

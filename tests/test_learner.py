@@ -1,6 +1,7 @@
 """The learner: one update, however a batch is cut, and the learning rates."""
 
 import math
+import warnings
 from itertools import islice
 
 import pytest
@@ -86,7 +87,9 @@ def test_a_trace_with_advantage_zero_counts_in_the_mean_only(policy):
 def test_a_batch_without_signal_changes_nothing(policy):
     stage = SFT(**STAGE)
     before = torch.cat([parameter.detach().flatten().clone() for parameter in policy.model.parameters()])
-    Learner(policy.model, stage, 1).update(examples(policy, stage, 2), sft.loss, advantages=[0.0, 0.0])
+    learner = Learner(policy.model, stage.model_copy(update={"optimizer": Optimizer(schedule="cosine")}), 2)
+    rates = [learner.update(examples(policy, stage, 2), sft.loss, advantages=[0.0, 0.0])["lr"] for _ in range(2)]
+    assert rates == [1e-4, 5e-5]  # the schedule goes on
     assert torch.equal(before, torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()]))
 
 
@@ -102,7 +105,10 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_many_end_the_stage(policy)
         return logprobs.sum() * math.nan, {}
 
     before = weights()
-    assert learner.update(traces, broken)["skipped"] == 1
+    with warnings.catch_warnings(action="error"):
+        found = learner.update(traces, broken)
+    assert found["skipped"] == 1
+    assert all(map(math.isfinite, found.values()))
     assert torch.equal(before, weights())
     assert "skipped" not in learner.update(traces, sft.loss)
     assert not torch.equal(before, weights())
@@ -110,6 +116,33 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_many_end_the_stage(policy)
         learner.update(traces, broken)
     with pytest.raises(FloatingPointError, match="5 updates in a row"):
         learner.update(traces, broken)
+
+
+def test_what_a_stage_says_of_its_updates_is_done(policy):
+    """Micro-batches by tokens, precision, recomputation, the optimiser's numbers."""
+    optimizer = Optimizer(lr=1e-3, betas=(0.8, 0.9), weight_decay=0.3, clip=0.01, schedule="cosine", warmup=0.5)
+    stage = SFT(**{**STAGE, "micro_tokens": 1, "precision": "bf16", "recompute": True, "optimizer": optimizer})
+    learner = Learner(policy.model, stage, 4)
+    assert policy.model.is_activation_checkpointing
+    decayed, rest = learner.optimizer.param_groups
+    assert decayed["betas"] == rest["betas"] == (0.8, 0.9)
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.3, 0.0)
+    norms, clip = [], learner.accelerator.clip_grad_norm_
+    learner.accelerator.clip_grad_norm_ = lambda parameters, most: norms.append(most) or clip(parameters, most)
+    passes = []
+
+    def loss(logprobs, batch, tokens):
+        passes.append(len(batch.sizes))
+        return sft.loss(logprobs, batch, tokens)
+
+    traces = examples(policy, stage, 3)
+    precise = Learner(policy.model, stage.model_copy(update={"precision": "fp32"}), 1).logprobs(traces)
+    rough = learner.logprobs(traces)
+    gap = max((one - two).abs().max().item() for one, two in zip(precise, rough, strict=True))
+    assert 1e-4 < gap < 0.5
+    assert [learner.update(traces, loss)["lr"] for _ in range(3)] == pytest.approx([5e-4, 1e-3, 1e-3])
+    assert passes == [1] * 9
+    assert norms == [0.01] * 3
 
 
 def test_learning_rates_by_hand():

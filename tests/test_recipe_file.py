@@ -6,7 +6,9 @@ from parallel_r1.errors import UserError
 from parallel_r1.recipe_file import apply_override, dump_recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent
-RECIPES = sorted(path for path in ROOT.glob("recipes/**/*.toml") if path.stem not in ("common", "study"))
+RECIPES = sorted(
+    path for path in ROOT.glob("recipes/**/*.toml") if path.stem != "study" and "[stages." in path.read_text()
+)
 SMALL = """
 name = "x"
 [model]
@@ -59,7 +61,8 @@ def test_a_recipe_lies_over_the_one_that_it_extends(tmp_path):
     assert [stage.steps for stage in recipe.stages.values()] == [1, 9, 1]
     assert [stage.sampling.paths for stage in recipe.stages.values()] == [4, 4, 4]
     assert (recipe.name, recipe.model.path) == ("y", "models/tiny-base")
-    for wrong in ("'child.toml'", "'none.toml'", "3"):
+    (tmp_path / "other.toml").write_text("extends = 'child.toml'")
+    for wrong in ("'child.toml'", "'other.toml'", "'none.toml'", "3"):
         child.write_text(f"extends = {wrong}")
         with pytest.raises(UserError, match="recipe file"):
             load_recipe(child)
@@ -107,6 +110,17 @@ def test_overrides(tmp_path):
         ("seed.x=1", "seed"),
         ('compare=[["one", "tow"]]', "did you mean 'two'"),
         ("stages.one.data.file=x.jsonl", "exactly one of file and tasks"),
+        ("defaults=3", "a table [defaults]"),
+        ("defualts.steps=3", "did you mean 'defaults'"),
+        ("stages.tow.steps=3", "none in stages.tow"),
+        ("stages.one.optimizer.lr=inf", "finite number"),
+        ("stages.one.optimizer.betas=[1.0, 0.9]", "less than 1"),
+        ("stages.two.sampling.memory=512", "above budget.total (512)"),
+        ("evaluation.problems=1000000", "less than or equal to 100000"),
+        (
+            "stages.two={kind='rl',task='x',steps=1,scorer='replay',allow_mismatch=true,grpo={kl=1},sampling={top_p=0.9}}",
+            "kl",
+        ),
     ],
 )
 def test_a_mistake_is_one_clear_error(tmp_path, override, said):
@@ -131,3 +145,11 @@ def test_one_kind_of_stage_only(tmp_path):
     assert recipe.only("rl").start_of("two") == "base"
     with pytest.raises(UserError, match="'rl'"):
         recipe.only("sft").only("rl")
+
+
+def test_a_stage_whose_start_is_left_out_begins_where_that_began(tmp_path):
+    """Two branches from one cold start stay two."""
+    other = "[stages.other]\nkind = 'rl'\ntask = 'countdown-easy'\nsteps = 1\nstart = 'one'\n"
+    more = "[stages.last]\nkind = 'rl'\ntask = 'countdown-easy'\nsteps = 1\n"
+    recipe = load_recipe(write(tmp_path, SMALL + other + more)).only("rl")
+    assert {name: recipe.start_of(name) for name in recipe.stages} == {"two": "base", "other": "base", "last": "other"}

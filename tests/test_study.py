@@ -1,6 +1,9 @@
 """Studies: what rows share is done once, what was broken off goes on, and the table says what the results say."""
 
+import io
 import json
+import os
+import shutil
 import time
 from copy import deepcopy
 from statistics import fmean
@@ -11,8 +14,10 @@ import torch
 import victim
 from conftest import ROOT, small_model
 from filelock import FileLock
+from rich.console import Console
 
-from parallel_r1 import models
+from parallel_r1 import display, models
+from parallel_r1.commands.study import _cores
 from parallel_r1.curriculum import build_policy, train
 from parallel_r1.errors import UserError
 from parallel_r1.evaluate import Result
@@ -233,6 +238,16 @@ def test_what_fails_stops_only_what_needs_it(tmp_path):
     assert (tmp_path / "first").read_text() == "1"  # thread
 
 
+def test_a_study_in_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    failed = pool.run([victim.Piece("first")], tmp_path / "file", 1, lambda work, row: None)
+    assert f"to write {tmp_path / 'file'}; found" in failed["first"]
+    (tmp_path / "study.md").mkdir()
+    for folder, said in ((tmp_path / "file", "study.json"), (tmp_path, r"study\.md.*Is a directory")):
+        with pytest.raises(UserError, match=said):
+            findings.write([], folder, "plain")
+
+
 def test_a_study_of_which_all_fails_ends(tmp_path):
     refused = victim.Piece("refused", "refused")
     works = [refused, victim.Piece("next", after=refused)]
@@ -285,9 +300,9 @@ def result(task, by_problem, **figures):
 def test_the_table_by_hand():
     problems = [f"p{index}" for index in range(20)]
 
-    def finding(row, shares, **figures):
+    def finding(row, shares, part="main", **figures):
         results = {seed: result("t", dict.fromkeys(problems, share), **figures) for seed, share in shares.items()}
-        return Finding(row, "b", "t", results, 5, 2_000_000.0)
+        return Finding(row, part, "b", "t", results, len(results), 5, 2_000_000.0)
 
     table = compared(
         [
@@ -295,10 +310,11 @@ def test_the_table_by_hand():
             finding("theirs", {0: 0.25, 1: 0.5}),
             finding("alike", {0: 0.25, 1: 0.5}),
             finding("elsewhere", {7: 1.0}),
+            finding("apart", {0: 0.5}, part="ablations"),
         ],
         "theirs",
     )
-    ours, theirs, alike, elsewhere = table
+    ours, theirs, alike, elsewhere, apart = table
     assert ours.pooled.mean == 0.75
     assert ours.pooled.well_formed == 0.5
     assert ours.pooled.by_problem == dict.fromkeys(problems, 0.75)
@@ -308,6 +324,7 @@ def test_the_table_by_hand():
     assert ours.contrast.chance < 2e-4
     assert ours.contrast.corrected == pytest.approx(2 * ours.contrast.chance)
     assert (alike.contrast.mean, alike.contrast.corrected) == (0.0, 1.0)
+    assert apart.contrast.corrected == apart.contrast.chance < 2e-4  # alone in its part
     assert theirs.contrast is elsewhere.contrast is None
     assert [each.contrast for each in compared([ours], "nobody")] == [ours.contrast]
     reached, cost = sheets(table, "theirs")
@@ -315,6 +332,22 @@ def test_the_table_by_hand():
     assert cost.rows[0][:6] == ("ours", "3", "5", "2.00", "+25.0", "+25.0 .. +25.0")
     assert cost.rows[1] == ("theirs", "2", "5", "2.00", "-", "-", "-", "-")
     assert "## b, t: cost, and difference from theirs" in cost.markdown()
+
+
+def test_a_table_fits_80_columns():
+    """Names that are too long are broken; headers and figures never are."""
+    found = {seed: result("t", {"0": 1.0, "1": 0.5}, well_formed=1.0) for seed in (0, 1)}
+    for row, whole in (("unseen-parallel-only", True), ("a-name-that-is-too-long-for-any-table", False)):
+        table = [Finding(row, "main", "b", "t", found, 2, 80, 1.0), Finding("r", "main", "b", "t", found, 2, 80, 1.0)]
+        for shown in sheets(compared(table, "r"), "r"):
+            console = Console(width=80, file=io.StringIO())
+            display.sheet(console, shown)
+            text = console.file.getvalue()
+            words = [word for name in shown.header for word in name.replace("-", "- ").split()]
+            assert "…" not in text
+            assert (row in text) is whole
+            assert all(word in text for word in (*words, *shown.rows[0][1:]))
+            assert max(map(len, text.splitlines())) <= 80
 
 
 def test_how_rows_fork_early_and_late(finished, tmp_path):
@@ -353,6 +386,27 @@ def test_what_is_written(finished):
     text = (folder / "out" / "study.md").read_text()
     assert "## short, countdown-easy: 4 held-out problems, k = 2 answers to each" in text
     assert "| forked | 2 | 2 |" in text
+    assert "| base | 1 | 0 |" in text  # measured once for both seeds
+
+
+def test_a_table_is_over_all_seeds_in_the_folder_in_order(finished, tmp_path):
+    """Whichever the study's file names, and whichever are asked for or were first."""
+    folder, cells, _ = finished
+    late = sorted(cells, key=lambda cell: -cell.seed)
+    assert findings.collect(late, folder / "out", "plain") == findings.collect(cells, folder / "out", "plain")
+    shutil.copytree(folder / "out", tmp_path / "out")
+    text = (folder / "micro.toml").read_text().replace("seeds = [0, 1]", "seeds = [0]")
+    file = write(tmp_path, text)
+    done = command("study", file, "--out", tmp_path / "out", "--rows", "base", "--seeds", "0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert {(each["row"], *each["results"]) for each in whole["findings"]} == {
+        (row, "0", "1") for row in ("base", "plain", "taught", "forked")
+    }
+
+
+def command(*words, cwd):
+    return processes.command([str(word) for word in words], None, cwd, "80", 600)
 
 
 def test_a_table_of_what_there_is_so_far(finished, tmp_path):
@@ -370,6 +424,35 @@ def test_rows_are_chosen_by_name_and_by_part(tmp_path):
         choose(study, ["taugt"])
 
 
+def test_only_what_is_asked_for_must_fit(model, tmp_path):
+    """By what its recipe says, or by its number of updates; what does not is in no table."""
+    longer = '[rows.longer]\npart = "long"\nlike = "plain"\nset = ["stages.hard.steps=3"]\n'
+    file = write(tmp_path, MICRO + longer, model)
+    study = load_study(file)
+    for changes, fitting, other in (
+        ([], ["base", "plain", "taught", "forked"], "longer"),
+        (["defaults.scorer=causal"], ["base", "plain"], "forked"),
+    ):
+        asked = {("plain", "short")}
+        assert [cell.row for cell in expand(study, file, [0], changes, asked)] == fitting
+        with pytest.raises(UserError, match="expected"):
+            expand(study, file, [0], changes, {*asked, (other, "short")})
+    done = command("study", file, "--rows", "base", "--seeds", "0", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("hard: 2 steps, seeds 0; for plain under short\nnothing to train, only to measure")
+    assert "; for base\n" in done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not say which cores may be used")
+def test_only_cores_that_may_be_used_are_counted():
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert _cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -380,7 +463,7 @@ def test_rows_are_chosen_by_name_and_by_part(tmp_path):
         ('stages = ["cold"]', 'stages = ["clod"]', "did you mean 'cold'"),
         ('stages = ["cold", "hard"]', 'stages = ["cold", "hard"]\nset = ["stages.hard.stpes=2"]', "mean 'steps'"),
         ('stages = ["cold", "hard"]', 'stages = ["cold", "hard"]\nset = ["stages.hard.steps=3"]', "as many RL updates"),
-        ('scorer=causal"]', 'scorer=causal", "stages.hard.reward=bonus()"]', "'sequential' opens none"),
+        ('scorer=causal"]', 'scorer=causal", "stages.hard.reward=bonus()"]', "the sampler is sequential"),
         ('path = "MODEL"', "architecture = {}", "recipe.model.path"),
         ("save_every = 1", 'tracking = ["tensorboard"]', "without trackers"),
         ("batch = 4", "batch = 4\noptimizer = { carry = true }", "moments of their own"),

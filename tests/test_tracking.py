@@ -7,6 +7,7 @@ import pytest
 from test_train import make
 
 from parallel_r1 import errors, tracking
+from parallel_r1.curriculum import Curriculum
 from parallel_r1.errors import UserError
 from parallel_r1.run_folder import RunFolder
 from parallel_r1.tracking import Tracking, flat, values
@@ -98,8 +99,27 @@ def test_a_tracker_that_fails_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Tracking, "build", build)
     recipe = make(tmp_path, 'tracking=["mlflow"]')
-    with pytest.raises(UserError, match=r"mlflow to take the metrics of the run; found no key in two lines; .*goes on"):
-        follow(RunFolder.create(tmp_path / "run", recipe), recipe, ROWS)
+    run = RunFolder.create(tmp_path / "run", recipe)
+    said = r"mlflow to take the metrics of the run; found no key in two lines; .*goes on"
+    with pytest.raises(UserError, match=said), Tracking(recipe, run):
+        raise AssertionError("something was measured before")
+
+
+def test_what_was_measured_when_a_tracker_fails_is_not_measured_again(tmp_path, policy):
+    recipe = make(tmp_path)
+    run = RunFolder.create(tmp_path / "run", recipe)
+    sampling = recipe.stages["rl"].sampling
+
+    def fail(row):
+        raise UserError("a tracker", "none", "mend it")
+
+    with pytest.raises(UserError, match="a tracker"):
+        Curriculum(recipe, run, fail).measure("base", sampling, policy)
+    again = Curriculum(recipe, run, fail)
+    again.measure("base", sampling, None)
+    (row,) = run.metrics()
+    (result,) = again.results
+    assert (row["kind"], row["stage"], row["mean"]) == ("evaluation", "base", result.mean)
 
 
 def test_tensorboard_has_every_number_once(begun):

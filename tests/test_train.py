@@ -1,11 +1,15 @@
 """The loops, and small runs from end to end."""
 
+import copy
 import json
 import math
 import random
+import re
 from functools import partial
 from itertools import cycle, islice
+from statistics import fmean
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import processes
 import pytest
@@ -75,13 +79,131 @@ sampling = { sampler = "sequential" }
 """
 
 
-def test_a_run_that_diverges_names_its_last_good_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(sft, "loss", lambda logprobs, batch, tokens: (logprobs.sum() * math.nan, {}))
+@pytest.mark.parametrize("rule", [False, True])
+def test_a_run_that_diverges_keeps_and_names_its_last_good_weights(tmp_path, monkeypatch, rule):
+    """Those before the first update that was skipped, whatever a stop rule thinks is best."""
+    learnt, calls = sft.loss, []
+
+    def loss(logprobs, batch, tokens):
+        calls.append(tokens)
+        found, metrics = learnt(logprobs, batch, tokens)
+        return found * (1 if len(calls) <= 3 else math.nan), metrics
+
+    monkeypatch.setattr(sft, "loss", loss)
+    stop = ["stages.sft.stop={task='countdown-easy',every=1,problems=1,samples=1,patience=9}"] if rule else []
+    recipe = make(tmp_path, "stages.sft.steps=9", "evaluation.tasks=[]", *stop).only("sft")
+    run = RunFolder.create(tmp_path / "run", recipe)
+    policy = build_policy(recipe)
+    with pytest.raises(UserError, match=r"stage sft.*state/weights-7") as caught:  # four more steps were skipped
+        train(recipe, policy, run, lambda row: None)
+    kept = models.load(str(caught.value.fix.split(" are ")[1])).model.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in policy.model.state_dict().items())
+
+
+def test_weights_that_are_no_numbers_are_not_good(tmp_path, monkeypatch):
+    def loss(logprobs, batch, tokens):
+        policy.model.get_input_embeddings().weight.data.fill_(math.nan)
+        return logprobs.sum() * math.nan, {}
+
+    monkeypatch.setattr(sft, "loss", loss)
     recipe = make(tmp_path, "stages.sft.steps=9")
     run = RunFolder.create(tmp_path / "run", recipe)
+    policy = build_policy(recipe)
     with pytest.raises(UserError, match=r"stage sft.*checkpoints/base"):
-        train(recipe, build_policy(recipe), run, lambda row: None)
+        train(recipe, policy, run, lambda row: None)
     assert models.load(str(run.checkpoint("base")))
+
+
+def test_a_model_whose_logits_are_no_numbers_draws_nothing_to_learn_from(policy, tmp_path):
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="no answer with a token"):
+        next(run_rl(policy, rl_stage(tmp_path), 0))
+
+
+def test_what_a_model_cannot_hold_is_refused_before_it_learns(tmp_path):
+    long = {"prompt": "x", "text": "1 " * 600}
+    (tmp_path / "long.jsonl").write_text(json.dumps({**long, "text": "ok"}) + "\n" + json.dumps(long) + "\n")
+    for change, said in (
+        (f"stages.sft.data={{file='{tmp_path / 'long.jsonl'}'}}", "row 2 of"),
+        ("stages.rl.sampling.budget={total=600,critical_path=600}", "stages.rl: an answer may reach over 600"),
+        ("stages.sft.sampling.budget={total=600,critical_path=600}", "stages.sft: an answer may reach over 600"),
+    ):
+        recipe = make(tmp_path, "model.architecture.positions=512", change)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        policy = build_policy(make(tmp_path, "model.architecture.positions=512"))
+        with pytest.raises(UserError, match=re.escape(said)):
+            train(recipe, policy, RunFolder(tmp_path / "run"), lambda row: None)
+
+
+def test_what_a_recipe_says_reaches_the_update(policy, tmp_path, monkeypatch):
+    """Reward and step, group, weights of answers, clip range and all else of the loss, whole groups a mini-batch."""
+    seen = []
+
+    def update(self, traces, loss, **columns):
+        seen.append((traces, loss.keywords["settings"], columns))
+        return {"lr": 0.0}
+
+    monkeypatch.setattr(Learner, "update", update)
+    stage = rl_stage(
+        tmp_path,
+        "stages.rl.reward='switch(accuracy(wrong=-1), accuracy(wrong=-3), at=1)'",
+        "stages.rl.grpo={minibatches=2,std='none',average='constant',clip_low=0.1,clip_high=0.3,correction=2.0}",
+        "stages.rl.problems=4",
+        "stages.rl.steps=2",
+    )
+    monkeypatch.setattr(train_room, "load_task", lambda *_: Coin())
+    for step, (_, rollouts, _) in enumerate(run_rl(policy, stage, 0), 1):
+        assert {rollout.reward for rollout in rollouts} == {1.0, [-1.0, -3.0][step - 1]}
+        rewards = {id(rollout.trace): rollout.reward for rollout in rollouts}
+        groups = {rollout.trace.prompt_ids: [] for rollout in rollouts}
+        for rollout in rollouts:
+            groups[rollout.trace.prompt_ids].append(rollout.reward)
+        parts = [{trace.prompt_ids for trace in traces} for traces, *_ in seen]
+        assert [len(part) for part in parts] == [2, 2]
+        assert not parts[0] & parts[1]
+        for traces, settings, columns in seen:
+            assert settings == stage.grpo
+            assert columns["advantages"] == [rewards[id(t)] - fmean(groups[t.prompt_ids]) for t in traces]
+            sampled = [sum(len(span.token_ids) for span in t.spans if span.sampled) for t in traces]
+            assert columns["weights"] == [fmean(sampled) / stage.sampling.budget.total] * len(traces)
+            assert "old" not in columns
+        seen.clear()
+
+
+class Coin:
+    """Countdown whose every second answer is right."""
+
+    name = "countdown-easy"
+
+    def __init__(self):
+        self.asked, self.verdicts = EASY.problems("train", 0), cycle((True, False))
+
+    def problems(self, split, seed):
+        return self.asked
+
+    def verify(self, problem, trunk):
+        return next(self.verdicts)
+
+
+def test_in_bf16_ratios_are_to_what_the_learner_says_itself(policy, tmp_path):
+    """The engine draws in fp32, so the two differ; but the first ratio is 1, and the difference is measured."""
+    kept = {}
+
+    def step(precision):
+        stage = rl_stage(tmp_path, f"stages.rl.precision={precision}", "stages.rl.grpo={clip_low=1e-6,clip_high=1e-6}")
+        return next(run_rl(copy.deepcopy(policy), stage, 0)).metrics
+
+    with patch.object(train_room, "load_task", lambda *_: Coin()):
+        kept = {precision: step(precision) for precision in ("fp32", "bf16")}
+    assert kept["bf16"]["clip_fraction"] == 0
+    assert kept["bf16"]["mismatch_mean"] > 100 * kept["fp32"]["mismatch_mean"]
+    assert kept["bf16"]["loss"] == pytest.approx(kept["fp32"]["loss"], abs=1e-3)
+
+
+def test_the_metrics_of_a_step_are_means_over_the_updates_that_have_them():
+    updates = [{"lr": 1.0}, {"lr": 3.0, "loss": 5.0}, {"lr": 2.0, "skipped": 1.0}, {"lr": 2.0}]
+    assert train_room.means(updates) == {"lr": 2.0, "loss": 5.0, "skipped": 0.25}
 
 
 def rl_stage(tmp_path, *overrides):
@@ -267,9 +389,19 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path, policy):
         ("evaluation.tasks=['nothing']", "countdown-easy"),
         ("stages.sft.data={file='none.jsonl'}", "none.jsonl"),
         ("stages.sft.data.tasks={nothing=1}", "countdown-easy"),
+        ("stages.sft.data.tasks={gsm8k=1}", "procedural teacher"),
+        ("stages.rl.task=aime24", "a set with a train split"),
+        ("stages.rl.task=jsonl:FOLDER/columns.jsonl", "columns problem"),
+        ("evaluation.tasks=['jsonl:FOLDER/cut.jsonl']", "cut.jsonl:2"),
+        ("evaluation.tasks=['dapo']", "a set with a test split"),
+        ("stages.rl.sampling={budget={forks=0}}", "the budget none"),
+        ("stages.rl.sampling={paths=1}", "a fork has one path"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_loaded(tmp_path, override, said):
+    (tmp_path / "columns.jsonl").write_text('{"problem": "1 + 1"}\n')
+    (tmp_path / "cut.jsonl").write_text('{"problem": "1 + 1", "answer": "2"}\n{"problem": "2')
+    override = override.replace("FOLDER", str(tmp_path))
     with pytest.raises(UserError, match="expected") as caught:
         check(make(tmp_path, override))
     assert said in str(caught.value)

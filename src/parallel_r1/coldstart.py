@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from parallel_r1.config import Data
 from parallel_r1.data.rows import read_file
-from parallel_r1.errors import UserError
+from parallel_r1.errors import Missing, UserError
 from parallel_r1.models import Policy
 from parallel_r1.rollout import Problem
 from parallel_r1.tasks import epochs, load_task
@@ -70,6 +70,32 @@ def examples(data: Data, seed: int, hold_back: bool = False) -> Iterator[Example
         yield Example(problem.prompt, text, rehearsal)
 
 
+def check(data: Data) -> None:
+    """Refuse data that cannot be read, and tasks without a teacher, before anything is learnt from them."""
+    if data.file is not None:
+        read_examples(Path(data.file))
+    for name in {**data.tasks, **data.rehearse}:
+        _teacher(name)
+
+
+def check_lengths(data: Data, policy: Policy, instruction: str) -> None:
+    """Refuse answers of a file that are longer than the model's positions."""
+    most = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    if data.file is None or most is None:
+        return
+    for number, example in enumerate(read_examples(Path(data.file)), 1):
+        text = instruction + example.prompt + example.text
+        if len(text.encode()) < most:  # a token is a byte or more
+            continue
+        length = len(policy.encode(instruction + example.prompt)) + len(policy.encode(example.text)) + 1
+        if length > most:
+            raise UserError(
+                f"answers within the {most} positions that the model knows",
+                f"{length} tokens in row {number} of {data.file}",
+                "leave it out, or choose another model",
+            )
+
+
 def _teacher(name: str) -> Teacher:
     task = load_task(name)
     if not isinstance(task, Teacher):
@@ -85,7 +111,7 @@ def read_examples(path: Path) -> list[Example]:
         UserError: no such file, a row without a text in each of the two columns, a malformed answer, or no row at all.
     """
     if not path.is_file():
-        raise UserError("a file of answers", f"no file {path}", "check data.file")
+        raise Missing("a file of answers", f"no file {path}", "check data.file, or write it with parallel-r1 coldstart")
     found = [_example(row, f"row {number} of {path}") for number, row in enumerate(read_file(path), 1)]
     if not found:
         raise UserError("a file with answers", f"{path} is empty", "check data.file")

@@ -10,6 +10,7 @@ from parallel_r1.errors import UserError, nearest
 from parallel_r1.trace import EXACT_SCORER, TAGS, Sampler, Scorer
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
@@ -17,7 +18,7 @@ Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 class Section(BaseModel):
     """A table of a recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Architecture(Section):
@@ -134,6 +135,16 @@ class Sampling(Section):
     budget: Budget = Budget()
 
     @property
+    def opens_forks(self) -> bool:
+        """Whether an answer may have a well-formed fork, of two paths at least."""
+        return self.sampler != "sequential" and self.paths > 1 and self.budget.forks > 0
+
+    @property
+    def filters(self) -> bool:
+        """Whether tokens are left out that the raw policy might draw."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    @property
     def reach(self) -> int:
         """The positions that an answer may take: those of its critical path, or of all its text where a join reads it
         again."""
@@ -145,6 +156,12 @@ class Sampling(Section):
         if any(not text or any(tag in text for tag in TAGS) for text in stop):
             raise ValueError("a stop text must not be empty and must not hold one of the six tags")
         return stop
+
+    @model_validator(mode="after")
+    def memory_holds_an_answer(self) -> Sampling:
+        if self.memory is not None and self.memory <= self.budget.total:
+            raise ValueError(f"memory ({self.memory}) must be above budget.total ({self.budget.total})")
+        return self
 
 
 class Optimizer(Section):
@@ -163,7 +180,7 @@ class Optimizer(Section):
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: Share = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     clip: Annotated[float, Field(gt=0)] = 1.0
     embeddings: Literal["all", "used"] = "all"
     carry: bool = False
@@ -258,7 +275,7 @@ class Stage(Section):
 
     @property
     def is_exact(self) -> bool:
-        """Whether what is sampled is what is scored."""
+        """Whether the scorer repeats what the sampler did."""
         return EXACT_SCORER[self.sampling.sampler] == self.scorer
 
     @model_validator(mode="after")
@@ -333,6 +350,10 @@ class RL(Stage):
     def explores(self) -> RL:
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature must be above 0: greedy answers to a problem are all the same")
+        if self.grpo.kl and self.sampling.filters:
+            raise ValueError(
+                "grpo.kl needs top_k, top_p and min_p off: what one policy filters out diverges without end"
+            )
         if self.problems % self.grpo.minibatches:
             raise ValueError(
                 f"problems ({self.problems}) must be divisible by grpo.minibatches ({self.grpo.minibatches})"
@@ -349,7 +370,7 @@ class Evaluation(Section):
     """
 
     tasks: tuple[str, ...] = ()
-    problems: Count = 200
+    problems: Annotated[int, Field(ge=1, le=100_000)] = 200
     samples: Count | dict[str, Count] = 8
     seed: int = 1234
 
@@ -445,7 +466,7 @@ class Recipe(Section):
         return {self.start_of(name) for name, stage in self.stages.items() if stage.optimizer.carry}
 
     def only(self, kind: Literal["sft", "rl"]) -> Recipe:
-        """The recipe with its stages of one kind; a stage whose start is left out continues the one before it.
+        """The recipe with its stages of one kind. One that continued a stage of another kind begins where that did.
 
         Raises:
             UserError: it has none of this kind.
@@ -458,9 +479,11 @@ class Recipe(Section):
                 "use `train`, or another recipe",
             )
         known = {"base", *kept}
-        chain = {
-            name: stage if stage.start in known else stage.model_copy(update={"start": None})
-            for name, stage in kept.items()
-        }
+        chain = {}
+        for name, stage in kept.items():
+            start = self.start_of(name)
+            while start not in known:
+                start = self.start_of(start)
+            chain[name] = stage.model_copy(update={"start": start})
         pairs = tuple(pair for pair in self.compare if known.issuperset(pair))
         return self.model_copy(update={"stages": chain, "compare": pairs})

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from parallel_r1 import adapters, coldstart, models, tracking
 from parallel_r1.config import RL, SFT, Evaluation, Recipe, Sampling
-from parallel_r1.errors import UserError
+from parallel_r1.errors import Missing, UserError
 from parallel_r1.evaluate import Result, evaluate, held_out
 from parallel_r1.learner import moments_of
 from parallel_r1.models import Policy
 from parallel_r1.monitor import Monitor
+from parallel_r1.plan import check_positions
 from parallel_r1.rewards import check_reward
 from parallel_r1.run_folder import RunFolder, space
-from parallel_r1.tasks import load_task
+from parallel_r1.tasks import Split, load_task
 from parallel_r1.train import State, Update, run_rl, run_sft
 
 Observer = Callable[[dict[str, Any]], None]
@@ -89,8 +92,11 @@ class Curriculum:
                 policy = policy or load_checkpoint(self.recipe, self.run.checkpoint(name))
                 started = time.perf_counter()
                 known = evaluate(policy, task, self.recipe.evaluation, sampling, name).to_json()
-                self.record({"kind": "evaluation", **_figures(known), "seconds": time.perf_counter() - started})
+                seconds = time.perf_counter() - started
+                row = {"step": self.step, "kind": "evaluation", **_figures(known), "seconds": seconds}
+                self.run.log(row)  # the first: a row whose evaluation was not saved is dropped and comes again
                 self.run.save_evaluation(f"{name}.{task}", known)
+                self.tell(row)  # the last: where a tracker fails, nothing is measured twice
             self.results.append(Result(**known))
 
     def learn(self, name: str, policy: Policy) -> Policy:
@@ -103,16 +109,21 @@ class Curriculum:
             updates = run_sft(policy, stage, self.recipe.seed, before, moments, shard=shard)
         else:
             updates = run_rl(policy, stage, self.recipe.seed, before, moments, shard=shard)
-        watch = self.watch(name)
+        watch, now = self.watch(name), before["stage_step"] if before else 0
         try:
             while not watch.over and (update := next(updates, None)):
                 self.take(name, update, policy, watch)
-                if update.metrics["stage_step"] == stage.steps:
+                now = update.metrics["stage_step"]
+                if now == stage.steps:
                     before = update.state()
         except FloatingPointError as error:
-            good = self.run.checkpoint(start) if watch.best is None else self.run.candidate(watch.best)
+            if now and all(weight.isfinite().all() for weight in policy.model.parameters()):
+                self.run.save_candidate(now, policy)
+                good = self.run.candidate(now)
+            else:
+                good = self.run.checkpoint(start) if watch.best is None else self.run.candidate(watch.best)
             raise UserError(
-                f"finite gradients in stage {name}",
+                f"finite numbers in stage {name}",
                 str(error),
                 f"lower its optimizer.lr; the last good weights are {good}",
             ) from error
@@ -202,8 +213,12 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, tell: Observer) -> lis
     Returns the evaluations in the order of the stages, the base model first.
 
     Raises:
-        UserError: no room for checkpoints; gradients that are not finite.
+        UserError: more than the model's positions hold; no room for checkpoints; gradients that are not finite.
     """
+    check_positions(policy.model.config.get_text_config(), recipe)
+    for stage in recipe.stages.values():
+        if isinstance(stage, SFT):
+            coldstart.check_lengths(stage.data, policy, stage.sampling.instruction)
     under_way = Curriculum(recipe, run, tell)
     learning = sum(each.numel() for each in adapters.learning(policy.model).values())
     run.check_space(space(recipe, models.parameter_count(policy.model), learning))
@@ -223,27 +238,54 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, tell: Observer) -> lis
     return under_way.results
 
 
-def check(recipe: Recipe) -> None:
-    """Everything about a recipe that can be wrong and can be known before anything is loaded."""
+def check(recipe: Recipe, missing: list[Missing] | None = None) -> dict[str, int]:
+    """Everything about a recipe that can be wrong and can be known before a model is loaded: all that it reads is read.
+
+    Args:
+        missing: is told what is not there; if None, that is an error too.
+
+    Returns how many problems of each task are measured.
+    """
+    measured: dict[str, int] = {}
     tracking.check(recipe.tracking)
     if recipe.model.lora is not None:
         adapters.check(recipe.model.lora)
-    for task in recipe.evaluation.tasks:
-        load_task(task)
+    settings = recipe.evaluation
+    for task in settings.tasks:
+        with _there(missing):
+            measured[task] = _count(task, settings.problems, settings.seed, "test")
     for name, stage in recipe.stages.items():
         if isinstance(stage, RL):
-            load_task(stage.task)
-            check_reward(stage.reward, forks=stage.sampling.sampler != "sequential")
+            check_reward(stage.reward, forks=stage.sampling.opens_forks)
+            with _there(missing):
+                next(load_task(stage.task, stage.hold_back).problems("train", recipe.seed))
         else:
-            for task in {**stage.data.tasks, **stage.data.rehearse}:
-                load_task(task)
-            if stage.data.file is not None:
-                coldstart.read_examples(coldstart.Path(stage.data.file))
+            with _there(missing):
+                coldstart.check(stage.data)
         if stage.stop is not None:
-            held_out(load_task(stage.stop.task), stage.stop.problems, recipe.evaluation.seed, "validation")
+            with _there(missing):
+                _count(stage.stop.task, stage.stop.problems, settings.seed, "validation")
         if stage.optimizer.carry and recipe.start_of(name) == "base":
             raise UserError(
                 f"a stage to carry moments on from, for stages.{name}.optimizer.carry",
                 "'base', which has none",
                 "leave it out, or name another start",
             )
+    return measured
+
+
+@cache  # the rows of a study ask the same
+def _count(task: str, most: int, seed: int, split: Split) -> int:
+    return len(held_out(load_task(task), most, seed, split))
+
+
+@contextmanager
+def _there(missing: list[Missing] | None) -> Iterator[None]:
+    """Note what is not there, where that is no error."""
+    try:
+        yield
+    except Missing as error:
+        if missing is None:
+            raise
+        if str(error) not in map(str, missing):
+            missing.append(error)

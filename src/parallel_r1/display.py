@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
+from rich.filesize import decimal
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,6 +18,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from parallel_r1 import report
+from parallel_r1.errors import Missing
 from parallel_r1.evaluate import Result
 from parallel_r1.parity import Parity
 from parallel_r1.plan import Memory, Plan
@@ -185,15 +187,15 @@ def results(console: Console, found: Sequence[Result], pairs: Sequence[tuple[str
 
 def sheet(console: Console, shown: report.Sheet) -> None:
     """Print a table."""
-    table = _table(*("\n".join(name.rsplit(" ", 1)) for name in shown.header))
+    table = _table(*("\n".join(name.replace("-", "-\n").rsplit(" ", 1)) for name in shown.header))
     table.title, table.title_justify = shown.title, "left"
     for row in shown.rows:
         table.add_row(*row)
     console.print(table)
 
 
-def plan(console: Console, made: Plan) -> None:
-    """Print what a recipe would do and need."""
+def plan(console: Console, made: Plan, missing: Sequence[Missing]) -> None:
+    """Print what a recipe would do and need, and what of that is not there."""
     steps = _table("stage", "from", "steps", "updates", "answers\na step", "tokens\nat most")
     for stage in made.stages:
         numbers = (stage.steps, stage.updates, stage.answers, stage.tokens)
@@ -209,16 +211,19 @@ def plan(console: Console, made: Plan) -> None:
             memory.add_row(part, *row, style="bold" if part == "peak" else None)
         console.print(memory)
         weights = f"{made.parameters:,} parameters, {made.learning:,} learn"
-        console.print(f"{weights}; {made.disk / 1e9:.1f} GB on disk", highlight=False)
+        console.print(f"{weights}; {decimal(made.disk)} on disk", highlight=False)
     console.print(f"evaluations draw {made.evaluated:,} tokens at most", highlight=False)
     for line in made.unknown:
         console.print(f"not known: {line}", style="yellow", soft_wrap=True, highlight=False)
+    for each in missing:
+        console.print(f"missing: {each}", style="yellow", soft_wrap=True, highlight=False, markup=False)
 
 
 def _table(first: str, *others: str) -> Table:
-    """A table with numbers on the right, narrow enough for the 80 columns that a pipe or a log has."""
+    """A table with numbers on the right, narrow enough for the 80 columns that a pipe or a log has. Where it is not,
+    names are broken over lines and numbers stay whole."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -21,7 +21,11 @@ class UserError(Exception):
         super().__init__(f"expected {self.expected}; found {self.found}; {self.fix}")
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
-        return UserError, (self.expected, self.found, self.fix)
+        return type(self), (self.expected, self.found, self.fix)
+
+
+class Missing(UserError):
+    """A file or a data set that is not there. A run cannot begin without it; a plan of the run can be made."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -99,7 +100,7 @@ class Learner:
             loss: of a micro-batch.
             columns: what `collate` needs of each trace: `advantages`, `weights`, `old`, `reference`.
 
-        Returns the loss's metrics, added up over micro-batches (`*_max`: the largest).
+        Returns the loss's metrics that are numbers, added up over micro-batches (`*_max`: the largest).
 
         Raises:
             FloatingPointError: too many updates in a row were skipped.
@@ -126,9 +127,11 @@ class Learner:
             else:
                 self.optimizer.step()
                 self.publish()
-            self.scheduler.step()
             self.optimizer.zero_grad()
-        return totals
+        with warnings.catch_warnings():  # torch takes an update that was left out for a mistake
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self.scheduler.step()
+        return {name: value for name, value in totals.items() if math.isfinite(value)}
 
     def backward(
         self,

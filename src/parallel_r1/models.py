@@ -78,6 +78,17 @@ def tag_ids(tokenizer: PreTrainedTokenizerBase) -> Tags:
     return Tags(ids, tuple(newline), frozenset([tokenizer.eos_token_id]), blank, breaks)
 
 
+def check_vocabulary(tags: Tags, rows: int, path: str) -> None:
+    """Refuse tags for which a model with so many embeddings has none."""
+    last = max(*tags.ids.values(), *tags.newline, *tags.eos)
+    if last >= rows:
+        raise UserError(
+            f"an embedding for every tag and the end of text in '{path}'",
+            f"token {last} and {rows} embeddings",
+            "add the six tags with parallel-r1 prepare MODEL --out DIR",
+        )
+
+
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the hub."""
     from transformers import AutoTokenizer
@@ -104,7 +115,9 @@ def load(path: str, *, attention: str = "sdpa", quantisation: QuantizationConfig
     tags = tag_ids(tokenizer)
     import torch
 
-    return Policy(load_model(path, torch.float32, quantisation), tokenizer, tags)
+    model = load_model(path, torch.float32, quantisation)
+    check_vocabulary(tags, model.config.get_text_config().vocab_size, path)
+    return Policy(model, tokenizer, tags)
 
 
 def load_model(

@@ -84,7 +84,18 @@ def mismatch(rows: list[Row]) -> str | None:
     return None
 
 
-RULES: dict[str, Rule] = {rule.__name__: rule for rule in (serial, form, entropy, dead, mismatch)}
+def skipped(rows: list[Row]) -> str | None:
+    """Updates are left out."""
+    share = fmean(row.get("skipped", 0.0) for row in rows[-WINDOW:])
+    if share > 0:
+        return (
+            f"skipped updates: {share:.0%} of those of the last {WINDOW} steps had a gradient that was not finite. "
+            "Lower optimizer.lr"
+        )
+    return None
+
+
+RULES: dict[str, Rule] = {rule.__name__: rule for rule in (serial, form, entropy, dead, mismatch, skipped)}
 
 
 @dataclass

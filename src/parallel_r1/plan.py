@@ -7,8 +7,10 @@ followed to count what the backward pass would keep.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from parallel_r1 import adapters, attend
 from parallel_r1.batch import LOGITS
 from parallel_r1.config import RL, SFT, LoRA, Processes, Recipe, Stage
 from parallel_r1.errors import UserError
-from parallel_r1.models import check_model, parameter_count, qwen3
+from parallel_r1.models import check_model, check_vocabulary, load_tokenizer, parameter_count, qwen3, tag_ids
 from parallel_r1.run_folder import space
 
 ATTENTION = "parallel_r1_plan"
@@ -106,28 +108,37 @@ class Plan:
     unknown: tuple[str, ...]
 
 
-def make(recipe: Recipe) -> Plan:
-    """The plan of a recipe that `curriculum.check` let pass.
+def make(recipe: Recipe, problems: Mapping[str, int]) -> Plan:
+    """The plan of a recipe.
+
+    Args:
+        problems: how many of each task are measured, as `curriculum.check` counted them; where it could not, as many as
+            the recipe allows.
 
     Raises:
-        UserError: a budget over the positions that the model knows.
+        UserError: a budget over the positions that the model knows; a tokenizer without the tags, or with more tokens
+            than the model has embeddings.
     """
     unknown: list[str] = []
-    model, lora = None, recipe.model.lora
+    model, lora, path = None, recipe.model.lora, recipe.model.path
     with FakeTensorMode():  # tensors have shapes and no memory here
         try:
             model = build(recipe)
         except OSError as error:
+            where = (
+                "whose config.json cannot be read" if Path(str(path)).is_dir() else "no folder, nor read from the hub"
+            )
             reason = str(error).splitlines()[0]
-            unknown.append(f"memory and positions, without a configuration of {recipe.model.path} ({reason})")
+            unknown.append(f"memory, positions and tags: {path}, {where} ({reason}); parallel-r1 prepare writes one")
         memories = {
             name: None if model is None else memory(model, lora, stage, recipe.processes)
             for name, stage in recipe.stages.items()
         }
     parameters = learning = disk = None
     if model is not None:
-        for name, stage in recipe.stages.items():
-            check_positions(model.config.get_text_config(), name, stage)
+        check_positions(model.config.get_text_config(), recipe)
+        if path is not None:
+            check_vocabulary(tag_ids(load_tokenizer(path)), model.config.get_text_config().vocab_size, path)
         parameters, adapter = parameter_count(model), adapters.size(model, lora) if lora else 0
         learning, disk = adapter or parameters, space(recipe, parameters + adapter, adapter or parameters)
     stages = tuple(
@@ -139,7 +150,7 @@ def make(recipe: Recipe) -> Plan:
             stage.steps,
             stage.steps * (stage.grpo.minibatches if isinstance(stage, RL) else 1),
             stage.problems * stage.group if isinstance(stage, RL) else stage.batch,
-            stage.steps * stage.problems * stage.group * stage.sampling.budget.total if isinstance(stage, RL) else 0,
+            drawn(stage),
             memories[name],
         )
         for name, stage in recipe.stages.items()
@@ -147,9 +158,18 @@ def make(recipe: Recipe) -> Plan:
     settings = recipe.evaluation
     measured = [stage.sampling.budget.total for stage in recipe.stages.values()]
     measured += measured[:1] if recipe.model.path else []  # the model itself, as the first stage draws
-    evaluated = sum(measured) * sum(settings.problems * settings.samples_of(task) for task in settings.tasks)
+    evaluated = sum(measured) * sum(
+        problems.get(task, settings.problems) * settings.samples_of(task) for task in settings.tasks
+    )
     evaluated += sum(validated(stage) for stage in recipe.stages.values())
     return Plan(stages, parameters, learning, evaluated, disk, tuple(unknown))
+
+
+def drawn(stage: Stage) -> int:
+    """Tokens that a stage draws at most, groups that are replaced included; 0 in sft."""
+    if not isinstance(stage, RL):
+        return 0
+    return stage.steps * (1 + stage.grpo.refill) * stage.problems * stage.group * stage.sampling.budget.total
 
 
 def validated(stage: Stage) -> int:
@@ -256,13 +276,14 @@ def _attention(
 AttentionInterface.register(ATTENTION, _attention)
 
 
-def check_positions(config: PretrainedConfig, name: str, stage: Stage) -> None:
-    """Refuse a budget that the model's positions cannot hold, whatever the prompt."""
+def check_positions(config: PretrainedConfig, recipe: Recipe) -> None:
+    """Refuse budgets that the model's positions cannot hold, whatever the prompt."""
     most = getattr(config, "max_position_embeddings", None)
-    reach = stage.sampling.reach
-    if isinstance(stage, RL) and most is not None and reach >= most:
-        raise UserError(
-            f"budgets below the {most} positions that the model knows",
-            f"stages.{name}: an answer may reach over {reach}",
-            "lower its sampling.budget",
-        )
+    for name, stage in recipe.stages.items():
+        drawn = isinstance(stage, RL) or recipe.evaluation.tasks or stage.stop
+        if drawn and most is not None and stage.sampling.reach >= most:
+            raise UserError(
+                f"budgets below the {most} positions that the model knows",
+                f"stages.{name}: an answer may reach over {stage.sampling.reach}",
+                "lower its sampling.budget",
+            )

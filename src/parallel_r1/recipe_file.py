@@ -24,11 +24,14 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     return make_recipe(read_toml(path), path, overrides or [])
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The tables of a recipe file, laid over those of the file beside it that its `extends` names.
 
+    Args:
+        over: the files that extend it.
+
     Raises:
-        UserError: no such file, bad TOML.
+        UserError: no such file, bad TOML, files that extend each other.
     """
     if not path.is_file():
         raise UserError("a recipe file", f"no file {path}", "see recipes/ for some that work")
@@ -39,9 +42,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     under = tree.pop("extends", None)
     if under is None:
         return tree
-    if not isinstance(under, str) or (path.parent / under).resolve() == path.resolve():
+    over = (*over, path.resolve())
+    if not isinstance(under, str) or (path.parent / under).resolve() in over:
         raise UserError("the name of another recipe file in extends", f"{under!r} in {path}", "name one beside it")
-    return _merge(read_toml(path.parent / under), tree)
+    return _merge(read_toml(path.parent / under, over), tree)
 
 
 def make_recipe(tree: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe:
@@ -74,6 +78,8 @@ def _spread_defaults(tree: dict[str, Any], path: Path) -> None:
     defaults, stages = tree.pop("defaults", {}), tree.get("stages", {})
     kinds: dict[str, type[Stage]] = {"sft": SFT, "rl": RL}
     known = {key for kind in kinds.values() for key in kind.model_fields}
+    if not isinstance(defaults, dict):
+        raise UserError("a table [defaults]", f"{defaults!r} in {path}", "name keys of a stage in it")
     for key in defaults:
         if key not in known:
             raise UserError("keys of a stage in [defaults]", f"'{key}' in {path}", nearest(key, known))
@@ -124,7 +130,13 @@ def _explain(error: ValidationError, path: Path, section: type[BaseModel]) -> Us
     where = ".".join(str(part) for at, part in enumerate(first["loc"]) if at != 2 or first["loc"][0] != "stages")
     if first["type"] == "extra_forbidden":
         known = _fields_at(first["loc"][:-1], section)
+        if section is Recipe and len(first["loc"]) == 1:
+            known += ["defaults", "extends"]
         return UserError("a known key", f"'{where}' in {path}", nearest(str(first["loc"][-1]), known))
+    if first["type"] == "union_tag_not_found":
+        return UserError(
+            "a kind, 'sft' or 'rl', in every stage", f"none in {where} of {path}", "is the name of the stage misspelt?"
+        )
     message = first["msg"].removeprefix("Value error, ")
     found = f" (found {first['input']!r})" if not isinstance(first["input"], dict) else ""
     return UserError(f"a valid {what}", f"{path}: {where or what}{found}", message)

@@ -13,6 +13,7 @@ import numpy as np
 from parallel_r1.attention import Layout
 from parallel_r1.errors import UserError, need
 from parallel_r1.evaluate import Result, compare
+from parallel_r1.files import whole
 from parallel_r1.trace import TRUNK, Address
 
 HEADER = ("stage", "mean@k %", "95 % interval", "pass@k %", "parallel %", "well-formed %", "critical path", "tokens")
@@ -121,7 +122,8 @@ def picture(metrics: Sequence[dict[str, Any]], path: Path) -> bool:
     panels[2].set_ylim(-0.03, 1.03)
     panels[0].legend(ncols=len(stages), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     panels[2].set_xlabel("step (thin: each step; thick: moving average)")
-    figure.savefig(path, dpi=120)
+    with whole(path) as part:
+        figure.savefig(part, dpi=120, format=path.suffix[1:])
     return True
 
 
@@ -130,7 +132,7 @@ def relation(laid: Layout, tokens: Sequence[str], addresses: Sequence[Address], 
     it shows. Places that are only read again are pale and have no name on the left.
 
     Raises:
-        UserError: matplotlib is not installed, or it does not write such files.
+        UserError: matplotlib is not installed, it does not write such files, or this one cannot be written.
     """
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise UserError("a file that ends with .png, .svg or .pdf", f"'{path.name}'", "rename it")
@@ -158,7 +160,8 @@ def relation(laid: Layout, tokens: Sequence[str], addresses: Sequence[Address], 
     panel.tick_params(which="both", length=0)
     panel.xaxis.tick_top()
     panel.set_title(title)
-    figure.savefig(path, dpi=110)
+    with whole(path) as part:
+        figure.savefig(part, dpi=110, format=path.suffix[1:])
 
 
 def _smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:

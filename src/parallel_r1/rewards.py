@@ -255,7 +255,7 @@ def check_reward(text: str, forks: bool) -> None:
     about = [name for name in names if name not in WITHOUT_FORKS]
     if about and not forks:
         raise UserError(
-            "a reward that does not need forks, since the sampler 'sequential' opens none",
+            "a reward without forks, where the sampler is sequential, a fork has one path or the budget none",
             f"{about[0]} in '{text}'",
             f"use one of {', '.join(WITHOUT_FORKS)}, or another sampler",
         )
@@ -278,10 +278,15 @@ def _build(node: ast.expr, text: str) -> Reward:
     for keyword in node.keywords:
         if keyword.arg not in parameters:
             raise UserError(f"an argument of {name}", f"'{keyword.arg}'", nearest(str(keyword.arg), parameters))
+    given = [str(word.arg) for word in node.keywords]
     try:
+        if len(given) > len(set(given)):
+            raise ValueError(f"an argument of {name} twice")
         bound = inspect.signature(KNOWN[name]).bind(*node.args, **{str(word.arg): word.value for word in node.keywords})
         values: dict[str, Any] = {
-            key: _build(value, text) if parameters[key].annotation in ("Reward", "Base") else _number(value)
+            key: _build(value, text)
+            if parameters[key].annotation in ("Reward", "Base")
+            else _number(value, whole=parameters[key].annotation == "int")
             for key, value in bound.arguments.items()
         }
         return KNOWN[name](**values)
@@ -289,14 +294,14 @@ def _build(node: ast.expr, text: str) -> Reward:
         raise _unreadable(text, error) from error
 
 
-def _number(node: ast.expr) -> float:
+def _number(node: ast.expr, whole: bool) -> float:
     try:
         value = ast.literal_eval(node)
     except ValueError:
         value = None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{ast.unparse(node)} is no number")
-    return value
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not math.isfinite(value):
+        raise ValueError(f"{ast.unparse(node)} is no {'whole ' if whole else ''}number")
+    return value if whole else float(value)
 
 
 def _unreadable(text: str, error: BaseException) -> UserError:

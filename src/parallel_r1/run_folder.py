@@ -15,23 +15,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import AcquireReturnProxy, FileLock, Timeout
+from rich.filesize import decimal
+
 from parallel_r1.adapters import save
 from parallel_r1.config import Recipe
 from parallel_r1.errors import UserError
-from parallel_r1.files import whole, written
+from parallel_r1.files import move, whole, write_text, written
 from parallel_r1.models import Policy
 from parallel_r1.processes import by_first
 from parallel_r1.recipe_file import dump_recipe
 from parallel_r1.rollout import Rollout, write_jsonl
 
 FOLDERS = ("rollouts", "checkpoints", "eval", "state")
+LOCK = ".lock"
+"""The file of a run that its process holds."""
 MOMENTS = "optimizer.pt"
 """The file of a checkpoint with what its optimiser remembers, by parameter."""
 PACKAGES = ("parallel-r1", "torch", "transformers", "accelerate", "numpy", "tokenizers")
 
 
 class RunFolder:
-    """One run's files. Nothing in it is ever overwritten by another run.
+    """One run's files. Nothing in it is ever overwritten by another run, nor by another process at the same run: from
+    `create` to `finish`, or to the end of the process, however it ends, no other can create it.
 
     A run that has not finished has a folder `state/`, with all that is needed to go on from the last saved step. What
     is there is whole: files and folders are written under another name and then renamed. Of several processes the
@@ -40,13 +46,14 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.lock = FileLock(path / LOCK, is_singleton=True)  # one for all objects of this process
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> RunFolder:
         """Start a folder for a run, or take up the one that this recipe was broken off in.
 
         Raises:
-            UserError: the folder holds something else already, or cannot be written.
+            UserError: the folder holds something else already, another process is at this run, or it cannot be written.
         """
         run = cls(path)
         run._begin(recipe)
@@ -54,14 +61,36 @@ class RunFolder:
 
     @by_first
     def _begin(self, recipe: Recipe) -> None:
-        if self.is_unfinished(recipe):
-            return
-        self.check_vacant(self.path)
         with written(self.path):
+            self.is_begun(recipe)  # what belongs to something else does not even get a lock
+            self._hold()
+            if self.is_begun(recipe):
+                return
             for name in FOLDERS:
-                (self.path / name).mkdir(parents=True, exist_ok=True)
+                (self.path / name).mkdir(exist_ok=True)
         write_json(self.path / "environment.json", environment())
-        _write(self.path / "recipe.toml", dump_recipe(recipe))  # the last: with it the folder is a run
+        write_text(self.path / "recipe.toml", dump_recipe(recipe))  # the last: with it the folder is a run
+
+    def _hold(self) -> AcquireReturnProxy:
+        """Keep other processes out."""
+        try:
+            return self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                "a run that no other process is at", f"one that writes to {self.path}", "wait, or give another --out"
+            ) from error
+
+    def is_begun(self, recipe: Recipe) -> bool:
+        """Whether there is something to go on with here, before time is spent on a run that could not be written.
+
+        Raises:
+            UserError: the folder holds something else, or another process is at this run.
+        """
+        if not self.is_unfinished(recipe):
+            self.check_vacant(self.path)
+            return False
+        with self._hold():
+            return True
 
     @property
     def id(self) -> str:
@@ -70,12 +99,11 @@ class RunFolder:
 
     @staticmethod
     def check_vacant(path: Path) -> None:
-        """Refuse a folder that holds anything, before time is spent on a run that could not be written. What `create`
-        had made there when it was broken off does not count."""
+        """Refuse a folder that holds anything. What `create` had made there when it was broken off does not count."""
 
         def is_ours(entry: Path) -> bool:
             empty = entry.name in FOLDERS and entry.is_dir() and not any(entry.iterdir())
-            return empty or entry.name == "environment.json" or entry.name.endswith(".part")
+            return empty or entry.name in ("environment.json", LOCK) or entry.name.endswith(".part")
 
         if path.exists() and not (path.is_dir() and all(map(is_ours, path.iterdir()))):
             raise UserError(
@@ -85,33 +113,37 @@ class RunFolder:
             )
 
     def is_unfinished(self, recipe: Recipe) -> bool:
-        """Whether this recipe was begun here, in whatever number of processes, and has not been finished."""
+        """Whether this recipe was begun here, in whatever number of processes and with whatever trackers, and has not
+        been finished."""
         begun = self.path / "recipe.toml"
         if not begun.is_file() or not (self.path / "state").is_dir():
             return False
         texts = begun.read_text(encoding="utf-8"), dump_recipe(recipe)
-        before, now = ({**tomllib.loads(text), "processes": None} for text in texts)
+        before, now = ({**tomllib.loads(text), "processes": None, "tracking": None} for text in texts)
         return before == now
 
     @by_first
     def restate(self, recipe: Recipe) -> None:
         """Write the recipe of a run that was begun once more, knowing that nothing differs but where things lie."""
         if (begun := self.path / "recipe.toml").is_file():
-            _write(begun, dump_recipe(recipe))
+            write_text(begun, dump_recipe(recipe))
 
     @by_first
     def finish(self) -> None:
         """Note that there is nothing left to do here."""
         shutil.rmtree(self.path / "state")
+        self.lock.release(force=True)
+        (self.path / LOCK).unlink(missing_ok=True)
 
+    @by_first
     def check_space(self, needed: int) -> None:
-        """Refuse to start on a disk with less than `needed` bytes free."""
+        """Refuse to start on a disk without room for what is missing here of the `needed` bytes of a whole run."""
         free = shutil.disk_usage(self.path).free
-        if free < needed:
+        files = (file for name in ("checkpoints", "state") for file in (self.path / name).rglob("*") if file.is_file())
+        missing = needed - sum(file.stat().st_size for file in files)
+        if free < missing:
             raise UserError(
-                f"{needed / 1e9:.1f} GB free for checkpoints",
-                f"{free / 1e9:.1f} GB at {self.path}",
-                "give another --out",
+                f"{decimal(missing)} free for checkpoints", f"{decimal(free)} at {self.path}", "give another --out"
             )
 
     @by_first
@@ -120,6 +152,8 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
         with written(file), file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(metrics) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())  # what is saved after it counts on it
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; one that was broken off is left out."""
@@ -137,17 +171,15 @@ class RunFolder:
                 self.evaluation(f"{row['stage']}.{row['task']}") if row["kind"] == "evaluation" else row["step"] <= step
             )
         ]
-        _write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
     @by_first
     def save_state(self, step: int, state: dict[str, Any]) -> None:
         """Write what is needed to go on from a step. The last but one is kept until the next is whole; weights that a
         stage might have handed over are kept if they are its `best`."""
-        import torch
-
         folder = self.path / "state"
         with whole(folder / f"step-{step}.pt") as file:
-            torch.save(state, file)
+            _save_tensors(file, state)
         for old in sorted(folder.glob("step-*.pt"), key=_step)[:-1]:
             old.unlink()
         for old in folder.glob("weights-*"):
@@ -155,11 +187,22 @@ class RunFolder:
                 shutil.rmtree(old)
 
     def load_state(self) -> dict[str, Any] | None:
-        """What `save_state` wrote last; None if nothing."""
+        """What `save_state` wrote last; None if nothing.
+
+        Raises:
+            UserError: it is damaged.
+        """
         import torch
 
         found = sorted((self.path / "state").glob("step-*.pt"), key=_step)
-        return torch.load(found[-1], map_location="cpu", weights_only=True) if found else None
+        try:
+            return torch.load(found[-1], map_location="cpu", weights_only=True) if found else None
+        except Exception as error:  # zip, pickle and torch each raise their own
+            raise UserError(
+                f"a whole file {found[-1]}",
+                f"{type(error).__name__}: {(str(error) or 'no more is known').splitlines()[0]}",
+                "remove it: the run then goes on from the state before, or else from the beginning of the stage",
+            ) from error
 
     @by_first
     def save_rollouts(self, step: int, rollouts: Iterable[Rollout]) -> None:
@@ -195,7 +238,7 @@ class RunFolder:
     def hand_over(self, step: int, name: str) -> None:
         """Make the weights after a step those after its stage."""
         with written(self.checkpoint(name)):
-            os.replace(self.candidate(step), self.checkpoint(name))
+            move(self.candidate(step), self.checkpoint(name))
 
     def checkpoint(self, name: str) -> Path:
         """Where the weights after a stage lie."""
@@ -221,21 +264,21 @@ def space(recipe: Recipe, parameters: int, learning: int) -> int:
 
 
 def _save(path: Path, policy: Policy, moments: dict[str, Any] | None) -> None:
-    import torch
-
     with whole(path) as folder:
         save(policy, folder)
         if moments is not None:
-            torch.save(moments, folder / MOMENTS)
+            _save_tensors(folder / MOMENTS, moments)
+
+
+def _save_tensors(path: Path, values: dict[str, Any]) -> None:
+    import torch
+
+    with path.open("wb") as file:  # of a file that torch opens itself it does not say why it could not be written
+        torch.save(values, file)
 
 
 def _step(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
-
-
-def _write(path: Path, text: str) -> None:
-    with whole(path) as part:
-        part.write_text(text, encoding="utf-8")
 
 
 def environment() -> dict[str, Any]:
@@ -254,4 +297,4 @@ def environment() -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as a JSON file, whole or not at all."""
-    _write(path, json.dumps(value, indent=1))
+    write_text(path, json.dumps(value, indent=1))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallel_r1.config import Recipe, Tracker
 from parallel_r1.errors import UserError, need
+from parallel_r1.processes import by_first
 from parallel_r1.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def check(names: Sequence[Tracker]) -> None:
 
 
 class Tracking:
-    """Tells Accelerate's trackers every row of metrics; an observer of a run, and a context that ends them.
+    """Tells Accelerate's trackers every row of metrics; an observer of a run, and a context that starts and ends them,
+    so that one which fails has cost nothing yet.
 
     A run that goes on is the same run to W&B, MLflow and trackio. TensorBoard's files are written anew from
     metrics.jsonl, which is right when the first row comes: what was logged after the last saved step comes again.
@@ -39,21 +41,27 @@ class Tracking:
 
     def __init__(self, recipe: Recipe, run: RunFolder) -> None:
         self.recipe, self.run = recipe, run
-        self.trackers: list[GeneralTracker] | None = None
+        self.trackers: list[GeneralTracker] = []
 
     def __call__(self, row: Row) -> None:
-        if self.trackers is None:
-            self.trackers = [self.start(name) for name in self.recipe.tracking]
+        if "tensorboard" in self.recipe.tracking and all(each.name != "tensorboard" for each in self.trackers):
+            self.trackers.append(self.start("tensorboard"))
         for tracker in self.trackers:
             with _named(tracker.name):
                 tracker.log(values(row), step=row["step"])
 
     def __enter__(self) -> Tracking:
+        self.begin()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for tracker in self.trackers or ():
+        for tracker in self.trackers:
             tracker.finish()
+
+    @by_first
+    def begin(self) -> None:
+        """Start all but TensorBoard."""
+        self.trackers += [self.start(name) for name in self.recipe.tracking if name != "tensorboard"]
 
     def start(self, name: Tracker) -> GeneralTracker:
         """A tracker that knows the run's name and its resolved recipe."""
@@ -121,5 +129,5 @@ def _named(tracker: str) -> Iterator[None]:
         raise UserError(
             f"{tracker} to take the metrics of the run",
             str(error),
-            "mend that, and give the same command again: the run goes on",
+            "mend that, or change --track, and give the same command again: the run goes on",
         ) from error

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
+from math import isfinite
 from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 
@@ -119,7 +120,8 @@ def run_rl(
     """Draw answers, reward them, learn. Changes the policy in place and yields every step; goes on from a `state`, or
     else with the `moments` of the stage before.
 
-    Where the scorer is not the sampler's exact partner, every step first measures how far apart they are."""
+    Where the scorer is not the sampler's exact partner, or scores in bf16 what was drawn in fp32, every step first
+    measures how far apart they are, and ratios are to what the scorer says."""
     task, reward = load_task(stage.task, stage.hold_back), parse_reward(stage.reward)
     settings = stage.grpo
     learner = Learner(
@@ -142,14 +144,16 @@ def run_rl(
             policy, task, source, stage, partial(reward_group, reward=reward, step=step), seed, engine
         )
         sampled = time.perf_counter()
+        if not any(span.sampled for each in groups for rollout in each.rollouts for span in rollout.trace.spans):
+            raise FloatingPointError("no answer with a token: the model's logits are no numbers")
         credit = grpo.advantages([[rollout.reward or 0.0 for rollout in each.rollouts] for each in groups], settings)
         traces = [rollout.trace for members in groups for rollout in members.rollouts]
         columns: dict[str, Sequence[Any]] = {"advantages": [value for values in credit for value in values]}
         mismatch = {}
-        if not stage.is_exact:
+        if not stage.is_exact or stage.precision == "bf16":
             columns["old"] = learner.logprobs(traces)
             found = compare(traces, columns["old"], policy.tags, stage.scorer)
-            mismatch = {f"mismatch_{name}": value for name, value in found.differences().items()}
+            mismatch = {f"mismatch_{name}": value for name, value in found.differences().items() if isfinite(value)}
         if reference is not None:
             columns["reference"] = learner.logprobs(traces, reference)
         group_of = [number for number, members in enumerate(groups) for _ in members.rollouts]
@@ -173,7 +177,7 @@ def run_rl(
             **describe(rollouts),
             "dead_groups": fmean(not any(values) for values in credit),
             "thrown_groups": thrown,
-            **{key: fmean(update[key] for update in updates if key in update) for key in {**updates[0], **updates[-1]}},
+            **means(updates),
             **mismatch,
             "sampled": sum(len(span.token_ids) for trace in traces for span in trace.spans if span.sampled),
             "prefilled": sum(each.prefilled for each in counts),
@@ -218,6 +222,14 @@ def reward_group(members: Group, reward: Reward, step: int) -> Group:
     """A group with its rewards at a 1-based step."""
     rewarded = (rollout.rewarded(reward(Outcome.of(rollout), step)) for rollout in members.rollouts)
     return Group(members.problem, tuple(rewarded))
+
+
+def means(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The metrics of a step's updates: each as a mean over those that have it; of `skipped` the share."""
+    found = {key: fmean(update[key] for update in updates if key in update) for key in chain(*updates)}
+    if "skipped" in found:
+        found["skipped"] = sum("skipped" in update for update in updates) / len(updates)
+    return found
 
 
 def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 Sources: DeepSeekMath (arXiv 2402.03300) for group advantages and the divergence from a reference; DAPO (arXiv
 2503.14476) for the mean over tokens, the separate upper clip and dynamic sampling; Dr. GRPO (arXiv 2503.20783) for
-advantages without a standard deviation and a constant length; DeepSeek-V3.2 (arXiv 2512.02556) for the ratio in the
-divergence. The defaults are those of the Parallel-R1 paper: no
+advantages without a standard deviation and a constant length; PAPO (arXiv 2512.07461) for the standard deviation of a
+batch; PPO (arXiv 1707.06347) for several updates from one batch; A3C (arXiv 1602.01783) for the entropy bonus;
+DeepSeek-V3.2 (arXiv 2512.02556) for the ratio in the divergence. The defaults are those of the Parallel-R1 paper: no
 divergence, no reference model, no entropy bonus.
 """
 
@@ -65,7 +66,8 @@ def loss(
 
     The ratio is to `batch.old`, what the same scorer said before the step. Where the sampler is not that scorer's exact
     partner, the step still starts from another distribution than the tokens were drawn from; `settings.correction`
-    weighs each token with exp(old - behaviour), at most the correction, as a constant.
+    weighs each token with exp(old - behaviour), at most the correction, as a constant. A token that the scorer's
+    distribution leaves out has no ratio and is not learnt from.
     Source: truncated importance sampling, as in "Your efficient RL framework secretly brings you off-policy RL
     training".
 
@@ -78,11 +80,13 @@ def loss(
         entropies: of the distribution that each token was drawn from, if `settings.entropy`.
 
     Returns:
-        The loss, and means over the batch: of the loss, of the tokens whose ratio was clipped, of the k3 estimate of
-        the divergence from the behaviour policy, of |log-ratio| to it, whose largest is `mismatch_max`, and of what
-        was asked for: divergence from the reference, entropy.
+        The loss, and means over the batch, in which answers that are not computed count as 0: of the loss, of the
+        tokens whose ratio was clipped, of the k3 estimate of the divergence from the behaviour policy, of |log-ratio|
+        to it, whose largest is `mismatch_max`, and of what was asked for: divergence from the reference, entropy.
+        Tokens that the policy would not draw any more are left out of those two.
     """
-    ratio = torch.where(batch.sampled, logprobs - batch.old, 0.0).exp()
+    counted = batch.sampled & ~batch.old.isneginf()
+    ratio = torch.where(counted, logprobs - batch.old, 0.0).exp()
     clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     gain = torch.minimum(ratio * batch.advantages, clipped * batch.advantages)
     if settings.correction is not None:
@@ -97,11 +101,11 @@ def loss(
         assert entropies is not None
         gain = gain + settings.entropy * entropies
         more["entropy"] = (entropies * batch.sampled).sum().item() / tokens
-    value = -(gain * batch.weights * batch.sampled).sum() / tokens
+    value = -torch.where(counted, gain * batch.weights, 0.0).sum() / tokens
     with torch.no_grad():
         low = (ratio < 1 - settings.clip_low) & (batch.advantages < 0)
         high = (ratio > 1 + settings.clip_high) & (batch.advantages > 0)
-        drift = torch.where(batch.sampled, logprobs - batch.behaviour, 0.0)
+        drift = torch.where(counted & ~logprobs.isneginf(), logprobs - batch.behaviour, 0.0)
         metrics = {
             "loss": value.item(),
             "clip_fraction": ((low | high) & batch.sampled).sum().item() / tokens,

@@ -10,7 +10,8 @@ import typer
 
 from parallel_r1 import processes
 from parallel_r1.commands import app, console, options, quiet, sampling_of
-from parallel_r1.errors import UserError
+from parallel_r1.errors import Missing, UserError
+from parallel_r1.files import whole, write_text, written
 
 if TYPE_CHECKING:
     from parallel_r1.config import Recipe
@@ -77,8 +78,8 @@ def _plan(path: Path, overrides: list[str]) -> None:
     from parallel_r1.curriculum import check
 
     quiet()
-    check(recipe)
-    display.plan(console, plan.make(recipe))
+    missing: list[Missing] = []
+    display.plan(console, plan.make(recipe, check(recipe, missing)), missing)
 
 
 def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft", "rl"] | None) -> None:
@@ -111,12 +112,12 @@ def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft"
     if processes.is_first():
         chosen = report.chosen(run.metrics())
         if results:
-            (run.path / "table.md").write_text(report.markdown(results, recipe.compare, chosen), encoding="utf-8")
+            write_text(run.path / "table.md", report.markdown(results, recipe.compare, chosen))
             display.results(console, results, recipe.compare)
         for line in chosen:
             console.print(line, soft_wrap=True, highlight=False)
         if not report.picture(run.metrics(), run.path / "curves.png"):
-            console.print("no picture: it needs an RL stage and `pip install parallel-r1[plot]`")
+            console.print("no picture: it needs an RL stage and `pip install 'parallel-r1[plot]'`", markup=False)
     run.finish()
     console.print(f"everything is in {run.path}", soft_wrap=True, highlight=False)
 
@@ -126,11 +127,9 @@ def _choose_folder(out: Path | None, recipe: Recipe) -> tuple[Path, bool]:
     """Where to write, and whether this recipe was begun there."""
     from parallel_r1.run_folder import RunFolder
 
-    run = RunFolder(out or _free_folder(Path("runs") / recipe.name, recipe))
-    begun = run.is_unfinished(recipe)
-    if not begun:
-        RunFolder.check_vacant(run.path)
-    return run.path, begun
+    with written(out or Path("runs")):
+        run = RunFolder(out or _free_folder(Path("runs") / recipe.name, recipe))
+        return run.path, run.is_begun(recipe)
 
 
 def _free_folder(wanted: Path, recipe: Recipe) -> Path:
@@ -196,7 +195,8 @@ def evaluate(
         return
     results = [summarise(answers, model) for answers in drawn]
     if rollouts is not None:
-        write_jsonl(rollouts, [rollout for answers in drawn for rollout in answers])
+        with whole(rollouts) as file:
+            write_jsonl(file, [rollout for answers in drawn for rollout in answers])
     if as_json:
         print(json.dumps([result.to_json() for result in results]))
     else:

@@ -9,6 +9,7 @@ import typer
 
 from parallel_r1.commands import app, console, options
 from parallel_r1.errors import UserError, nearest
+from parallel_r1.files import written
 
 if TYPE_CHECKING:
     from parallel_r1.study.rows import Cell, Item
@@ -24,32 +25,35 @@ def study(
     budgets: Annotated[str, typer.Option(help="Kinds of budget, such as critical-path. Default: all.")] = "",
     seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2. Default: the study's.")] = "",
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes, one thread each. Default: one for a core.")
+        int | None, typer.Option(min=1, help="Processes, one thread each. Default: one for each core that it may use.")
     ] = None,
     overrides: options.Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
 ) -> None:
     """Run every row of a study with several seeds, and compare them. Broken off, the same command goes on."""
-    import os
-
     from parallel_r1 import display
     from parallel_r1.rewards import need_sacrebleu
     from parallel_r1.study import findings, pool
     from parallel_r1.study.rows import choose, expand, items, load_study
-    from parallel_r1.study.work import Measurement
+    from parallel_r1.study.work import Measurement, seeds_in
 
     found = load_study(file)
-    folder = (out or Path("runs") / found.name).resolve()
+    with written(out or Path("runs")):
+        folder = (out or Path("runs") / found.name).resolve()
+        begun = seeds_in(folder)
     chosen, kinds, numbers = choose(found, _words(rows)), _known(budgets, found.budgets), _numbers(seeds) or found.seeds
-    every = expand(found, file, list(dict.fromkeys([*numbers, *found.seeds])), overrides or [])
-    cells = [cell for cell in every if cell.row in chosen and cell.budget in kinds and cell.seed in numbers]
+    asked = {(row, kind) for row in chosen for kind in kinds}
+    every = expand(found, file, list(dict.fromkeys([*numbers, *found.seeds, *begun])), overrides or [], asked)
+    cells = [cell for cell in every if (cell.row, cell.budget) in asked and cell.seed in numbers]
     todo = items(cells)
     if dry_run:
         _explain(todo, cells, folder)
         return
     need_sacrebleu()
     console.print(f"writing to {folder}", soft_wrap=True, highlight=False)
-    titles = {item.work.key: str(item) for item in todo if not item.work.is_done(folder)}
+    with written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        titles = {item.work.key: str(item) for item in todo if not item.work.is_done(folder)}
     progress = display.StudyProgress(console, titles)
 
     def tell(work: pool.Work, row: dict[str, Any]) -> None:
@@ -57,7 +61,7 @@ def study(
         if row["kind"] == "done" and isinstance(work, Measurement):
             findings.write(every, folder, found.against)
 
-    failed = pool.run([item.work for item in todo], folder, jobs or os.cpu_count() or 1, tell)
+    failed = pool.run([item.work for item in todo], folder, jobs or _cores(), tell)
     for shown in findings.write(every, folder, found.against):
         display.sheet(console, shown)
     console.print(f"everything is in {folder}", soft_wrap=True, highlight=False)
@@ -71,7 +75,7 @@ def study(
 
 
 def _explain(todo: list[Item], cells: list[Cell], folder: Path) -> None:
-    """Print the stages that there are, who shares them, and how many steps are left."""
+    """Print the stages that there are, who shares them, which rows have none, and how many steps are left."""
     from operator import attrgetter
 
     from parallel_r1.study.work import Training
@@ -87,6 +91,8 @@ def _explain(todo: list[Item], cells: list[Cell], folder: Path) -> None:
         done = sum(item.work.is_done(folder) for item in found)
         state = f"  {done} done" if done else ""
         console.print(f"{name}: {steps} steps, seeds {seeds}{state}; for {needed}", soft_wrap=True, highlight=False)
+    if plain := dict.fromkeys(cell.row for cell in cells if not cell.trainings):
+        console.print(f"nothing to train, only to measure; for {', '.join(plain)}", soft_wrap=True, highlight=False)
     left = [item.work for item in todo if not item.work.is_done(folder)]
     stages = [work for work in left if isinstance(work, Training)]
     alone = sum(len(cell.trainings) for cell in cells)
@@ -97,6 +103,13 @@ def _explain(todo: list[Item], cells: list[Cell], folder: Path) -> None:
         soft_wrap=True,
         highlight=False,
     )
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _words(text: str) -> list[str]:

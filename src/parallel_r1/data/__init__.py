@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from parallel_r1.data.rows import read_file, read_hub
-from parallel_r1.errors import UserError, nearest
+from parallel_r1.errors import Missing, UserError, nearest
 from parallel_r1.grading import last_box
 
 Part = Literal["train", "test"]
@@ -123,10 +123,10 @@ class Source:
             rows = read_file(path)
             return str(path), rows if path.stem != SHARED else [row for row in rows if row.get("source") == self.name]
         if self.hub is None:
-            raise UserError(
+            raise Missing(
                 f"a folder with {self.name}_{part}.parquet, since it is not on the hub",
                 "none",
-                f"give it with --data-dir or the environment variable {FOLDER}",
+                f"name it in the environment variable {FOLDER}",
             )
         name, _, config = self.hub.partition(":")
         return self.hub, read_hub(name, config or None, None if part is None else self.parts[part])
@@ -139,10 +139,10 @@ class Source:
             for suffix in (".parquet", ".jsonl"):
                 if (path := folder / f"{name}{suffix}").is_file():
                     return path
-        raise UserError(
+        raise Missing(
             f"{names[0]}.parquet or {names[0]}.jsonl in {folder}",
             "neither",
-            f"put it there, or load it from the hub: without --data-dir and {FOLDER}",
+            "put it there" + (f", or load it from the hub: without {FOLDER}" if self.hub else ""),
         )
 
     def _record(self, row: dict[str, Any], number: int, part: Part | None, where: str, stated: bool) -> Record:
@@ -307,7 +307,7 @@ def open_source(name: str) -> Source:
     if colon and kind in ("jsonl", "parquet"):
         path = Path(rest)
         if not path.is_file():
-            raise UserError(f"a {kind} file of problems", f"no file {rest}", "check the path")
+            raise Missing(f"a {kind} file of problems", f"no file {rest}", "check the path")
         if path.suffix != f".{kind}":
             raise UserError(f"a file that ends with .{kind}", rest, "name it by what it is")
         return Source(name, about=f"the file {path.name}", file=path)

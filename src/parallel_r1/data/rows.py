@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from parallel_r1.errors import UserError, need
+from parallel_r1.errors import Missing, UserError, need
 from parallel_r1.files import whole
 
 Rows = list[dict[str, Any]]
@@ -45,7 +45,6 @@ def write_file(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         UserError: another ending, it cannot be written, or a column of a parquet file would hold values of two kinds.
     """
     check_writable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as part:
         if path.suffix == ".parquet":
             import pyarrow
@@ -104,10 +103,10 @@ def read_hub(name: str, config: str | None, split: str | None) -> Rows:
     try:
         found = load_dataset(name, config, split=split)
     except Exception as error:  # the library raises whatever its file systems and readers raise
-        raise UserError(
+        raise Missing(
             f"the data set {name} of the hub",
             f"{type(error).__name__}: {(str(error) or 'no more is known').splitlines()[0]}",
-            "check its id and the network, or use a file: parquet:PATH, or --data-dir for a public set",
+            "check its id and the network, or use files instead: see docs/data.md",
         ) from error
     if split is not None or list(found) == ["train"]:
         rows: Rows = (found if split is not None else found["train"]).to_list()

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from parallel_r1.evaluate import Result
+from parallel_r1.files import write_text
 from parallel_r1.report import Sheet, percent, sheet
 from parallel_r1.run_folder import write_json
 from parallel_r1.significance import flip_test, holm, interval
@@ -29,7 +30,7 @@ class Contrast:
         seeds: those that both have.
         mean: of the differences, with its 95 % interval `low`..`high` over seeds and problems.
         chance: of so large a difference, by flipping signs by problem; the seeds are taken as they are.
-        corrected: the same, corrected by Holm for all rows of the table.
+        corrected: the same, corrected by Holm for all rows of its part in the table.
     """
 
     seeds: tuple[int, ...]
@@ -46,15 +47,18 @@ class Finding:
 
     Attributes:
         results: by seed.
+        measured: how many results these are; one for all seeds where nothing was trained.
         updates: RL updates.
         sampled: tokens that the policy drew in all RL updates, on average over seeds.
         contrast: with the row that all are compared with; None for that row, or where no seed is there for both.
     """
 
     row: str
+    part: str
     budget: str
     task: str
     results: dict[int, Result]
+    measured: int
     updates: int
     sampled: float
     contrast: Contrast | None = None
@@ -95,7 +99,7 @@ def write(cells: Sequence[Cell], folder: Path, against: str) -> list[Sheet]:
     shown += [habit_sheet(thinking)] if thinking else []
     findings = [finding.to_json() for table in tables for finding in table]
     write_json(folder / "study.json", {"findings": findings, "habits": thinking, "runs": runs(cells)})
-    (folder / "study.md").write_text("\n".join(each.markdown() for each in shown), encoding="utf-8")
+    write_text(folder / "study.md", "\n".join(each.markdown() for each in shown))
     return shown
 
 
@@ -111,19 +115,24 @@ def collect(cells: Sequence[Cell], folder: Path, against: str) -> list[list[Find
     order = list(dict.fromkeys(cell.row for cell in cells))
     tables = []
     for (budget, task), rows in found.items():
-        table = [
-            Finding(
-                row,
-                budget,
-                task,
-                {cell.seed: result for cell, result in rows[row]},
-                rows[row][0][0].updates,
-                fmean(sampled(cell, folder) for cell, _ in rows[row]),
-            )
-            for row in sorted(rows, key=order.index)
-        ]
+        table = [_finding(rows[row], budget, task, folder) for row in sorted(rows, key=order.index)]
         tables += [compared(table, against)] if table else []
     return tables
+
+
+def _finding(measured: Sequence[tuple[Cell, Result]], budget: str, task: str, folder: Path) -> Finding:
+    """A row with its seeds in order, so that the bootstrap says the same whichever was asked for first."""
+    cell, _ = measured[0]
+    return Finding(
+        cell.row,
+        cell.part,
+        budget,
+        task,
+        dict(sorted((cell.seed, result) for cell, result in measured)),
+        len(measured) if cell.trainings else 1,
+        cell.updates,
+        fmean(sampled(cell, folder) for cell, _ in measured),
+    )
 
 
 def sampled(cell: Cell, folder: Path) -> int:
@@ -139,7 +148,10 @@ def compared(table: Sequence[Finding], against: str) -> list[Finding]:
         for ours in table
         if theirs is not None and ours is not theirs and not ours.results.keys().isdisjoint(theirs.results)
     }
-    corrected = dict(zip(found, holm([each.chance for each in found.values()]), strict=True))
+    corrected: dict[str, float] = {}
+    for part in {ours.part for ours in table}:
+        names = [ours.row for ours in table if ours.part == part and ours.row in found]
+        corrected |= zip(names, holm([found[name].chance for name in names]), strict=True)
     return [
         replace(ours, contrast=replace(found[ours.row], corrected=corrected[ours.row])) if ours.row in found else ours
         for ours in table
@@ -167,7 +179,7 @@ def sheets(table: Sequence[Finding], against: str) -> list[Sheet]:
 
 
 def _cost(finding: Finding) -> tuple[str, ...]:
-    cost = finding.row, str(len(finding.results)), str(finding.updates), f"{finding.sampled / 1e6:.2f}"
+    cost = finding.row, str(finding.measured), str(finding.updates), f"{finding.sampled / 1e6:.2f}"
     found = finding.contrast
     if found is None:
         return *cost, "-", "-", "-", "-"

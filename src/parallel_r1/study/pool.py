@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from filelock import FileLock
 
 from parallel_r1.errors import UserError
+from parallel_r1.files import written
 
 
 class Work(Protocol):
@@ -104,11 +105,12 @@ def _work(work: Work, folder: Path, writer: Connection) -> None:
     """What such a process runs. Where the work is being done already, by what another study has left behind or by
     another study that goes on, it waits for that to end."""
     _settle()
-    (folder / "locks").mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "locks" / work.key)
     try:
-        with FileLock(folder / "locks" / work.key):
-            if not work.is_done(folder):
-                work.do(folder, writer.send)
+        with written(folder):
+            lock.acquire()
+        if not work.is_done(folder):
+            work.do(folder, writer.send)
     except UserError as error:
         writer.send({"kind": "error", "error": str(error)})
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ class Row(Section):
     """A row of the table.
 
     Attributes:
-        part: what it belongs to, so that it can be asked for with others.
+        part: what it belongs to, so that it can be asked for, and is corrected for, with others.
         like: an earlier row, whose stages it goes through unless it names its own, and whose changes come first.
         stages: those of the recipe that it goes through, each from the weights of the one before it; without any it is
             the base model, drawn from as the recipe's first stage would be.
@@ -79,6 +80,7 @@ class Cell:
     """A row under a kind of budget with a seed: what it goes through, and what is measured at its end."""
 
     row: str
+    part: str
     budget: str
     seed: int
     trainings: tuple[Training, ...]
@@ -136,33 +138,46 @@ def choose(study: Study, wanted: Iterable[str]) -> list[str]:
     ]
 
 
-def expand(study: Study, path: Path, seeds: Sequence[int], overrides: Sequence[str] = ()) -> list[Cell]:
+def expand(
+    study: Study,
+    path: Path,
+    seeds: Sequence[int],
+    overrides: Sequence[str] = (),
+    asked: Collection[tuple[str, str]] | None = None,
+) -> list[Cell]:
     """Every row under every kind of budget with every seed, the first seed first.
 
     Args:
         path: of the study's file, for what is said about mistakes.
         overrides: more changes of every recipe, made last.
+        asked: (row, kind of budget) that must fit; others that do not are left out. Default: all.
 
     Raises:
         UserError: a row that does not fit the recipe; rows whose numbers of RL updates differ.
     """
-    recipes = {
-        (row, budget): _recipe(study, path, row, budget, overrides) for budget in study.budgets for row in study.rows
-    }
+    must = set(product(study.rows, study.budgets)) if asked is None else asked
+    recipes: dict[tuple[str, str], Recipe] = {}
+    for budget, row in product(study.budgets, study.rows):
+        try:
+            recipes[row, budget] = _recipe(study, path, row, budget, overrides)
+        except UserError:
+            if (row, budget) in must:
+                raise
     cells = [
-        _cell(row, budget, seed, recipe, study.row(row).stages)
-        for seed in seeds
-        for (row, budget), recipe in recipes.items()
+        _cell(row, study.row(row), budget, seed, recipe) for seed in seeds for (row, budget), recipe in recipes.items()
     ]
     expected = {cell.budget: cell.updates for cell in cells if cell.row == study.against}
+    fitting = []
     for cell in cells:
-        if cell.updates not in (0, expected[cell.budget]):
+        if cell.updates in (0, expected.get(cell.budget)):
+            fitting.append(cell)
+        elif (cell.row, cell.budget) in must:
             raise UserError(
                 f"as many RL updates in every row as in '{study.against}', {expected[cell.budget]}",
                 f"{cell.updates} in '{cell.row}' of {path}",
                 "change the steps of its stages",
             )
-    return cells
+    return fitting
 
 
 def _recipe(study: Study, path: Path, row: str, budget: str, overrides: Sequence[str]) -> Recipe:
@@ -191,17 +206,17 @@ def _recipe(study: Study, path: Path, row: str, budget: str, overrides: Sequence
     return recipe
 
 
-def _cell(row: str, budget: str, seed: int, recipe: Recipe, names: Sequence[str]) -> Cell:
+def _cell(name: str, row: Row, budget: str, seed: int, recipe: Recipe) -> Cell:
     assert recipe.model.path is not None
     base = Base(recipe.model.path)
     trainings: list[Training] = []
-    for name in names:
+    for stage in row.stages:
         start = trainings[-1] if trainings else base
-        trainings.append(Training(start, name, alone(recipe.stages[name]), seed, recipe.save_every))
-    sampling = recipe.stages[names[-1] if names else next(iter(recipe.stages))].sampling
+        trainings.append(Training(start, stage, alone(recipe.stages[stage]), seed, recipe.save_every))
+    sampling = recipe.stages[row.stages[-1] if row.stages else next(iter(recipe.stages))].sampling
     end = trainings[-1] if trainings else base
     measured = (Measurement(end, task, recipe.evaluation, sampling) for task in recipe.evaluation.tasks)
-    return Cell(row, budget, seed, tuple(trainings), tuple(measured))
+    return Cell(name, row.part, budget, seed, tuple(trainings), tuple(measured))
 
 
 def items(cells: Iterable[Cell]) -> list[Item]:

@@ -15,7 +15,7 @@ from parallel_r1.analysis import habits_of_run
 from parallel_r1.config import RL, SFT, Evaluation, Model, Recipe, Sampling
 from parallel_r1.curriculum import build_policy, train
 from parallel_r1.evaluate import Result, evaluate
-from parallel_r1.recipe_file import dump_recipe
+from parallel_r1.recipe_file import dump_recipe, read_toml
 from parallel_r1.run_folder import RunFolder, write_json
 
 Tell = Callable[[dict[str, Any]], None]
@@ -131,8 +131,12 @@ class Measurement(FromWeights):
     def do(self, folder: Path, tell: Tell) -> None:
         policy = models.load(self.start.weights(folder))
         found = evaluate(policy, self.task, self.evaluation, self.sampling).to_json()
-        (folder / "eval").mkdir(exist_ok=True)
         RunFolder(folder).save_evaluation(f"{self.task}-{self.key}", found)
+
+
+def seeds_in(folder: Path) -> list[int]:
+    """Those of all stages that were begun in a study's folder."""
+    return sorted({read_toml(file)["seed"] for file in folder.glob("stages/*/recipe.toml")})
 
 
 def digest(*parts: str) -> str:
