@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from collections import Counter
@@ -418,11 +419,13 @@ def test_what_a_teacher_wrote_is_learnt_from(tmp_path, sums):
     told = json.loads(done.stdout)
     assert (told["kept"], told["left"], told["tokens"], told["over"]) == (40, 0, 40 * 110, None)
     assert told["sources"][0]["paths"] == 2
+    config = json.loads((shutil.copytree(TINY, tmp_path / "model") / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         f"""name = "imitate"
 [model]
-path = "{TINY}"
+path = "{tmp_path}/model"
 [stages.sft]
 kind = "sft"
 steps = 2
