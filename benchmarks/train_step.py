@@ -108,6 +108,7 @@ def grpo_by_us(policy: Policy, work: Work, options: argparse.Namespace, compiled
         sampling=sampling,
         optimizer=Optimizer(lr=RATE),
         micro_tokens=options.micro_tokens,
+        packing=options.packing,
         problems=len(work.prompts),
         group=work.group,
     )
@@ -361,6 +362,10 @@ def learns(model: PreTrainedModel, step: Step) -> Step:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--micro-tokens", type=int, default=2048, help="of a micro-batch of ours in GRPO")
+    parser.add_argument(
+        "--case", action="append", choices=("equal", "unequal", "sft-256", "sft-1024"), help="repeatable; default: all"
+    )
+    parser.add_argument("--packing", action="store_true", help="answers to a prompt share it in ours")
     parser.add_argument("--micro-rows", type=int, default=64, help="answers of a micro-batch of TRL in GRPO")
     options = parser.parse_args()
     disable_progress_bars()
@@ -369,9 +374,10 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         for name in options.model:
             subject = policy(name)
-            makers = [*(partial(grpo, work) for work in works(options)), *(partial(sft, row) for row in (256, 1024))]
-            for make in makers:
-                case = make(subject, options, folder)
+            equal, unequal = (partial(grpo, work) for work in works(options))
+            makers = {"equal": equal, "unequal": unequal, "sft-256": partial(sft, 256), "sft-1024": partial(sft, 1024)}
+            for case_name in options.case or makers:
+                case = makers[case_name](subject, options, folder)
                 times = alternate(case.ways, options.runs)
                 case.check()
                 rows += [
