@@ -354,7 +354,7 @@ def test_study(tmp_path):
     assert "done," not in again
     assert again.splitlines()[1:] == [line for line in done.stdout.splitlines()[1:] if "seed 0" not in line]
     said = ("short, seed 0: hard", "memory for")  # whichever row comes to it first
-    refused(*words, "--set", "stages.hard.sampling.memory=2", cwd=tmp_path, said=said)
+    refused(*words, "--set", "stages.hard.sampling.memory=41", cwd=tmp_path, said=said)
 
 
 def test_grade_reads_files_and_standard_input(tmp_path):

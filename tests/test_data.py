@@ -346,6 +346,7 @@ def test_a_cleaned_set_is_read_back_with_its_splits(tmp_path):
     assert len(cleaning.clean(records, [], ["language", "duplicate"]).records) == 5
 
 
+@pytest.mark.slow
 @needs_data
 def test_the_known_damage_and_overlaps_of_dapo_are_found(monkeypatch):
     from pyarrow import parquet
