@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from parallel_r1.config import Data
 from parallel_r1.data.rows import read_file
 from parallel_r1.errors import Missing, UserError
-from parallel_r1.models import Policy
+from parallel_r1.models import Policy, positions
 from parallel_r1.rollout import Problem
 from parallel_r1.tasks import epochs, load_task
 from parallel_r1.trace import Sampler, Span, Trace, parse, parse_text, text_pieces
@@ -80,7 +80,7 @@ def check(data: Data) -> None:
 
 def check_lengths(data: Data, policy: Policy, instruction: str) -> None:
     """Refuse answers of a file that are longer than the model's positions."""
-    most = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    most = positions(policy.model.config)
     if data.file is None or most is None:
         return
     for number, example in enumerate(read_examples(Path(data.file)), 1):

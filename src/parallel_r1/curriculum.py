@@ -215,7 +215,7 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, tell: Observer) -> lis
     Raises:
         UserError: more than the model's positions hold; no room for checkpoints; gradients that are not finite.
     """
-    check_positions(policy.model.config.get_text_config(), recipe)
+    check_positions(policy.model.config, recipe)
     for stage in recipe.stages.values():
         if isinstance(stage, SFT):
             coldstart.check_lengths(stage.data, policy, stage.sampling.instruction)

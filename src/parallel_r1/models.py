@@ -14,7 +14,7 @@ from parallel_r1.trace import FORK_CLOSE, JOIN_TEXT, SUMMARY_OPEN, TAGS, Tags
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
 END_OF_TEXT = "<|endoftext|>"
@@ -197,10 +197,16 @@ def check_model(model: PreTrainedModel) -> None:
         )
 
 
+def positions(config: PreTrainedConfig) -> int | None:
+    """How many positions a model knows; None if its configuration does not say."""
+    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found
+
+
 def check_length(policy: Policy, prompt: int, sampling: Sampling) -> None:
     """Refuse a prompt that leaves no room for its answer in the positions that the model knows."""
     answer = sampling.reach
-    most = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    most = positions(policy.model.config)
     if most is not None and prompt + answer > most:
         raise UserError(
             f"a prompt of at most {max(0, most - answer)} tokens: the model knows {most} positions and an answer may "

@@ -24,7 +24,7 @@ from parallel_r1 import adapters, attend
 from parallel_r1.batch import LOGITS
 from parallel_r1.config import RL, SFT, LoRA, Processes, Recipe, Stage
 from parallel_r1.errors import UserError
-from parallel_r1.models import check_model, check_vocabulary, load_tokenizer, parameter_count, qwen3, tag_ids
+from parallel_r1.models import check_model, check_vocabulary, load_tokenizer, parameter_count, positions, qwen3, tag_ids
 from parallel_r1.run_folder import space
 
 ATTENTION = "parallel_r1_plan"
@@ -136,7 +136,7 @@ def make(recipe: Recipe, problems: Mapping[str, int]) -> Plan:
         }
     parameters = learning = disk = None
     if model is not None:
-        check_positions(model.config.get_text_config(), recipe)
+        check_positions(model.config, recipe)
         if path is not None:
             check_vocabulary(tag_ids(load_tokenizer(path)), model.config.get_text_config().vocab_size, path)
         parameters, adapter = parameter_count(model), adapters.size(model, lora) if lora else 0
@@ -278,7 +278,7 @@ AttentionInterface.register(ATTENTION, _attention)
 
 def check_positions(config: PretrainedConfig, recipe: Recipe) -> None:
     """Refuse budgets that the model's positions cannot hold, whatever the prompt."""
-    most = getattr(config, "max_position_embeddings", None)
+    most = positions(config)
     for name, stage in recipe.stages.items():
         drawn = isinstance(stage, RL) or recipe.evaluation.tasks or stage.stop
         if drawn and most is not None and stage.sampling.reach >= most:

@@ -83,7 +83,7 @@ def loss(
         The loss, and means over the batch, in which answers that are not computed count as 0: of the loss, of the
         tokens whose ratio was clipped, of the k3 estimate of the divergence from the behaviour policy, of |log-ratio|
         to it, whose largest is `mismatch_max`, and of what was asked for: divergence from the reference, entropy.
-        Tokens that the policy would not draw any more are left out of those two.
+        Tokens that the policy would not draw any more are left out of the divergence and the log-ratio.
     """
     counted = batch.sampled & ~batch.old.isneginf()
     ratio = torch.where(counted, logprobs - batch.old, 0.0).exp()
