@@ -23,7 +23,7 @@ from engine import ROWS, Case, by_engine, cases
 from measure import ROOT, alternate, arguments, forwards, policy, ratio, report
 
 from parallel_r1 import models
-from parallel_r1.models import Policy
+from parallel_r1.models.policy import Policy
 
 
 class Vllm:

@@ -18,17 +18,17 @@ from typing import Any
 from measure import MODELS, ROOT, TINY, report
 
 from parallel_r1 import models
-from parallel_r1.batch import split
-from parallel_r1.coldstart import Example, to_trace
-from parallel_r1.data import FOLDER, open_source
-from parallel_r1.data.damage import find
-from parallel_r1.data.overlap import overlaps
-from parallel_r1.data.rows import read_file
-from parallel_r1.grading import final_answer
-from parallel_r1.grading.pool import Grader
-from parallel_r1.models import Policy
-from parallel_r1.tasks.mathematics import PARALLEL
-from parallel_r1.trace import parse_text
+from parallel_r1.answers.parser import parse_text
+from parallel_r1.coldstart.examples import Example, to_trace
+from parallel_r1.models.policy import Policy
+from parallel_r1.tasks.datasets.damage import find
+from parallel_r1.tasks.datasets.overlap import overlaps
+from parallel_r1.tasks.datasets.rows import read_file
+from parallel_r1.tasks.datasets.sources import FOLDER, open_source
+from parallel_r1.tasks.grading.extract import final_answer
+from parallel_r1.tasks.grading.grader import Grader
+from parallel_r1.tasks.math import PARALLEL
+from parallel_r1.training.batch import split
 
 Work = Callable[[], int]
 """Does something and says how many items it took."""

@@ -22,9 +22,9 @@ from measure import alternate, arguments, forwards, generate, plain, policy, pro
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.generation.continuous_batching import ContinuousBatchingManager
 
-from parallel_r1.engines.local import LocalEngine
-from parallel_r1.fork_join import Drawing
-from parallel_r1.models import Policy
+from parallel_r1.generation.local.engine import LocalEngine
+from parallel_r1.generation.scheduler import Drawing
+from parallel_r1.models.policy import Policy
 
 ROWS = 64
 """Answers at a time, for every way."""

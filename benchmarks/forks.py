@@ -24,11 +24,12 @@ from itertools import product
 import torch
 from measure import alternate, arguments, forwards, generate, policy, prompts, ratio, report
 
-from parallel_r1.config import Budget, Sampling
-from parallel_r1.engines.local import LocalEngine
-from parallel_r1.fork_join import draw
-from parallel_r1.models import Policy
-from parallel_r1.trace import FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, Address, Sampler, Tags
+from parallel_r1.answers.syntax import FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, Tags
+from parallel_r1.answers.trace import Address, Sampler
+from parallel_r1.generation.local.engine import LocalEngine
+from parallel_r1.generation.scheduler import draw
+from parallel_r1.generation.settings import Budget, Sampling
+from parallel_r1.models.policy import Policy
 
 FORKS = 2
 BLIND: tuple[Sampler, ...] = ("isolated", "causal_join")

@@ -18,7 +18,7 @@ from measure import alternate, arguments, policy, ratio, report
 from transformers import PreTrainedModel
 
 from parallel_r1 import models
-from parallel_r1.engines.local import LocalEngine
+from parallel_r1.generation.local.engine import LocalEngine
 
 BYTES = 4
 """Of a number in fp32."""

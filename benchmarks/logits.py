@@ -18,9 +18,9 @@ from measure import arguments, report
 from scoring import highest
 from transformers import Qwen3ForCausalLM
 
-from parallel_r1.batch import collate, score
-from parallel_r1.models import qwen3
-from parallel_r1.trace import Span, Trace
+from parallel_r1.answers.trace import Span, Trace
+from parallel_r1.models.tiny import qwen3
+from parallel_r1.training.batch import collate, score
 
 VOCABULARY = 151_936
 WAYS = ("plain", "pieces")

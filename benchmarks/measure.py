@@ -20,10 +20,10 @@ import torch
 from transformers.utils import logging
 
 from parallel_r1 import models
-from parallel_r1.config import Budget, Sampling
-from parallel_r1.engines.local import compiled
-from parallel_r1.models import Policy
-from parallel_r1.run_folder import environment
+from parallel_r1.generation.local.engine import compiled
+from parallel_r1.generation.settings import Budget, Sampling
+from parallel_r1.models.policy import Policy
+from parallel_r1.runs.folder import environment
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "models" / "tiny-base"

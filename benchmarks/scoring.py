@@ -23,9 +23,10 @@ import torch
 from measure import Times, alternate, arguments, policy, ratio, report
 from transformers import PreTrainedModel
 
-from parallel_r1 import attend, models
-from parallel_r1.batch import Batch, collate, score
-from parallel_r1.trace import Address, Span, Trace
+from parallel_r1 import models
+from parallel_r1.answers.trace import Address, Span, Trace
+from parallel_r1.models import attention as attend
+from parallel_r1.training.batch import Batch, collate, score
 
 WAYS = ("causal", "ranges", "masked", "boolean")
 PROMPT = 64

@@ -37,12 +37,16 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer, pack_dataset
 
-from parallel_r1 import coldstart, evaluate, train
-from parallel_r1.config import RL, SFT, Data, Optimizer
-from parallel_r1.fork_join import Drawing
-from parallel_r1.models import Policy
-from parallel_r1.rollout import Problem
-from parallel_r1.trace import Tags, Trace
+from parallel_r1.answers.rollout import Problem
+from parallel_r1.answers.syntax import Tags
+from parallel_r1.answers.trace import Trace
+from parallel_r1.coldstart import examples as coldstart
+from parallel_r1.coldstart.settings import Data
+from parallel_r1.evaluation import measure as evaluate
+from parallel_r1.generation.scheduler import Drawing
+from parallel_r1.models.policy import Policy
+from parallel_r1.training import loops as train
+from parallel_r1.training.settings import RL, SFT, Optimizer
 
 TRL = "TRL"
 Step = Callable[[], float]

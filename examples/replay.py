@@ -12,7 +12,7 @@ import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from parallel_r1.data.rows import read_file
+from parallel_r1.tasks.datasets.rows import read_file
 
 
 def main() -> None:

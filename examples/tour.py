@@ -6,15 +6,18 @@ from functools import partial
 from itertools import islice
 
 from parallel_r1 import models
-from parallel_r1.algorithms import grpo
-from parallel_r1.attention import layout
-from parallel_r1.batch import collate, score
-from parallel_r1.config import GRPO, Budget, Sampling
-from parallel_r1.evaluate import answer
-from parallel_r1.parity import measure
-from parallel_r1.rewards import Outcome, parse_reward
-from parallel_r1.tasks import load_task
-from parallel_r1.trace import EXACT_SCORER, parse
+from parallel_r1.answers.parser import parse
+from parallel_r1.answers.trace import EXACT_SCORER
+from parallel_r1.answers.visibility import layout
+from parallel_r1.evaluation.parity import measure
+from parallel_r1.generation.rollouts import answer
+from parallel_r1.generation.settings import Budget, Sampling
+from parallel_r1.tasks.base import load_task
+from parallel_r1.training.algorithms import grpo
+from parallel_r1.training.batch import collate, score
+from parallel_r1.training.rewards.language import parse_reward
+from parallel_r1.training.rewards.outcome import Outcome
+from parallel_r1.training.settings import GRPO
 
 policy = models.load("models/tiny-base")
 

@@ -7,7 +7,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    [f"parallel_r1.{room}" for room in ("attention", "attend", "batch", "algorithms", "engines")], "beartype.beartype"
+    [
+        f"parallel_r1.{module}"
+        for module in (
+            "answers.visibility",
+            "models.attention",
+            "generation.local",
+            "generation.backend",
+            "training.batch",
+            "training.algorithms",
+        )
+    ],
+    "beartype.beartype",
 )
 
 from pathlib import Path
@@ -18,7 +29,7 @@ from hypothesis import HealthCheck, settings
 from transformers.utils import logging
 
 from parallel_r1 import models
-from parallel_r1.models import Policy
+from parallel_r1.models.policy import Policy
 
 # No test is about time: a busy machine must not fail one.
 settings.register_profile("house", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import victim
 
-from parallel_r1 import processes
+from parallel_r1 import distributed as processes
 from parallel_r1.errors import UserError
-from parallel_r1.learner import Learner
-from parallel_r1.recipe_file import load_recipe
-from parallel_r1.run_folder import RunFolder
+from parallel_r1.runs.folder import RunFolder
+from parallel_r1.runs.recipe_file import load_recipe
+from parallel_r1.training.learner import Learner
 
 
 def refusal(function, *arguments) -> str:

@@ -1,6 +1,6 @@
 """Slow and obvious versions of fast code, written from the definitions token by token."""
 
-from parallel_r1.trace import Address
+from parallel_r1.answers.trace import Address
 
 
 def sees(addresses: list[Address], i: int, j: int) -> bool:

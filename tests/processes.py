@@ -10,7 +10,14 @@ from typing import Any
 
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(
-    ["torch", "accelerate", "transformers.models.qwen3.modeling_qwen3", "parallel_r1.curriculum", "victim", "processes"]
+    [
+        "torch",
+        "accelerate",
+        "transformers.models.qwen3.modeling_qwen3",
+        "parallel_r1.runs.curriculum",
+        "victim",
+        "processes",
+    ]
 )
 
 

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from parallel_r1.trace import JOIN_TEXT, TAGS
+from parallel_r1.answers.syntax import JOIN_TEXT, TAGS
 
 words = st.text(alphabet="ab 1\n", min_size=1, max_size=6).filter(lambda text: text.strip())
 

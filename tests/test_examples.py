@@ -3,10 +3,10 @@ import os
 import subprocess
 import sys
 
+from common import run
 from conftest import ROOT, SHARED, needs_data
-from test_command_line import run
 
-from parallel_r1.coldstart import read_examples
+from parallel_r1.coldstart.examples import read_examples
 
 
 def test_the_tour_runs():

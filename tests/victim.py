@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import torch
 
-from parallel_r1.curriculum import build_policy, train
 from parallel_r1.errors import UserError
-from parallel_r1.learner import Learner
-from parallel_r1.recipe_file import load_recipe
-from parallel_r1.run_folder import RunFolder
-from parallel_r1.study import pool
-from parallel_r1.study.rows import expand, items, load_study
+from parallel_r1.runs.curriculum import build_policy, train
+from parallel_r1.runs.folder import RunFolder
+from parallel_r1.runs.recipe_file import load_recipe
+from parallel_r1.runs.study import jobs as pool
+from parallel_r1.runs.study.rows import expand, items, load_study
+from parallel_r1.training.learner import Learner
 
 WRITTEN = ("state", "checkpoint", "candidate", "evaluation", "rollouts")
 MOMENTS = [

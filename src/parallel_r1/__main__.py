@@ -8,7 +8,8 @@ import time
 
 from rich.console import Console
 
-from parallel_r1.commands import answers, app, checks, coldstart, data, models, runs, study
+from parallel_r1.cli import answers, checks, coldstart, data, models, runs, study
+from parallel_r1.cli.app import app
 from parallel_r1.errors import UserError
 
 __all__ = [

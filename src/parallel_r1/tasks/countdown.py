@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from parallel_r1.data import Split
-from parallel_r1.grading import final_answer
-from parallel_r1.rollout import Problem
-from parallel_r1.trace import FORK_CLOSE, FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, SUMMARY_OPEN
+from parallel_r1.answers.rollout import Problem
+from parallel_r1.answers.syntax import FORK_CLOSE, FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, SUMMARY_OPEN
+from parallel_r1.tasks.datasets.splits import Split
+from parallel_r1.tasks.grading.extract import final_answer
 
 OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _NODES: dict[type[ast.operator], Callable[[int, int], int]] = {

@@ -1,0 +1,1 @@
+"""What an answer is: its syntax, its spans, who sees whom in it. No torch."""

@@ -1,0 +1,231 @@
+"""Commands about data: what is wrong with problems, which of them are in a benchmark, and how answers are written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from parallel_r1.cli import options
+from parallel_r1.cli.app import app, console
+from parallel_r1.errors import UserError
+
+if TYPE_CHECKING:
+    from parallel_r1.tasks.datasets.sources import Record, Source
+
+data = typer.Typer(
+    no_args_is_help=True, help="Check, clean and decontaminate sets of problems; repair and convert files of answers."
+)
+app.add_typer(data, name="data")
+
+Name = Annotated[str, typer.Argument(help="gsm8k, math, dapo, .., or jsonl:PATH, parquet:PATH, hub:ID.")]
+Against = Annotated[str, typer.Option(help="Benchmarks, by name, with commas between them.")]
+
+
+Answers = Annotated[Path, typer.Argument(help="A .jsonl or .parquet file with an answer in every row.")]
+NewFile = Annotated[Path, typer.Option("--out", help="A new .jsonl or .parquet file, with all columns of the old one.")]
+Column = Annotated[str, typer.Option(help="The column with the answers.")]
+
+
+def _use(folder: Path | None) -> None:
+    """Every part of the program asks the environment where the data lie."""
+    if folder is not None:
+        from parallel_r1.tasks.datasets.sources import FOLDER
+
+        os.environ[FOLDER] = str(folder)
+
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        callback=_use,
+        help="A folder with files such as gsm8k_train.parquet, instead of the hub. Default: $PARALLEL_R1_DATA.",
+    ),
+]
+
+
+@data.command()
+def check(name: Name, data_dir: DataDir = None, as_json: options.AsJson = False) -> None:
+    """Report every damaged problem of a set: what kind of damage, how many, which."""
+    from parallel_r1.tasks.datasets.damage import MEANING, find
+
+    records = _open(name)[1]
+    _report(name, records, find(records), MEANING, as_json)
+
+
+@data.command()
+def clean(
+    name: Name,
+    out: Annotated[Path, typer.Option(help="A new .parquet or .jsonl file; the data card goes beside it.")],
+    against: Against = "",
+    keep: Annotated[list[str] | None, typer.Option(help="Leave this kind of damage alone. Repeatable.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write a set without its damaged problems, and without those of benchmarks, with a data card."""
+    from parallel_r1.cli.app import one_of
+    from parallel_r1.tasks.datasets import cleaning
+    from parallel_r1.tasks.datasets.damage import Kind
+
+    for kind in keep or []:
+        one_of("--keep", kind, Kind)
+    cleaning.check_vacant(out)
+    source, records = _open(name)
+    benchmarks = _names(against)
+    cleaned = cleaning.clean(records, _benchmarks(benchmarks), keep or [])
+    card = cleaning.write(cleaned, source, benchmarks, out)
+    for kind, count in sorted(cleaned.dropped.items(), key=lambda item: -item[1]):
+        console.print(f"{count:6,}  {kind}", highlight=False)
+    console.print(
+        f"{len(cleaned.records):,} of {cleaned.read:,} problems are in {out}, what became of the rest in {card}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@data.command()
+def decontaminate(
+    name: Name,
+    against: Against = "aime24,aime25,amc23,math300",
+    data_dir: DataDir = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Report every problem of a set that is in a benchmark: the same text, the same words, or a run of 13 words."""
+    from parallel_r1.tasks.datasets.overlap import MEANING, overlaps
+
+    records = _open(name)[1]
+    found = overlaps(records, _benchmarks(_names(against)))
+    _report(name, records, found, MEANING, as_json)
+    if not as_json:
+        hit = Counter(benchmark for benchmark, _ in {(each.benchmark, each.other) for each in found})
+        for benchmark, count in hit.items():
+            console.print(f"{count:6,}  problems of {benchmark} are among them", highlight=False)
+
+
+@data.command()
+def repair(
+    file: Answers,
+    out: NewFile,
+    column: Column = "text",
+    as_json: options.AsJson = False,
+) -> None:
+    """Put right what is wrong with answers in their layout alone, and say what was changed. No word is touched."""
+    from parallel_r1.answers import convert as formats
+    from parallel_r1.answers.parser import parse_text
+
+    rows, changes, before, after = _read(file, out, column), Counter[str](), 0, 0
+    for row in rows:
+        before += not parse_text(row[column]).defects
+        row[column], changed = formats.repair(row[column])
+        after += not parse_text(row[column]).defects
+        changes.update(changed)
+    _write(out, rows)
+    if as_json:
+        print(json.dumps({"answers": len(rows), "changed": changes, "valid_before": before, "valid_after": after}))
+        return
+    for kind, count in changes.most_common():
+        console.print(f"{count:6,}  {kind}", highlight=False)
+    console.print(
+        f"{after:,} of {len(rows):,} answers are valid, {before:,} were before; wrote {out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@data.command()
+def convert(
+    file: Answers,
+    out: NewFile,
+    source: Annotated[str, typer.Option("--from", help="The format of the answers. See docs/data.md.")],
+    target: Annotated[str, typer.Option("--to", help="The format to write them in.")] = "parallel-r1",
+    column: Column = "text",
+    as_json: options.AsJson = False,
+) -> None:
+    """Read answers in the format of another project and write them in ours, or back. What cannot be read is left out
+    and named; then the exit code is 1."""
+    from parallel_r1.answers import convert as formats
+    from parallel_r1.errors import nearest
+
+    for name in (source, target):
+        if name not in formats.SCHEMAS:
+            raise UserError("a known format", f"'{name}'", nearest(name, formats.SCHEMAS))
+    rows, refused = _read(file, out, column), {}
+    for number, row in enumerate(rows, 1):
+        try:
+            row[column] = formats.convert(row[column], source, target)
+        except ValueError as error:
+            refused[number] = str(error)
+    _write(out, [row for number, row in enumerate(rows, 1) if number not in refused])
+    if as_json:
+        print(json.dumps({"answers": len(rows), "written": len(rows) - len(refused), "refused": refused}))
+    else:
+        for number, why in refused.items():
+            console.print(f"row {number}: {why}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"wrote {len(rows) - len(refused):,} of {len(rows):,} answers to {out}", highlight=False, soft_wrap=True
+        )
+    raise typer.Exit(1 if refused else 0)
+
+
+def _read(file: Path, out: Path, column: str) -> list[dict[str, Any]]:
+    """The rows of a file of answers that shall be written to another."""
+    from parallel_r1.tasks.datasets.rows import check_new, read_file
+
+    check_new(out)
+    if not file.is_file():
+        raise UserError("a JSONL or parquet file of answers", f"no file {file}", "check the path")
+    rows = read_file(file)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get(column), str):
+            raise UserError(
+                f"a text in the column {column}",
+                f"columns {', '.join(row)} in row {number} of {file}",
+                "name another --column, or mend that row",
+            )
+    return rows
+
+
+def _write(out: Path, rows: list[dict[str, Any]]) -> None:
+    from parallel_r1.tasks.datasets.rows import write_file
+
+    write_file(out, rows)
+
+
+def _open(name: str) -> tuple[Source, list[Record]]:
+    from parallel_r1.tasks.datasets.sources import open_source
+
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network every try would be a line
+    source = open_source(name)
+    return source, source.records(*source.first)
+
+
+def _names(against: str) -> list[str]:
+    return [name.strip() for name in against.split(",") if name.strip()]
+
+
+def _benchmarks(names: Iterable[str]) -> list[Record]:
+    from parallel_r1.tasks.datasets.sources import open_source
+
+    return [record for name in names for record in open_source(name).records("test")]
+
+
+def _report(name: str, records: list[Record], found: list[Any], meaning: dict[str, str], as_json: bool) -> None:
+    """What was found, by kind, and what every kind means."""
+    named: dict[str, dict[str, None]] = defaultdict(dict)
+    for each in found:
+        named[each.kind][each.id] = None
+    ids = {kind: list(those) for kind, those in named.items()}
+    counts = {kind: len(those) for kind, those in ids.items()}
+    if as_json:
+        rows = [vars(each) for each in found]
+        print(json.dumps({"set": name, "problems": len(records), "counts": counts, "ids": ids, "found": rows}))
+        return
+    for kind, count in sorted(counts.items(), key=lambda item: -item[1]):
+        console.print(f"{count:6,}  {kind:18}{meaning[kind]}", highlight=False, soft_wrap=True)
+    affected = len({each.id for each in found})
+    console.print(f"{affected:,} of {len(records):,} problems of {name}; --json names them", highlight=False)

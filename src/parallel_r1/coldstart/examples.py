@@ -1,0 +1,160 @@
+"""Answers to imitate: from a file, or from a task's procedural teacher."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from parallel_r1.answers.parser import parse, parse_text, text_pieces
+from parallel_r1.answers.rollout import Problem
+from parallel_r1.answers.trace import Sampler, Span, Trace
+from parallel_r1.coldstart.settings import Data
+from parallel_r1.errors import Missing, UserError
+from parallel_r1.models.checks import positions
+from parallel_r1.models.policy import Policy
+from parallel_r1.tasks.base import epochs, load_task
+from parallel_r1.tasks.datasets.rows import read_file
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and an answer to imitate; `rehearsal` if its first token is given, so that nothing is taught about the
+    choice between forking and not."""
+
+    prompt: str
+    text: str
+    rehearsal: bool = False
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A task that can also write answers. An answer that did not solve its problem is None."""
+
+    def sequential_answer(self, problem: Problem, rng: random.Random, most: int) -> str | None: ...
+
+    def parallel_answer(
+        self, problem: Problem, rng: random.Random, paths: int, most: int, after: int
+    ) -> str | None: ...
+
+
+def examples(data: Data, seed: int, hold_back: bool = False) -> Iterator[Example]:
+    """Endless prompts and answers, the same for the same seed.
+
+    Args:
+        hold_back: whether the validation problems of the tasks are left out.
+
+    Raises:
+        UserError: a task without a teacher, or a file that cannot be read.
+    """
+    if data.file is not None:
+        yield from epochs(read_examples(Path(data.file)), seed)
+    rng = random.Random(f"coldstart/{seed}")
+    sources = {
+        name: (_teacher(name), load_task(name, hold_back).problems("train", seed))
+        for name in {**data.tasks, **data.rehearse}
+    }
+    while True:
+        rehearsal = rng.random() < data.rehearsal
+        weights = data.rehearse if rehearsal else data.tasks
+        teacher, problems = sources[rng.choices(list(weights), list(weights.values()))[0]]
+        fork = not rehearsal and rng.random() < data.parallel
+        text = None
+        while text is None:
+            problem = next(problems)
+            text = (
+                teacher.parallel_answer(problem, rng, data.paths, data.tries, data.sequential_tries)
+                if fork
+                else teacher.sequential_answer(problem, rng, data.sequential_tries)
+            )
+        yield Example(problem.prompt, text, rehearsal)
+
+
+def check(data: Data) -> None:
+    """Refuse data that cannot be read, and tasks without a teacher, before anything is learnt from them."""
+    if data.file is not None:
+        read_examples(Path(data.file))
+    for name in {**data.tasks, **data.rehearse}:
+        _teacher(name)
+
+
+def check_lengths(data: Data, policy: Policy, instruction: str) -> None:
+    """Refuse answers of a file that are longer than the model's positions."""
+    most = positions(policy.model.config)
+    if data.file is None or most is None:
+        return
+    for number, example in enumerate(read_examples(Path(data.file)), 1):
+        text = instruction + example.prompt + example.text
+        if len(text.encode()) < most:  # a token is a byte or more
+            continue
+        length = len(policy.encode(instruction + example.prompt)) + len(policy.encode(example.text)) + 1
+        if length > most:
+            raise UserError(
+                f"answers within the {most} positions that the model knows",
+                f"{length} tokens in row {number} of {data.file}",
+                "leave it out, or choose another model",
+            )
+
+
+def _teacher(name: str) -> Teacher:
+    task = load_task(name)
+    if not isinstance(task, Teacher):
+        raise UserError("a task with a procedural teacher", f"'{name}'", "give a file of answers instead")
+    return task
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Prompts and answers of a JSONL or parquet file with the columns `prompt` and `text`; answers that break the
+    format are refused.
+
+    Raises:
+        UserError: no such file, a row without a text in each of the two columns, a malformed answer, or no row at all.
+    """
+    if not path.is_file():
+        raise Missing("a file of answers", f"no file {path}", "check data.file, or write it with parallel-r1 coldstart")
+    found = [_example(row, f"row {number} of {path}") for number, row in enumerate(read_file(path), 1)]
+    if not found:
+        raise UserError("a file with answers", f"{path} is empty", "check data.file")
+    return found
+
+
+def _example(row: dict[str, Any], place: str) -> Example:
+    missing = [name for name in ("prompt", "text") if not isinstance(row.get(name), str)]
+    if missing:
+        columns = ", ".join(f"'{name}'" for name in row) or "none"
+        raise UserError(
+            "a prompt and a text in every row",
+            f"{place} without a text in '{missing[0]}' (its columns: {columns})",
+            "rename the columns, or mend that row",
+        )
+    defects = parse_text(row["text"]).defects
+    if defects:
+        raise UserError(
+            "well-formed answers", f"{place}: {defects[0].message}", "see what parallel-r1 data repair can do"
+        )
+    return Example(row["prompt"], row["text"])
+
+
+def to_trace(example: Example, policy: Policy, sampler: Sampler, instruction: str = "") -> Trace:
+    """An example, after an instruction, as a trace that ends with the end of text."""
+    token_ids = [*policy.encode(example.text), *policy.tags.eos]
+    trace = parse(token_ids, policy.tags, sampler=sampler, prompt_ids=policy.encode(instruction + example.prompt))
+    if not example.rehearsal:
+        return trace
+    first, *rest = trace.spans
+    given = Span(first.token_ids[:1], first.address, False)
+    kept = [replace(first, token_ids=first.token_ids[1:])] if len(first.token_ids) > 1 else []
+    return replace(trace, spans=(given, *kept, *rest))
+
+
+def plain_texts(data: Data, seed: int, count: int) -> Iterator[str]:
+    """Texts to train a tokenizer on: examples cut at their tags, so that no merge crosses one. Parallel and
+    sequential answers both, whatever the data's share."""
+    for share in (0.0, 1.0):
+        source = examples(data.model_copy(update={"parallel": share, "rehearsal": 0.0}), seed)
+        for _ in range(count // 2):
+            example = next(source)
+            pieces = text_pieces(example.prompt + example.text)
+            yield from (words for words, piece in pieces if piece.tag is None)

@@ -1,0 +1,1 @@
+"""How good answers are, and whether a difference is more than chance."""

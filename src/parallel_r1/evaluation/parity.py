@@ -1,0 +1,79 @@
+"""Is what is sampled what is scored? Draw answers with forks, score them, compare the log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from parallel_r1.answers.syntax import FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, Tags
+from parallel_r1.answers.trace import TRUNK, Address, Sampler, Scorer
+from parallel_r1.generation.local.engine import LocalEngine
+from parallel_r1.generation.scheduler import Force, draw
+from parallel_r1.generation.settings import Budget, Sampling
+from parallel_r1.models.policy import Policy
+from parallel_r1.training.batch import collate, score
+from parallel_r1.training.mismatch import Parity, compare
+
+BEFORE, PATH, SUMMARY = 5, 6, 4  # sampled tokens before a fork, in its shortest path, in its summary
+
+
+LENGTHS = 5  # how many different lengths its paths have
+
+
+def measure(
+    policy: Policy,
+    sampler: Sampler,
+    scorers: Sequence[Scorer],
+    paths: int,
+    *,
+    answers: int = 8,
+    forks: int = 3,
+    seed: int = 0,
+) -> list[Parity]:
+    """Compare a sampler with scorers on answers into which forks are forced, so that any model shows what it does.
+    The forced tags are given tokens; everything else is drawn from the policy.
+
+    Args:
+        paths: of each fork; they differ in length.
+        answers: how many, from prompts of different lengths.
+        forks: in each answer, unless the policy ends it earlier.
+    """
+    tags, cycle = policy.tags, _cycle(policy.tags, sampler, paths)
+    longest = BEFORE + 2 + PATH + LENGTHS + len(tags.join) + SUMMARY + 1
+    budget = Budget(total=1 + forks * len(cycle) + forks * paths * longest, critical_path=forks * longest, forks=forks)
+    if sampler == "sequential":
+        budget = budget.model_copy(update={"critical_path": budget.total})
+    numbers = [", ".join(str((index * step) % 9 + 1) for step in range(1, 4 + index)) for index in range(answers)]
+    prompts = [policy.encode(f"Use {listed} to make {20 + index}.\n") for index, listed in enumerate(numbers)]
+    sampling = Sampling(sampler=sampler, paths=paths, budget=budget)
+    traces = draw(LocalEngine(policy.model), tags, prompts, sampling, seed, force=_force(tags, sampler, cycle, forks))
+    found = []
+    for scorer in scorers:
+        batch = collate(traces, scorer)
+        with torch.no_grad():
+            scored = batch.gather(score(policy.model, batch))
+        found.append(compare(traces, scored, tags, scorer))
+    return found
+
+
+def _cycle(tags: Tags, sampler: Sampler, paths: int) -> list[int | None]:
+    """What the trunk's next tokens are, over and over: a given token, or None where the policy draws."""
+    ids = tags.ids
+    fork: list[int | None] = [ids[FORK_OPEN]]
+    if sampler != "sequential":  # the runtime runs the paths and gives the join, which counts as the trunk's own tokens
+        fork += [None] * len(tags.join)
+    else:
+        for path in range(paths):
+            fork += [ids[PATH_OPEN], *[None] * (PATH + path % LENGTHS), ids[PATH_CLOSE]]
+        fork += tags.join
+    return [*[None] * BEFORE, *fork, *[None] * SUMMARY, ids[SUMMARY_CLOSE]]
+
+
+def _force(tags: Tags, sampler: Sampler, cycle: list[int | None], forks: int) -> Force:
+    def force(answer: int, address: Address, size: int) -> int | None:
+        if address != TRUNK:
+            return tags.ids[PATH_CLOSE] if size > PATH + address[-1][1] % LENGTHS else None
+        return cycle[size % len(cycle)] if size < forks * len(cycle) else None
+
+    return force

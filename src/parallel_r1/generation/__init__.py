@@ -1,0 +1,1 @@
+"""Prompts to traces, problems to judged rollouts."""

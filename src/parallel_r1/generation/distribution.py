@@ -1,0 +1,96 @@
+"""From logits to a token: the distribution that is sampled, and the raw policy's beside it.
+
+A scorer that asks for the same `Sampling` gets the same distribution, so what is sampled can be scored exactly with
+temperature, top-k, top-p and min-p too. The filters are those of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers.generation.logits_process import (
+    LogitsProcessor,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from parallel_r1.generation.settings import Sampling
+
+Decoding = tuple[float, int, float, float]
+"""Temperature, top-k, top-p, min-p: requests that agree in them are sampled in one call."""
+RAW: Decoding = (1.0, 0, 1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One token per row. A row whose logits are not all numbers has a log-probability that is not a number.
+
+    Attributes:
+        tokens: the tokens.
+        logprobs: under the distribution that they were drawn from, in nats.
+        raw_logprobs: under the raw policy.
+    """
+
+    tokens: Int[Tensor, " n"]
+    logprobs: Float[Tensor, " n"]
+    raw_logprobs: Float[Tensor, " n"]
+
+
+def decoding(sampling: Sampling) -> Decoding:
+    """What of a sampling shapes the distribution."""
+    return sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
+
+
+@lru_cache
+def _filters(shape: Decoding) -> tuple[LogitsProcessor, ...]:
+    temperature, top_k, top_p, min_p = shape
+    found: list[LogitsProcessor] = []
+    if temperature != 1:
+        found.append(TemperatureLogitsWarper(temperature))
+    if top_k:
+        found.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        found.append(TopPLogitsWarper(top_p))
+    if min_p:
+        found.append(MinPLogitsWarper(min_p))
+    return tuple(found)
+
+
+def log_probabilities(logits: Float[Tensor, "n v"], shape: Decoding = RAW) -> Float[Tensor, "n v"]:
+    """The log-probabilities (nats) of the distribution that is sampled: temperature first, then top-k, top-p and
+    min-p, each on what the one before it left. At temperature 0 all probability is on the largest logit."""
+    scores = logits.float()
+    if shape[0] == 0:
+        best = scores.argmax(dim=-1, keepdim=True)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, best, 0.0)
+    for keep in _filters(shape):
+        scores = keep(None, scores)  # they read the scores alone
+    return torch.log_softmax(scores, dim=-1)
+
+
+def sample(logits: Float[Tensor, "n v"], uniforms: Sequence[float], shape: Decoding = RAW) -> Drawn:
+    """Draw one token per row by inverting the cumulative distribution at a uniform number from [0, 1).
+
+    Args:
+        logits: of the raw policy.
+        uniforms: one per row, so that a row's draws depend on its own seed alone.
+        shape: of the distribution to sample; at temperature 0 the most probable token is taken.
+    """
+    raw = log_probabilities(logits)
+    logprobs = raw if shape == RAW else log_probabilities(logits, shape)
+    if shape[0] == 0:
+        tokens = logprobs.argmax(dim=-1)
+    else:
+        cumulative = logprobs.exp().double().cumsum(dim=-1)
+        at = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, at, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
+    raw_taken = raw.gather(-1, tokens[:, None]).squeeze(-1)
+    taken = raw_taken if logprobs is raw else logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+    return Drawn(tokens, taken + 0.0 * raw_taken, raw_taken)

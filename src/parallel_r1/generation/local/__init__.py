@@ -1,0 +1,1 @@
+"""Drawing with a Hugging Face model on this machine."""

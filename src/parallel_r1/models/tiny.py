@@ -1,0 +1,94 @@
+"""Small models of our own: a tokenizer trained on texts, random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from parallel_r1.answers.syntax import TAGS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config
+
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer trained on texts. Numbers of up to three digits may become one token and never merge
+    with what stands beside them; the six tags and the end of text are special tokens.
+
+    Args:
+        texts: what to learn the merges from.
+        vocabulary: how many tokens, the 256 bytes and the special tokens included.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d{1,3}"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT, *TAGS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        additional_special_tokens=list(TAGS),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def random_model(tokenizer: PreTrainedTokenizerBase, *, seed: int, **shape: int) -> PreTrainedModel:
+    """A Qwen3 model with random weights for a tokenizer.
+
+    Args:
+        seed: of the weights.
+        shape: see `qwen3`.
+    """
+    import torch
+    from transformers import Qwen3ForCausalLM
+
+    config = qwen3(len(tokenizer), **shape)
+    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    config._attn_implementation = "sdpa"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config).eval()
+
+
+def qwen3(
+    vocabulary: int, *, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, positions: int
+) -> Qwen3Config:
+    """The configuration of a Qwen3 model with tied embeddings.
+
+    Args:
+        vocabulary: how many tokens.
+        hidden, layers, heads, kv_heads, intermediate: the architecture; a head has `hidden / heads` dimensions.
+        positions: the longest sequence it is meant for.
+    """
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=hidden // heads,
+        intermediate_size=intermediate,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        bos_token_id=None,
+    )

@@ -1,0 +1,47 @@
+"""The picture of a run against its steps."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from parallel_r1.files import whole
+
+
+def picture(metrics: Sequence[dict[str, Any]], path: Path) -> bool:
+    """Draw reward, accuracy and parallel ratio of the RL stages against the step. False if matplotlib is not there, or
+    if there was no RL stage."""
+    stages = list(dict.fromkeys(row["stage"] for row in metrics if row["kind"] == "rl"))
+    if not stages or importlib.util.find_spec("matplotlib") is None:
+        return False
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    panels = figure.subplots(3, 1, sharex=True)
+    for panel, key, label in zip(
+        panels, ("reward", "accuracy", "parallel_ratio"), ("reward", "accuracy", "parallel ratio"), strict=True
+    ):
+        for index, stage in enumerate(stages):
+            mine = [row for row in metrics if row["stage"] == stage and row["kind"] == "rl"]
+            steps, values = [row["step"] for row in mine], [row[key] for row in mine]
+            panel.plot(steps, values, color=f"C{index}", alpha=0.25, linewidth=1)
+            panel.plot(steps, _smooth(values), color=f"C{index}", linewidth=2, label=stage)
+        panel.set_ylabel(label)
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[2].set_ylim(-0.03, 1.03)
+    panels[0].legend(ncols=len(stages), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    panels[2].set_xlabel("step (thin: each step; thick: moving average)")
+    with whole(path) as part:
+        figure.savefig(part, dpi=120, format=path.suffix[1:])
+    return True
+
+
+def _smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:
+    """An exponential moving average that starts at the first value."""
+    smoothed: list[float] = []
+    for value in values:
+        smoothed.append(weight * smoothed[-1] + (1 - weight) * value if smoothed else value)
+    return smoothed

@@ -1,0 +1,160 @@
+"""Recipe files: TOML in and out, `a.b=value` overrides, and mistakes in one line."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from parallel_r1.training.settings import RL, SFT, Stage
+from parallel_r1.runs.recipe import Recipe
+from parallel_r1.errors import UserError, nearest
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe, apply `a.b=value` overrides, fill in defaults, check everything.
+
+    Raises:
+        UserError: no such file, bad TOML, an unknown key, a value out of range.
+    """
+    return make_recipe(read_toml(path), path, overrides or [])
+
+
+def read_toml(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The tables of a recipe file, laid over those of the file beside it that its `extends` names.
+
+    Args:
+        over: the files that extend it.
+
+    Raises:
+        UserError: no such file, bad TOML, files that extend each other.
+    """
+    if not path.is_file():
+        raise UserError("a recipe file", f"no file {path}", "see recipes/ for some that work")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError("a recipe in TOML", f"{path}: {error}", "mend the line that it names") from error
+    under = tree.pop("extends", None)
+    if under is None:
+        return tree
+    over = (*over, path.resolve())
+    if not isinstance(under, str) or (path.parent / under).resolve() in over:
+        raise UserError("the name of another recipe file in extends", f"{under!r} in {path}", "name one beside it")
+    return _merge(read_toml(path.parent / under, over), tree)
+
+
+def make_recipe(tree: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe that a tree says, which is used up. A `[defaults]` table is laid under every stage, so that stages say
+    only what differs.
+
+    Raises:
+        UserError: an unknown key, a value out of range; `path` is what they are said to stand in.
+    """
+    for override in overrides:
+        apply_override(tree, override)
+    _spread_defaults(tree, path)
+    return validated(Recipe, tree, path)
+
+
+def validated(section: type[S], tree: dict[str, Any], path: Path) -> S:
+    """A tree as what a file may say.
+
+    Raises:
+        UserError: an unknown key, a value out of range.
+    """
+    try:
+        return section.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(error, path, section) from error
+
+
+def _spread_defaults(tree: dict[str, Any], path: Path) -> None:
+    """Lay the `[defaults]` table under every stage that knows its keys, in place."""
+    defaults, stages = tree.pop("defaults", {}), tree.get("stages", {})
+    kinds: dict[str, type[Stage]] = {"sft": SFT, "rl": RL}
+    known = {key for kind in kinds.values() for key in kind.model_fields}
+    if not isinstance(defaults, dict):
+        raise UserError("a table [defaults]", f"{defaults!r} in {path}", "name keys of a stage in it")
+    for key in defaults:
+        if key not in known:
+            raise UserError("keys of a stage in [defaults]", f"'{key}' in {path}", nearest(key, known))
+    for name, stage in stages.items() if isinstance(stages, dict) else ():
+        if isinstance(stage, dict) and stage.get("kind") in kinds:
+            fields = kinds[stage["kind"]].model_fields
+            stages[name] = _merge({key: value for key, value in defaults.items() if key in fields}, stage)
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one value of a nested table in place: `a.b=3`. The value is read as TOML, else as a string."""
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError("--set section.key=value", f"'{override}'", "write it like --set stages.easy.steps=10")
+    node: Any = tree
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise UserError(f"a section '{part}'", f"a value in --set {override}", "name a key of a section")
+    try:
+        node[parts[-1]] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        node[parts[-1]] = value
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as TOML: everything that a run used, defaults filled in."""
+    import tomli_w
+
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _explain(error: ValidationError, path: Path, section: type[BaseModel]) -> UserError:
+    """The first problem of a file as one line."""
+    # A key that nobody knows comes first: it may be the misspelt name of one that is said to be missing.
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    what = section.__name__.lower()
+    # The third place inside a stage is its kind, which a recipe does not write there.
+    where = ".".join(str(part) for at, part in enumerate(first["loc"]) if at != 2 or first["loc"][0] != "stages")
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(first["loc"][:-1], section)
+        if section is Recipe and len(first["loc"]) == 1:
+            known += ["defaults", "extends"]
+        return UserError("a known key", f"'{where}' in {path}", nearest(str(first["loc"][-1]), known))
+    if first["type"] == "union_tag_not_found":
+        return UserError(
+            "a kind, 'sft' or 'rl', in every stage", f"none in {where} of {path}", "is the name of the stage misspelt?"
+        )
+    message = first["msg"].removeprefix("Value error, ")
+    found = f" (found {first['input']!r})" if not isinstance(first["input"], dict) else ""
+    return UserError(f"a valid {what}", f"{path}: {where or what}{found}", message)
+
+
+def _fields_at(location: tuple[int | str, ...], section: type[BaseModel]) -> list[str]:
+    """The keys that the section at a location of a validation error may have."""
+    for part in location:
+        if part in ("sft", "rl"):
+            section = SFT if part == "sft" else RL
+        elif part in section.model_fields:
+            kinds = [kind for kind in _kinds(section.model_fields[str(part)].annotation)]
+            section = kinds[0] if kinds else section
+    return list(section.model_fields)
+
+
+def _kinds(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [kind for inner in getattr(annotation, "__args__", ()) for kind in _kinds(inner)]

@@ -1,0 +1,1 @@
+"""Sets of problems: where they come from, their splits, what is wrong with them."""

@@ -1,0 +1,198 @@
+"""What is wrong with the problems of a set, problem by problem."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+from parallel_r1.tasks.datasets.sources import Record
+from parallel_r1.tasks.datasets.splits import words
+from parallel_r1.tasks.grading.equal import spelling, tidy
+
+Kind = Literal[
+    "truncated", "figure", "lost-command", "control-character", "language", "answer", "duplicate", "conflict"
+]
+MEANING: dict[str, str] = {
+    "truncated": "the statement ends too early, or asks nothing",
+    "figure": "it speaks of a figure that is not there",
+    "lost-command": "the beginning of a LaTeX command was read as an escape, such as \\f of \\frac",
+    "control-character": "a control character that is no line break or tab, or a line break written out",
+    "language": "it is not in English",
+    "answer": "the answer cannot be one: it is cut, too long, or nothing that can be read",
+    "duplicate": "another problem has the same statement, or goes on after it, and the same answer",
+    "conflict": "problems have the same statement and different answers",
+}
+REPAIRED: tuple[Kind, ...] = ("lost-command", "control-character")
+"""Damage of which nothing is left after `repair`."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is wrong with one problem."""
+
+    kind: Kind
+    id: str
+    detail: str
+
+
+def find(records: Sequence[Record]) -> list[Damage]:
+    """Everything that is wrong, in the order of the records."""
+    found = [
+        Damage(kind, record.id, detail)
+        for record in records
+        for kind, look in _LOOKS.items()
+        if (detail := look(record)) is not None
+    ]
+    same: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        same[tuple(words(record.problem))].append(record)
+    order = {record.id: number for number, record in enumerate(records)}
+    return sorted([*found, *_copies(same), *_beginnings(same, found)], key=lambda damage: order[damage.id])
+
+
+_ESCAPES = {"\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
+_TAILS = {
+    "\a": "lpha|pprox|ngle|rccos|rcsin|rctan|st|cute|leph|llowbreak",
+    "\b": "eta|egin|inom|ar|oxed|f|ullet|ig|igl|igr|igg|mod|oldsymbol|ot|ecause|ackslash|eth",
+    "\t": "imes|heta|ext|extbf|extit|extrm|frac|riangle|ilde|herefore|binom",
+    "\n": "eq|abla|otin|leq|geq|subseteq|cong",
+    "\v": "ec|dots|ert|arphi|arepsilon|ee|arnothing|space",
+    "\f": "rac|orall|lat|box|rown",
+    "\r": "ight|ightarrow|ho|angle|floor|ceil|brace|vert",
+}
+_LOST = re.compile("|".join(f"{escape}(?:{tails})(?![a-z])" for escape, tails in _TAILS.items()))
+_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ufffd\ufeff]")
+_WRITTEN_OUT = re.compile(r"\\n(?=[A-Z(\d\s-]|\\n)(?!(?:Left|Right|V?[vV][dD]ash))")
+
+
+def repair(record: Record) -> Record:
+    """The same problem with its lost commands put back, line breaks that were written out broken, and what is left of
+    control characters taken out."""
+    problem = _LOST.sub(lambda match: "\\" + _ESCAPES[match[0][0]] + match[0][1:], record.problem)
+    return replace(record, problem=_CONTROL.sub("", _WRITTEN_OUT.sub("\n", problem.replace("\r\n", "\n"))))
+
+
+def _lost_command(record: Record) -> str | None:
+    lost = _LOST.findall(record.problem)
+    return f"{len(lost)}, the first {lost[0]!r}" if lost else None
+
+
+def _control_character(record: Record) -> str | None:
+    text = _LOST.sub("", record.problem.replace("\r\n", "\n"))
+    found = _CONTROL.findall(text) + _WRITTEN_OUT.findall(text)
+    return f"{len(found)}, the first {found[0]!r}" if found else None
+
+
+_DANGLING = re.compile(
+    r"(?<!\\)[:,][\s$]*$|"
+    r"\b(?:such that|where|and|or|of|the|that|with|if|for|by|to|in|as|let|satisfying|satisfy|satisfies)[\s$]*$"
+)
+_ASKS = re.compile(
+    r"[?]|_{2,}|=\W*$|\(a\)|\\q?quad\s*\$|\\q?quad\W*$|\\underline|"
+    r"\b(?:find|determine|what|which|how|closest|exhibit|study|compute|calculate|evaluate|estimate|count|solve|prove|show|express|simplify|factor|"
+    r"expand|rationalize|convert|write|give|list|name|state|enter|answer|round|maximi[sz]e|minimi[sz]e|identify|decide|"
+    r"choose|select|provide|report|obtain|equals?|multiply|divide|rewrite|reduce|complete|fill|arrange)\b|"
+    r"[求则為为是多几何计算证明等于值数请]"
+)
+"""What asks something, in lower case."""
+_DRAWN = re.compile(
+    r"\[asy\]|\[img|!\[|\\begin\{(?:asy|tikzpicture|array|tabular|[bpv]?matrix)|\|\s*-{3}|\\includegraphics"
+)
+_PICTURE = r"(?:figure|diagram|graph|chart|table|picture)"
+_SHOWN = re.compile(
+    rf"\b{_PICTURE} (?:[a-z]+ ){{0,2}}(?:shown|shows|below|above)\b|\b{_PICTURE} (?:on|to|at) the (?:right|left)\b|"
+    r"\bin the (?:figure|diagram|picture)\b|\b(?:as|is|are) shown\b|\b[sS]hown (?:below|above)\b|\bshown[,.?]|"
+    r"pictured|如图"
+)
+
+
+def _truncated(record: Record) -> str | None:
+    text = unicodedata.normalize("NFKC", record.problem).rstrip()
+    if _DANGLING.search(text, len(text) - 40):  # it can only match at the end
+        return f"ends with {text[-20:]!r}"
+    _, *parts = re.split(r"(?<!\\)\$", text)
+    amounts = all(part[:1].isdigit() for part in parts)  # of money
+    if len(parts) % 2 and not amounts and not re.search(r"[.?!)]\W*$", parts[-1]):
+        return "a dollar sign is not closed"
+    for opening, closing in ((r"\begin{", r"\end{"), (r"\[", r"\]"), ("[asy]", "[/asy]")):
+        if text.count(opening) > text.count(closing) + text.count("\\" + opening):
+            return f"{opening} is not closed"
+    return None if _ASKS.search(text.lower()) else "nothing is asked"
+
+
+def _figure(record: Record) -> str | None:
+    if _DRAWN.search(record.problem) or not (found := _SHOWN.search(record.problem)):
+        return None
+    return f"speaks of {found.group()[:40]!r}"
+
+
+_ENGLISH = re.compile(
+    r"\b(?:the|of|an|is|are|and|in|to|find|what|how|that|for|if|let|be|with|at|on|by|each|has|have|was|will|one)\b",
+    re.I,
+)
+_UNSPOKEN = re.compile(r"(\[|\\begin\{)asy.*?(?:/asy|end\{asy|$)|\$[^$]*\$|\\[a-zA-Z]+", re.DOTALL)
+
+
+def _language(record: Record) -> str | None:
+    return foreign(record.problem)
+
+
+def foreign(text: str) -> str | None:
+    """Why a text is not in English; None if it may be."""
+    text = _UNSPOKEN.sub(" ", text)
+    known = ("LATIN", "GREEK", "MATHEMATICAL")
+    unknown = {
+        letter for letter in set(text) if letter.isalpha() and not unicodedata.name(letter, "").startswith(known)
+    }
+    if sum(letter in unknown for letter in text) > 0.02 * sum(map(str.isalpha, text)):
+        scripts = {unicodedata.name(letter, "unknown").split()[0].partition("-")[0].lower() for letter in unknown}
+        return f"written in {', '.join(sorted(scripts))}"
+    spoken = len(re.findall(r"[^\W\d_]{2,}", text))
+    speaks = spoken > 11 and 2 * spoken > len(text.split())  # and does not only calculate
+    return "no word of English" if speaks and not _ENGLISH.search(text) else None
+
+
+def _answer(record: Record) -> str | None:
+    return f"{record.answer[:40]!r}" if tidy(record.answer) is None else None
+
+
+_LOOKS: dict[Kind, Callable[[Record], str | None]] = {
+    "truncated": _truncated,
+    "figure": _figure,
+    "lost-command": _lost_command,
+    "control-character": _control_character,
+    "language": _language,
+    "answer": _answer,
+}
+
+
+def _copies(same: Mapping[tuple[str, ...], Sequence[Record]]) -> Iterator[Damage]:
+    """Problems with the same statement: later ones are duplicates, but where their answers differ all are in doubt."""
+    for copies in same.values():
+        answers = list(dict.fromkeys(_reads(copy.answer) for copy in copies))
+        if len(answers) > 1:
+            for copy in copies:
+                yield Damage("conflict", copy.id, f"answers {' and '.join(answers)}: {', '.join(c.id for c in copies)}")
+        else:
+            for copy in copies[1:]:
+                yield Damage("duplicate", copy.id, f"of {copies[0].id}")
+
+
+def _beginnings(same: Mapping[tuple[str, ...], Sequence[Record]], found: Sequence[Damage]) -> Iterator[Damage]:
+    """Statements that are the beginning of another one: cut if the answers differ, else another writing of it."""
+    known = {damage.id for damage in found if damage.kind == "truncated"}
+    for text, longer in pairwise(sorted(same)):
+        short, whole = same[text][0], same[longer][0]
+        if longer[: len(text)] == text and short.id not in known:
+            kind: Kind = "duplicate" if _reads(short.answer) == _reads(whole.answer) else "truncated"
+            yield Damage(kind, short.id, f"the beginning of {whole.id}")
+
+
+def _reads(answer: str) -> str:
+    """An answer as it is compared with others."""
+    return spelling(tidy(answer) or answer)

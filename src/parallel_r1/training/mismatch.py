@@ -1,0 +1,90 @@
+"""How far the log-probabilities that answers were drawn with are from what a scorer says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from parallel_r1.answers.syntax import PATH_OPEN, Tags
+from parallel_r1.answers.trace import EXACT_SCORER, Sampler, Scorer, Trace
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Differences of sampler's and scorer's log-probabilities, in nats, over sampled tokens.
+
+    Attributes:
+        exact: whether the scorer is the sampler's exact partner, so that only rounding may differ.
+        max_abs, mean_abs: over all of them.
+        after_fork: mean over the first sampled token of every path; None if no path was opened.
+        after_join: mean over the first sampled token of every summary; None if there was none.
+        tokens: how many were compared.
+
+    Source: section 3 of the Parallel-R1 paper (arXiv 2509.07980) leaves the pairs `causal_join` + `causal` and
+    `causal_join` + `isolated` uncorrected.
+    """
+
+    sampler: Sampler
+    scorer: Scorer
+    exact: bool
+    max_abs: float
+    mean_abs: float
+    after_fork: float | None
+    after_join: float | None
+    tokens: int
+
+    def differences(self) -> dict[str, float]:
+        """The figures that there are, by name."""
+        named = {
+            "mean": self.mean_abs,
+            "max": self.max_abs,
+            "after_fork": self.after_fork,
+            "after_join": self.after_join,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+
+def compare(traces: Sequence[Trace], scored: Sequence[Tensor], tags: Tags, scorer: Scorer) -> Parity:
+    """Compare the log-probabilities that answers were drawn with, with what a scorer says of their tokens.
+
+    Args:
+        traces: at least one, all of the same sampler.
+        scored: for each trace one log-probability per token of its answer.
+    """
+    sampler = traces[0].sampler
+    differences: list[Tensor] = []
+    after_fork: list[Tensor] = []
+    after_join: list[Tensor] = []
+    for trace, values in zip(traces, scored, strict=True):
+        known = [value for span in trace.spans for value in span.logprobs or [0.0] * len(span.token_ids)]
+        sampled = torch.tensor([span.sampled for span in trace.spans for _ in span.token_ids])
+        difference = (values.cpu() - torch.tensor(known)).abs()
+        differences.append(difference[sampled])
+        after_fork.append(difference[_first_sampled(trace, (tags.ids[PATH_OPEN],))])
+        after_join.append(difference[_first_sampled(trace, tags.join)])
+    compared = torch.cat(differences)
+    return Parity(
+        sampler,
+        scorer,
+        exact=EXACT_SCORER[sampler] == scorer,
+        max_abs=compared.max().item(),
+        mean_abs=compared.mean().item(),
+        after_fork=_mean(torch.cat(after_fork)),
+        after_join=_mean(torch.cat(after_join)),
+        tokens=len(compared),
+    )
+
+
+def _mean(values: Tensor) -> float | None:
+    return values.mean().item() if len(values) else None
+
+
+def _first_sampled(trace: Trace, after: tuple[int, ...]) -> list[int]:
+    """Places in the answer of sampled tokens that come right after some tokens."""
+    token_ids = trace.token_ids
+    sampled = [span.sampled for span in trace.spans for _ in span.token_ids]
+    size = len(after)
+    return [at for at in range(size, len(token_ids)) if sampled[at] and token_ids[at - size : at] == after]

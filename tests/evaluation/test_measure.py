@@ -1,0 +1,135 @@
+from itertools import combinations, cycle
+from math import comb
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel_r1.answers.parser import parse
+from parallel_r1.answers.rollout import Problem
+from parallel_r1.answers.trace import Span, Trace
+from parallel_r1.errors import UserError
+from parallel_r1.evaluation.measure import compare, evaluate, held_out, pass_at, summarise
+from parallel_r1.evaluation.settings import Evaluation
+from parallel_r1.generation.rollouts import answer, judge
+from parallel_r1.generation.settings import Budget, Sampling
+from parallel_r1.tasks.countdown import EASY
+
+
+@given(st.integers(1, 8), st.data())
+def test_pass_at_k_equals_counting_subsets(drawn, data):
+    k, correct = data.draw(st.integers(1, drawn)), data.draw(st.integers(0, drawn))
+    marks = [True] * correct + [False] * (drawn - correct)
+    hits = sum(any(subset) for subset in combinations(marks, k))
+    assert pass_at(k, correct, drawn) == pytest.approx(hits / comb(drawn, k))
+
+
+def rollouts(policy, answers, samples):
+    """Judged answers: problem i solved as often as answers[i] says."""
+    found = []
+    for index, correct in enumerate(answers):
+        problem = EASY.problem((3, 5, 7 + index % 2), 22 + index % 2)
+        problem = Problem(problem.id, problem.prompt, problem.answer, problem.source)
+        for sample in range(samples):
+            text = f"Final Answer: 3*5+{7 + index % 2}" if sample < correct else "Final Answer: 1"
+            found.append(judge(problem, parse(policy.encode(text), policy.tags), EASY, policy))
+    return found
+
+
+def test_a_summary_by_hand(frozen):
+    result = summarise(rollouts(frozen, [4, 1], 4), "x")
+    assert result.mean == (1.0 + 0.25) / 2
+    assert result.passed == 1.0
+    assert result.parallel_ratio == 0
+    assert result.well_formed is None
+    assert (result.problems, result.samples) == (2, 4)
+
+
+def test_a_comparison_is_paired(frozen):
+    better, worse = summarise(rollouts(frozen, [4, 2], 4)), summarise(rollouts(frozen, [2, 0], 4))
+    found = compare(better, worse)
+    assert found.mean == found.low == found.high == 0.5
+    assert found.relative == 2.0
+
+
+def test_answers_inside_a_path_do_not_count(frozen):
+    problem = EASY.problem((3, 5, 7), 22)
+    forked = "<Parallel><Path>{}</Path><Path>x</Path></Parallel>\n<Summary>y</Summary>\n{}"
+    right, wrong = "Final Answer: 3*5+7", "Final Answer: 1"
+    inside = judge(problem, parse(frozen.encode(forked.format(right, wrong)), frozen.tags), EASY, frozen)
+    outside = judge(problem, parse(frozen.encode(forked.format(wrong, right)), frozen.tags), EASY, frozen)
+    assert not inside.correct
+    assert outside.correct
+    assert outside.critical_path < outside.total
+
+
+def test_answers_inside_a_path_count_if_the_trunk_gives_none_and_the_recipe_says_so(frozen):
+    problem = EASY.problem((3, 5, 7), 22)
+    forked = "<Parallel><Path>x\n{}</Path><Path>{}</Path></Parallel>\n<Summary>y</Summary>\n{}"
+    right, wrong = "Final Answer: 3*5+7", "Final Answer: 1"
+
+    def correct(first, second, trunk):
+        ids = frozen.encode(forked.format(first, second, trunk))
+        return judge(problem, parse(ids, frozen.tags), EASY, frozen, anywhere=True).correct
+
+    assert correct("x", right, "no")
+    assert correct(right, "x", "no")  # and the tag behind it is no part of it
+    assert not correct(right, wrong, "no")  # the last one counts
+    assert not correct(right, right, wrong)
+    assert correct(wrong, wrong, right)
+
+
+def test_a_recipe_says_where_the_answer_may_stand(frozen, monkeypatch):
+    problem = EASY.problem((3, 5, 7), 22)
+    text = "<Parallel><Path>Final Answer: 3*5+7</Path><Path>x</Path></Parallel>\n<Summary>y</Summary>"
+    drawn = [parse(frozen.encode(text), frozen.tags)]
+    monkeypatch.setattr("parallel_r1.generation.rollouts.draw", lambda *_, **__: drawn)
+    for final in ("trunk", "anywhere"):
+        (found,) = answer(frozen, EASY, [problem], 1, Sampling(final=final), 0)
+        assert found.correct == (final == "anywhere")
+
+
+def test_latency_is_that_of_the_sampler(frozen):
+    """An answer with a fork that was drawn from left to right took as long as it has tokens."""
+    ids = frozen.encode("<Parallel><Path>abc</Path><Path>d</Path></Parallel>\n<Summary>y</Summary>")
+    problem = EASY.problem((3, 5, 7), 22)
+    sequential = judge(problem, parse(ids, frozen.tags, sampler="sequential"), EASY, frozen)
+    isolated = judge(problem, parse(ids, frozen.tags), EASY, frozen)
+    assert sequential.critical_path == sequential.total == isolated.total == len(ids)
+    assert isolated.critical_path < len(ids)
+
+
+def test_an_instruction_is_read_before_every_prompt(frozen):
+    problem = EASY.problem((3, 5, 7), 22)
+    sampling = Sampling(budget=Budget(critical_path=4), instruction="Think <Path>.\n")
+    (found,) = answer(frozen, EASY, [problem], 1, sampling, 0)
+    assert frozen.decode(found.trace.prompt_ids) == "Think <Path>.\n" + problem.prompt
+    assert found.problem == problem
+
+
+def test_held_out_problems_differ():
+    found = held_out(EASY, 50, 0)
+    assert len({problem.id for problem in found}) == 50
+    few = SimpleNamespace(name="few", problems=lambda split, seed: cycle(found))
+    assert held_out(few, 50, 0) == found
+    with pytest.raises(UserError, match="ask for fewer"):
+        held_out(few, 51, 0)
+    assert not {problem.id for problem in found} & {problem.id for problem in held_out(EASY, 50, 0, "validation")}
+    exam = SimpleNamespace(name="exam", problems=lambda split, seed: iter(found if split == "test" else ()))
+    with pytest.raises(UserError, match="a task with validation problems; found exam without"):
+        held_out(exam, 5, 0, "validation")
+
+
+def test_the_shipped_model_solves_easy_problems(tiny):
+    settings = Evaluation(problems=16, samples=2)
+    sampling = Sampling(sampler="sequential", budget=Budget(critical_path=60))
+    easy = evaluate(tiny, "countdown-easy", settings, sampling)
+    assert easy.mean > 0.35
+    assert easy == evaluate(tiny, "countdown-easy", settings, sampling)
+
+
+def test_a_malformed_answer_is_judged(frozen):
+    everything = tuple(range(len(frozen.tokenizer)))
+    trace = Trace((1,), (Span(everything, (), True),))
+    assert not judge(EASY.problem((3, 5, 7), 22), trace, EASY, frozen).correct

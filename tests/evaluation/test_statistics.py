@@ -1,0 +1,68 @@
+import random
+from itertools import product
+from statistics import fmean
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel_r1.evaluation.statistics import flip_test, holm, interval
+
+CHANCES = st.lists(st.floats(0, 1), min_size=1, max_size=6)
+
+
+def test_an_interval_covers_and_shrinks():
+    low, high = interval([0.0, 1.0] * 50)
+    assert low == pytest.approx(0.4, abs=0.02)
+    assert high == pytest.approx(0.6, abs=0.02)
+    assert interval([0.3] * 9) == (pytest.approx(0.3), pytest.approx(0.3))
+
+
+def test_an_interval_over_seeds_and_problems_equals_drawing_them_one_by_one():
+    drawing = random.Random(0)
+    table = [[drawing.random() + seed for _ in range(12)] for seed in (0.0, 0.3, 0.1)]
+    means = []
+    for _ in range(6000):
+        seeds, problems = (drawing.choices(range(size), k=size) for size in (3, 12))
+        means.append(fmean(table[seed][problem] for seed in seeds for problem in problems))
+    means.sort()
+    low, high = interval(table)
+    assert low == pytest.approx(means[150], abs=0.02)
+    assert high == pytest.approx(means[-151], abs=0.02)
+    alone = interval(table[0])
+    assert high - low > 1.3 * (alone[1] - alone[0])  # seeds that differ widen it
+
+
+def test_seeds_that_agree_add_nothing_to_an_interval():
+    values = [random.Random(0).random() for _ in range(30)]
+    assert interval([values] * 3) == pytest.approx(interval(values), abs=0.01)
+
+
+@given(st.lists(st.sampled_from([-0.5, -0.25, 0.0, 0.125, 0.25, 1.0]), min_size=1, max_size=8))
+def test_the_paired_test_equals_tossing_every_coin(differences):
+    ways = [
+        sum(sign * value for sign, value in zip(signs, differences, strict=True))
+        for signs in product((-1, 1), repeat=len(differences))
+    ]
+    chance = fmean(abs(way) >= abs(sum(differences)) - 1e-9 for way in ways)
+    assert flip_test(differences) == pytest.approx(chance, abs=0.02)
+
+
+def test_what_is_the_same_is_no_evidence_and_what_always_differs_is():
+    assert flip_test([0.0] * 20) == 1.0
+    assert flip_test([0.1] * 40) < 2e-4
+
+
+@given(CHANCES, st.floats(0, 1))
+def test_the_correction_believes_what_stepping_down_believes(chances, level):
+    """The definition: the smallest chance against level / m, the next against level / (m - 1), until one is larger."""
+    believed = set()
+    for done, index in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
+        if (len(chances) - done) * chances[index] > level:
+            break
+        believed.add(index)
+    corrected = holm(chances)
+    assert {index for index, value in enumerate(corrected) if value <= level} == (
+        believed if level < 1 else set(range(len(chances)))
+    )
+    assert all(value >= chance for value, chance in zip(corrected, chances, strict=True))

@@ -1,0 +1,136 @@
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import KINDS, random_model
+from conftest import TINY
+from safetensors.torch import load_file, save_file
+
+from parallel_r1 import models
+from parallel_r1.answers.syntax import TAGS
+from parallel_r1.errors import UserError
+from parallel_r1.evaluation.parity import measure
+from parallel_r1.generation.rollouts import check_length
+from parallel_r1.generation.settings import Budget, Sampling
+from parallel_r1.models.policy import Policy
+
+
+def test_the_shipped_model_is_small_and_has_the_tags(tiny):
+    assert sum(path.stat().st_size for path in TINY.iterdir()) <= 4_000_000
+    assert 0.8e6 < models.parameter_count(tiny.model) < 1.2e6
+    assert tiny.model.config.model_type == "qwen3"
+    assert (TINY / "model.safetensors").is_file()
+    assert len({tiny.tags.ids[tag] for tag in TAGS}) == 6
+
+
+@pytest.mark.parametrize(
+    "text", ["Use 3, 5, 7 to make 22.\n", "né 東 \x00 <Path>x</Path>", "  two  spaces\n\n", "<Parallel>"]
+)
+def test_any_text_survives_the_tokenizer(tiny, text):
+    assert tiny.decode(tiny.encode(text)) == text
+
+
+def test_a_model_without_tags_is_refused(tmp_path, tokenizer):
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {character: index for index, character in enumerate("<>/PathrlSumye\n")}
+    plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(vocabulary, [])), eos_token="e", unk_token="\n")
+    with pytest.raises(UserError, match=r"<Parallel> is one token.*add the six tags"):
+        models.tag_ids(plain)
+
+
+def test_bad_folders_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no folder"):
+        models.load(str(tmp_path / "none"))
+    with pytest.raises(UserError, match="without it"):
+        models.load(str(tmp_path))
+    with pytest.raises(UserError, match="sdpa"):
+        models.load(str(TINY), attention="eager")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def drop_a_weight(path):
+    """As if an index had been written without a part of the model."""
+    weights = load_file(path)
+    weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("harm", "file", "said"),
+    [
+        (cut, "model-00002-of-00002.safetensors", "download again"),
+        (Path.unlink, "model-00002-of-00002.safetensors", "model-00002-of-00002.safetensors"),
+        (Path.unlink, "model.safetensors.index.json", "model.safetensors"),
+        (cut, "model.safetensors.index.json", "download again"),
+        (cut, "tokenizer.json", "download again"),
+        (cut, "config.json", "config.json"),
+        (drop_a_weight, "model-00002-of-00002.safetensors", "without 1, such as model.layers.1.mlp.up_proj.weight"),
+    ],
+)
+def test_a_download_that_was_broken_off_is_one_line(tmp_path, frozen, harm, file, said):
+    frozen.model.save_pretrained(tmp_path / "m", max_shard_size="70KB")
+    frozen.tokenizer.save_pretrained(tmp_path / "m")
+    assert models.load(str(tmp_path / "m"))
+    harm(tmp_path / "m" / file)
+    with pytest.raises(UserError, match="expected") as caught:
+        models.load(str(tmp_path / "m"))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_other_architectures_are_exact_too(tokenizer, tags, name):
+    model = random_model(name, len(tokenizer))
+    models.check_model(model)
+    (found,) = measure(Policy(model, tokenizer, tags), "isolated", ["isolated"], 3)
+    assert found.max_abs <= 1e-4
+    assert found.after_fork is not None
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"layer_types": ["linear_attention"]}, "linear_attention"),
+        ({"layer_types": ["chunked_attention"]}, "chunked_attention"),
+        ({"attention_dropout": 0.1}, "dropout"),
+        ({"logit_scale": 0.5}, "logit_scale"),
+        ({"logits_scaling": 2.0}, "logits_scaling"),
+    ],
+)
+def test_a_model_that_nobody_repeats_is_refused(tokenizer, config, said):
+    model = random_model("llama", len(tokenizer))
+    for key, value in config.items():
+        setattr(model.config, key, value)
+    with pytest.raises(UserError, match=said):
+        models.check_model(model)
+
+
+def test_attention_sinks_are_refused(tokenizer):
+    model = random_model("llama", len(tokenizer))
+    model.model.layers[0].self_attn.sinks = torch.nn.Parameter(torch.zeros(4))
+    with pytest.raises(UserError, match="sinks"):
+        models.check_model(model)
+
+
+def test_a_model_loads_with_the_attention_that_it_has(tmp_path, tokenizer):
+    """Gemma 2 has no SDPA, because of its soft cap; plain answers then go through its own attention."""
+    for name, expected in (("gemma2", "eager"), ("gemma3", "sdpa")):
+        random_model(name, len(tokenizer)).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        assert models.load(str(tmp_path / name)).model.config._attn_implementation == expected
+
+
+def test_a_prompt_over_the_budget_is_refused(tiny):
+    """Positions count: those of the critical path, or of all the text where a join reads it again."""
+    budget = Budget(total=300, critical_path=100)
+    check_length(tiny, 10, Sampling(budget=budget))
+    with pytest.raises(UserError, match="at most 412 tokens"):
+        check_length(tiny, 413, Sampling(budget=budget))
+    with pytest.raises(UserError, match="at most 212 tokens"):
+        check_length(tiny, 213, Sampling(sampler="causal_join", budget=budget))
