@@ -14,6 +14,7 @@ ORDER = [
     "files",
     "distributed",
     "settings",
+    "registry",
     "answers",
     "models",
     "tasks",
