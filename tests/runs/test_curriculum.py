@@ -1,27 +1,27 @@
 """When a stage stops, which weights it hands over, and what it may learn from."""
 
-from common import make
 import copy
 import re
 from types import SimpleNamespace
 
 import pytest
 import torch
+from common import make
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_r1.coldstart import examples as coldstart
-from parallel_r1.runs import curriculum
 from parallel_r1 import models
-from parallel_r1.evaluation import tables as report
-from parallel_r1.training.settings import SFT, Stop
-from parallel_r1.runs.curriculum import Watch, check, train
-from parallel_r1.errors import UserError
-from parallel_r1.evaluation.measure import Result, held_out
 from parallel_r1.answers.rollout import read_jsonl
+from parallel_r1.coldstart import examples as coldstart
+from parallel_r1.errors import UserError
+from parallel_r1.evaluation import tables as report
+from parallel_r1.evaluation.measure import Result, held_out
+from parallel_r1.runs import curriculum
+from parallel_r1.runs.curriculum import Watch, check, train
 from parallel_r1.runs.folder import RunFolder
 from parallel_r1.tasks.countdown import EASY, split_of
+from parallel_r1.training.settings import SFT, Stop
 
 RULE = "stages.rl.stop={every=2,patience=2,problems=5,samples=1}"
 NO_TASKS = "evaluation.tasks=[]"

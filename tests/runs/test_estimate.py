@@ -1,24 +1,19 @@
 """What a recipe will do and need: against what a run does and holds."""
 
-from common import RECIPES, SHAPES, SMALL, folder_of, write
-import shutil
-
 import pytest
 import torch
+from common import SHAPES, SMALL, folder_of, write
 from conftest import ROOT, TINY
-from transformers import Qwen3Config
 
-from parallel_r1.models import lora as adapters, attention as attend
-from parallel_r1.runs import estimate as plan
-from parallel_r1.generation.settings import Budget, Sampling
-from parallel_r1.models.settings import LoRA
-from parallel_r1.generation.local.engine import LocalEngine
 from parallel_r1.errors import UserError
+from parallel_r1.generation.local.engine import LocalEngine
 from parallel_r1.generation.scheduler import draw
+from parallel_r1.generation.settings import Budget, Sampling
+from parallel_r1.models import attention as attend
+from parallel_r1.models import lora as adapters
+from parallel_r1.models.settings import LoRA
+from parallel_r1.runs import estimate as plan
 from parallel_r1.runs.recipe_file import load_recipe
-
-
-
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """A run's folder: what is written is whole, what cannot be written is said in one line."""
 
-from common import make, refused
 import os
 import resource
 from contextlib import contextmanager
@@ -9,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from common import make, refused
 
 from parallel_r1 import models
-from parallel_r1.evaluation import tables as report
-from parallel_r1.report.curves import picture
-from parallel_r1.runs import folder as run_folder
 from parallel_r1.errors import UserError
 from parallel_r1.files import whole, write_text
+from parallel_r1.report.curves import picture
+from parallel_r1.runs import folder as run_folder
 from parallel_r1.runs.folder import RunFolder
 
 

@@ -1,13 +1,8 @@
-from common import RECIPES, SMALL, write
-from pathlib import Path
-
 import pytest
+from common import RECIPES, SMALL, write
 
 from parallel_r1.errors import UserError
 from parallel_r1.runs.recipe_file import apply_override, dump_recipe, load_recipe
-
-
-
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -1,15 +1,15 @@
 """What trackers are told, read back from what they wrote."""
 
-from common import make
 import json
 from importlib.util import find_spec
 
 import pytest
+from common import make
 
 from parallel_r1 import errors
+from parallel_r1.errors import UserError
 from parallel_r1.runs import trackers as tracking
 from parallel_r1.runs.curriculum import Curriculum
-from parallel_r1.errors import UserError
 from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.trackers import Tracking, flat, values
 

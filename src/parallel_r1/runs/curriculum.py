@@ -10,24 +10,24 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from parallel_r1.models import lora as adapters
-from parallel_r1.coldstart import examples as coldstart
 from parallel_r1 import models
-from parallel_r1.runs import trackers as tracking
-from parallel_r1.training.settings import RL, SFT
-from parallel_r1.evaluation.settings import Evaluation
-from parallel_r1.runs.recipe import Recipe
-from parallel_r1.generation.settings import Sampling
+from parallel_r1.coldstart import examples as coldstart
 from parallel_r1.errors import Missing, UserError
 from parallel_r1.evaluation.measure import Result, evaluate, held_out
-from parallel_r1.training.optimizer import moments_of
+from parallel_r1.evaluation.settings import Evaluation
+from parallel_r1.generation.settings import Sampling
+from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
-from parallel_r1.runs.monitor import Monitor
+from parallel_r1.runs import trackers as tracking
 from parallel_r1.runs.estimate import check_positions
-from parallel_r1.training.rewards.language import check_reward
 from parallel_r1.runs.folder import RunFolder, space
+from parallel_r1.runs.monitor import Monitor
+from parallel_r1.runs.recipe import Recipe
 from parallel_r1.tasks.base import Split, load_task
 from parallel_r1.training.loops import State, Update, run_rl, run_sft
+from parallel_r1.training.optimizer import moments_of
+from parallel_r1.training.rewards.language import check_reward
+from parallel_r1.training.settings import RL, SFT
 
 Observer = Callable[[dict[str, Any]], None]
 """Is told every row of metrics as it is made."""

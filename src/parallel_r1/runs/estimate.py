@@ -20,16 +20,17 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from parallel_r1.models import lora as adapters, attention as attend
-from parallel_r1.training.batch import LOGITS
-from parallel_r1.training.settings import RL, SFT, Stage
-from parallel_r1.models.settings import LoRA
-from parallel_r1.runs.recipe import Processes, Recipe
 from parallel_r1.errors import UserError
+from parallel_r1.models import attention as attend
+from parallel_r1.models import lora as adapters
 from parallel_r1.models.checks import check_model, check_vocabulary, positions
 from parallel_r1.models.policy import load_tokenizer, parameter_count, tag_ids
+from parallel_r1.models.settings import LoRA
 from parallel_r1.models.tiny import qwen3
 from parallel_r1.runs.folder import space
+from parallel_r1.runs.recipe import Processes, Recipe
+from parallel_r1.training.batch import LOGITS
+from parallel_r1.training.settings import RL, SFT, Stage
 
 ATTENTION = "parallel_r1_plan"
 NUMBER = 4

@@ -18,14 +18,14 @@ from typing import Any
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from rich.filesize import decimal
 
-from parallel_r1.models.lora import save
-from parallel_r1.runs.recipe import Recipe
+from parallel_r1.answers.rollout import Rollout, write_jsonl
+from parallel_r1.distributed import by_first
 from parallel_r1.errors import UserError
 from parallel_r1.files import move, whole, write_text, written
+from parallel_r1.models.lora import save
 from parallel_r1.models.policy import Policy
-from parallel_r1.distributed import by_first
+from parallel_r1.runs.recipe import Recipe
 from parallel_r1.runs.recipe_file import dump_recipe
-from parallel_r1.answers.rollout import Rollout, write_jsonl
 
 FOLDERS = ("rollouts", "checkpoints", "eval", "state")
 LOCK = ".lock"

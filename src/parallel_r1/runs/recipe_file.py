@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from parallel_r1.training.settings import RL, SFT, Stage
-from parallel_r1.runs.recipe import Recipe
 from parallel_r1.errors import UserError, nearest
+from parallel_r1.runs.recipe import Recipe
+from parallel_r1.training.settings import RL, SFT, Stage
 
 S = TypeVar("S", bound=BaseModel)
 

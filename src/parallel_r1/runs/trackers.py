@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from parallel_r1.runs.recipe import Recipe, Tracker
-from parallel_r1.errors import UserError, need
 from parallel_r1.distributed import by_first
+from parallel_r1.errors import UserError, need
 from parallel_r1.runs.folder import RunFolder
+from parallel_r1.runs.recipe import Recipe, Tracker
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker

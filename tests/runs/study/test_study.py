@@ -1,6 +1,5 @@
 """Studies: what rows share is done once, what was broken off goes on, and the table says what the results say."""
 
-from common import MICRO
 import io
 import json
 import os
@@ -13,20 +12,22 @@ import processes
 import pytest
 import torch
 import victim
+from common import MICRO
 from conftest import ROOT, small_model
 from filelock import FileLock
 from rich.console import Console
 
-from parallel_r1.report import terminal as display
 from parallel_r1 import models
 from parallel_r1.cli.study import _cores
-from parallel_r1.runs.curriculum import build_policy, train
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.measure import Result
 from parallel_r1.models.policy import Policy
-from parallel_r1.runs.recipe_file import load_recipe, make_recipe
+from parallel_r1.report import terminal as display
+from parallel_r1.runs.curriculum import build_policy, train
 from parallel_r1.runs.folder import RunFolder
-from parallel_r1.runs.study import findings, jobs as pool
+from parallel_r1.runs.recipe_file import load_recipe, make_recipe
+from parallel_r1.runs.study import findings
+from parallel_r1.runs.study import jobs as pool
 from parallel_r1.runs.study.findings import Finding, compared, sheets
 from parallel_r1.runs.study.rows import choose, expand, items, load_study
 from parallel_r1.runs.study.work import Measurement, Training, fingerprint

@@ -11,14 +11,14 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from parallel_r1.training.settings import RL, SFT
-from parallel_r1.runs.recipe import Recipe
-from parallel_r1.generation.settings import Sampling
-from parallel_r1.settings import Section
-from parallel_r1.runs.curriculum import check
 from parallel_r1.errors import UserError, nearest
+from parallel_r1.generation.settings import Sampling
+from parallel_r1.runs.curriculum import check
+from parallel_r1.runs.recipe import Recipe
 from parallel_r1.runs.recipe_file import make_recipe, read_toml, validated
 from parallel_r1.runs.study.work import Base, Measurement, Training
+from parallel_r1.settings import Section
+from parallel_r1.training.settings import RL, SFT
 
 
 class Row(Section):

@@ -1,0 +1,1 @@
+"""A recipe from its file to its results."""
