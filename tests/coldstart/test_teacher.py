@@ -29,7 +29,7 @@ from parallel_r1.coldstart.examples import read_examples
 from parallel_r1.coldstart.filters import MEANING, Sieve, judge, statistics, without_thoughts
 from parallel_r1.coldstart.journal import Ask, Journal, Response
 from parallel_r1.errors import UserError
-from parallel_r1.generation.settings import Budget, Sampling
+from parallel_r1.generation.settings import Budget, Engine, Sampling
 from parallel_r1.tasks.base import load_task
 from parallel_r1.tasks.datasets.rows import read_file
 
@@ -346,8 +346,8 @@ def test_statistics_are_what_one_counts_by_hand(sums):
 
 
 def own(total=96):
-    sampling = Sampling(paths=2, rows=4, budget=Budget(total=total, critical_path=64, path=32))
-    return Own(models.load(str(TINY)), str(TINY), sampling)
+    sampling = Sampling(paths=2, budget=Budget(total=total, critical_path=64, path=32))
+    return Own(models.load(str(TINY)), str(TINY), sampling, 0, Engine(rows=4))
 
 
 def test_a_model_teaches_itself(tmp_path):

@@ -15,6 +15,7 @@ from parallel_r1.evaluation.settings import Evaluation
 from parallel_r1.generation.rollouts import answer, judge
 from parallel_r1.generation.settings import Budget, Sampling
 from parallel_r1.tasks.countdown import EASY
+from parallel_r1.tasks.prompts import Prompt
 
 
 @given(st.integers(1, 8), st.data())
@@ -80,13 +81,15 @@ def test_answers_inside_a_path_count_if_the_trunk_gives_none_and_the_recipe_says
     assert correct(wrong, wrong, right)
 
 
-def test_a_recipe_says_where_the_answer_may_stand(frozen, monkeypatch):
+def test_a_recipe_says_where_the_answer_may_stand(frozen):
     problem = EASY.problem((3, 5, 7), 22)
     text = "<Parallel><Path>Final Answer: 3*5+7</Path><Path>x</Path></Parallel>\n<Summary>y</Summary>"
     drawn = [parse(frozen.encode(text), frozen.tags)]
-    monkeypatch.setattr("parallel_r1.generation.rollouts.draw", lambda *_, **__: drawn)
+    generator = SimpleNamespace(traces=lambda requests: drawn)
     for final in ("trunk", "anywhere"):
-        (found,) = answer(frozen, EASY, [problem], 1, Sampling(final=final), 0)
+        (found,) = answer(
+            frozen, EASY, [problem], 1, Sampling(), 0, prompt=Prompt(final_answer=final), generator=generator
+        )
         assert found.correct == (final == "anywhere")
 
 
@@ -102,8 +105,8 @@ def test_latency_is_that_of_the_sampler(frozen):
 
 def test_an_instruction_is_read_before_every_prompt(frozen):
     problem = EASY.problem((3, 5, 7), 22)
-    sampling = Sampling(budget=Budget(critical_path=4), instruction="Think <Path>.\n")
-    (found,) = answer(frozen, EASY, [problem], 1, sampling, 0)
+    sampling, prompt = Sampling(budget=Budget(critical_path=4)), Prompt(instruction="Think <Path>.\n")
+    (found,) = answer(frozen, EASY, [problem], 1, sampling, 0, prompt=prompt)
     assert frozen.decode(found.trace.prompt_ids) == "Think <Path>.\n" + problem.prompt
     assert found.problem == problem
 

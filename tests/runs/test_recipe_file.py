@@ -1,6 +1,7 @@
 import pytest
 from common import RECIPES, SMALL, write
 
+from parallel_r1.answers.trace import EXACT_SCORER
 from parallel_r1.errors import UserError
 from parallel_r1.runs.recipe_file import apply_override, dump_recipe, load_recipe
 
@@ -73,7 +74,14 @@ def test_overrides(tmp_path):
         ("defaults.stpes=1", "did you mean 'steps'"),
         ("stages.one.steps=0", "greater than or equal to 1"),
         ("stages.one.steps=many", "stages.one.steps"),
-        ("stages.two.scorer=isolated", "allow_mismatch"),
+        ("stages.two.allow_mismatch=true", "stages.two.allow_mismatch; it is no key any more"),
+        ("stages.two.sampling.rows=3", "stages.two.sampling.rows; it is engine.rows"),
+        ("defaults.sampling.memory=3", "defaults.sampling.memory; it is engine.memory"),
+        ("defaults.sampling.compile=true", "it is engine.compile"),
+        ("stages.two.sampling.instruction=x", "it is prompt.instruction"),
+        ("stages.two.sampling.final=anywhere", "it is prompt.final_answer"),
+        ("model.attention=sdpa", "leave it out of [model]"),
+        ("imports=['nowhere.py']", "nowhere.py"),
         ("stages.two.start=three", "three"),
         ("stages.two.kind=rll", "stages.two"),
         ("steps", "--set section.key=value"),
@@ -86,10 +94,10 @@ def test_overrides(tmp_path):
         ("stages.tow.steps=3", "none in stages.tow"),
         ("stages.one.optimizer.lr=inf", "finite number"),
         ("stages.one.optimizer.betas=[1.0, 0.9]", "less than 1"),
-        ("stages.two.sampling.memory=512", "above budget.total (512)"),
+        ("engine.memory=512", "above stages.one.sampling.budget.total (512)"),
         ("evaluation.problems=1000000", "less than or equal to 100000"),
         (
-            "stages.two={kind='rl',task='x',steps=1,scorer='replay',allow_mismatch=true,grpo={kl=1},sampling={top_p=0.9}}",
+            "stages.two={kind='rl',task='x',steps=1,scorer='replay',grpo={kl=1},sampling={top_p=0.9}}",
             "kl",
         ),
     ],
@@ -124,3 +132,13 @@ def test_a_stage_whose_start_is_left_out_begins_where_that_began(tmp_path):
     more = "[stages.last]\nkind = 'rl'\ntask = 'countdown-easy'\nsteps = 1\n"
     recipe = load_recipe(write(tmp_path, SMALL + other + more)).only("rl")
     assert {name: recipe.start_of(name) for name in recipe.stages} == {"two": "base", "other": "base", "last": "other"}
+
+
+def test_a_scorer_is_the_samplers_exact_partner_unless_written_down(tmp_path):
+    for sampler, scorer in EXACT_SCORER.items():
+        recipe = load_recipe(write(tmp_path, SMALL), [f"stages.one.sampling.sampler={sampler}"])
+        assert recipe.stages["one"].scorer == scorer
+        assert recipe.stages["one"].is_exact
+    recipe = load_recipe(write(tmp_path, SMALL), ["stages.one.scorer=causal"])
+    assert not recipe.stages["one"].is_exact
+    assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe

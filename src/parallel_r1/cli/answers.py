@@ -47,9 +47,8 @@ def generate(
     )
     from parallel_r1 import models
     from parallel_r1.answers.visibility import latency
-    from parallel_r1.generation.local.engine import LocalEngine
+    from parallel_r1.generation.generator import Request, make_generator
     from parallel_r1.generation.rollouts import check_length
-    from parallel_r1.generation.scheduler import draw
     from parallel_r1.report import terminal as display
 
     quiet()
@@ -59,15 +58,7 @@ def generate(
     check_length(policy, len(prompt_ids), sampling)
 
     def drawn(on_token: Any = None) -> Any:
-        return draw(
-            LocalEngine(policy.model),
-            policy.tags,
-            [prompt_ids],
-            sampling,
-            seed,
-            on_token=on_token,
-            decode=policy.decode,
-        )[0]
+        return make_generator(policy).traces([Request(prompt_ids, sampling, f"{seed}/0")], on_token=on_token)[0]
 
     if as_json:
         trace = drawn()

@@ -116,6 +116,7 @@ def coldstart(
     else:
         from parallel_r1 import models
         from parallel_r1.coldstart.ask_self import Own
+        from parallel_r1.generation.settings import Engine
 
         quiet()
         sampling = sampling_of(
@@ -123,13 +124,12 @@ def coldstart(
             paths=paths,
             temperature=temperature,
             top_p=top_p,
-            rows=rows,
             total=total,
             critical_path=critical_path,
             path_tokens=path_tokens,
             forks=forks,
         )
-        asked = Own(models.load(model), model, sampling, seed)
+        asked = Own(models.load(model), model, sampling, seed, Engine(rows=rows))
     tasks = {name.strip(): load_task(name.strip(), hold_back=True) for name in problems.split(",")}
     asked_for = [(each, task.statement(each)) for task in tasks.values() for each in problems_of(task, seed, limit)]
     asks = [Ask(problem, statement, sample) for sample in range(samples) for problem, statement in asked_for]

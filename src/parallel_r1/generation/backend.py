@@ -31,6 +31,14 @@ class Counts:
     peak_kv: int = 0
     preempted: int = 0
 
+    def add(self, other: Counts) -> None:
+        """Add what another engine has done, after or before this one: their peaks are not added."""
+        self.prefilled += other.prefilled
+        self.decoded += other.decoded
+        self.kv += other.kv
+        self.peak_kv = max(self.peak_kv, other.peak_kv)
+        self.preempted += other.preempted
+
     def hold(self, tokens: int) -> None:
         """Note that so many tokens more are held."""
         self.kv += tokens

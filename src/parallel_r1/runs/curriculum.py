@@ -15,7 +15,7 @@ from parallel_r1.coldstart import examples as coldstart
 from parallel_r1.errors import Missing, UserError
 from parallel_r1.evaluation.measure import Result, evaluate, held_out
 from parallel_r1.evaluation.settings import Evaluation
-from parallel_r1.generation.settings import Sampling
+from parallel_r1.generation.generator import make_generator
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
 from parallel_r1.runs import trackers as tracking
@@ -90,20 +90,29 @@ class Curriculum:
             self.run.log(each)
             self.tell(each)
 
-    def measure(self, name: str, sampling: Sampling, policy: Policy | None) -> None:
-        """Measure the weights after a stage on all tasks, unless it has been done. They are loaded if None."""
+    def measure(self, name: str, stage: SFT | RL, policy: Policy | None) -> None:
+        """Measure the weights after stage `name` on all tasks, unless it has been done. Answers are drawn as in
+        `stage`; the weights are loaded if None."""
         for task in self.recipe.evaluation.tasks:
             known = self.run.evaluation(f"{name}.{task}")
             if known is None:
                 policy = policy or load_checkpoint(self.recipe, self.run.checkpoint(name))
                 started = time.perf_counter()
-                known = evaluate(policy, task, self.recipe.evaluation, sampling, name).to_json()
+                known = self.evaluate(policy, task, self.recipe.evaluation, stage, name, "test")
                 seconds = time.perf_counter() - started
                 row = {"step": self.step, "kind": "evaluation", **_figures(known), "seconds": seconds}
                 self.run.log(row)  # the first: a row whose evaluation was not saved is dropped and comes again
                 self.run.save_evaluation(f"{name}.{task}", known)
                 self.tell(row)  # the last: where a tracker fails, nothing is measured twice
             self.results.append(Result(**known))
+
+    def evaluate(
+        self, policy: Policy, task: str, settings: Evaluation, stage: SFT | RL, name: str, split: Split
+    ) -> dict[str, Any]:
+        """Measure weights on one task, with answers drawn as in a stage."""
+        generator = make_generator(policy, self.recipe.engine)
+        result = evaluate(policy, task, settings, stage.sampling, name, split, prompt=stage.prompt, generator=generator)
+        return result.to_json()
 
     def learn(self, name: str, policy: Policy) -> Policy:
         """Take the steps of a stage that are left. Returns the policy that it hands over, which lies in the folder."""
@@ -114,7 +123,7 @@ class Curriculum:
         if isinstance(stage, SFT):
             updates = run_sft(policy, stage, self.recipe.seed, before, moments, shard=shard)
         else:
-            updates = run_rl(policy, stage, self.recipe.seed, before, moments, shard=shard)
+            updates = run_rl(policy, stage, self.recipe.seed, before, moments, shard=shard, engine=self.recipe.engine)
         watch, now = self.watch(name), before["stage_step"] if before else 0
         try:
             while not watch.over and (update := next(updates, None)):
@@ -159,7 +168,7 @@ class Curriculum:
         rule, started = watch.stage.stop, time.perf_counter()
         assert rule is not None
         settings = Evaluation(problems=rule.problems, samples=rule.samples, seed=self.recipe.evaluation.seed)
-        found = evaluate(policy, rule.task, settings, watch.stage.sampling, name, "validation").to_json()
+        found = self.evaluate(policy, rule.task, settings, watch.stage, name, "validation")
         watch.seen[now] = found[rule.metric]
         about = {"stage_step": now, "stage_steps": watch.stage.steps, "best_step": watch.best, "waited": watch.waited}
         self.record({"kind": "validation", **_figures(found), **about, "seconds": time.perf_counter() - started})
@@ -182,7 +191,6 @@ def _figures(found: dict[str, Any]) -> dict[str, Any]:
 def build_policy(recipe: Recipe) -> Policy:
     """The policy that a recipe starts from: loaded, or random with a tokenizer trained on its first sft stage."""
     model = recipe.model
-    models.check_attention(model.attention)
     if model.path is not None:
         return models.load(model.path) if model.lora is None else adapters.load(model.path, model.lora, recipe.seed)
     assert model.architecture is not None
@@ -224,23 +232,23 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, tell: Observer) -> lis
     check_positions(policy.model.config, recipe)
     for stage in recipe.stages.values():
         if isinstance(stage, SFT):
-            coldstart.check_lengths(stage.data, policy, stage.sampling.instruction)
+            coldstart.check_lengths(stage.data, policy, stage.prompt.instruction)
     under_way = Curriculum(recipe, run, tell)
     learning = sum(each.numel() for each in adapters.learning(policy.model).values())
     run.check_space(space(recipe, models.parameter_count(policy.model), learning))
     first = next(iter(recipe.stages))
     if recipe.model.path is not None:
-        under_way.measure("base", recipe.stages[first].sampling, policy)
+        under_way.measure("base", recipe.stages[first], policy)
     run.save_checkpoint("base", policy)
     for name, stage in recipe.stages.items():
         if name in under_way.done:
-            under_way.measure(name, stage.sampling, None)
+            under_way.measure(name, stage, None)
             continue
         start = recipe.start_of(name)
         if start != "base" or name != first:
             policy = load_checkpoint(recipe, run.checkpoint(start))
         policy = under_way.learn(name, policy)
-        under_way.measure(name, stage.sampling, policy)
+        under_way.measure(name, stage, policy)
     return under_way.results
 
 

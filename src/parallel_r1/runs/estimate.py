@@ -21,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from parallel_r1.errors import UserError
+from parallel_r1.generation.settings import Engine
 from parallel_r1.models import attention as attend
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.checks import check_model, check_vocabulary, positions
@@ -136,7 +137,7 @@ def make(recipe: Recipe, problems: Mapping[str, int]) -> Plan:
             reason = str(error).splitlines()[0]
             unknown.append(f"memory, positions and tags: {path}, {where} ({reason}); parallel-r1 prepare writes one")
         memories = {
-            name: None if model is None else memory(model, lora, stage, recipe.processes)
+            name: None if model is None else memory(model, lora, stage, recipe.processes, recipe.engine)
             for name, stage in recipe.stages.items()
         }
     parameters = learning = disk = None
@@ -210,7 +211,7 @@ def build(recipe: Recipe) -> PreTrainedModel:
     return model
 
 
-def memory(model: PreTrainedModel, lora: LoRA | None, stage: Stage, processes: Processes) -> Memory:
+def memory(model: PreTrainedModel, lora: LoRA | None, stage: Stage, processes: Processes, engine: Engine) -> Memory:
     """What a stage of a model needs, of which all learns or an adapter."""
     weights = learning = NUMBER * parameter_count(model)
     if lora is not None:
@@ -223,7 +224,7 @@ def memory(model: PreTrainedModel, lora: LoRA | None, stage: Stage, processes: P
     config = model.config.get_text_config()
     drawing = isinstance(stage, RL)
     longest = max(stage.micro_tokens, stage.sampling.budget.total if drawing else 0)
-    held = stage.sampling.memory or stage.sampling.rows * stage.sampling.budget.total
+    held = engine.memory or engine.rows * stage.sampling.budget.total
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return Memory(

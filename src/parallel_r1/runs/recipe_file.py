@@ -10,10 +10,24 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from parallel_r1.errors import UserError, nearest
+from parallel_r1.registry import load_plugins
 from parallel_r1.runs.recipe import Recipe
 from parallel_r1.training.settings import RL, SFT, Stage
 
 S = TypeVar("S", bound=BaseModel)
+
+
+MOVED = {
+    "sampling.rows": "engine.rows, for all stages",
+    "sampling.memory": "engine.memory, for all stages",
+    "sampling.compile": "engine.compile, for all stages",
+    "sampling.instruction": "prompt.instruction",
+    "sampling.final": "prompt.final_answer",
+    "allow_mismatch": "no key any more: a scorer that is written down is used as it is",
+}
+"""Keys of a stage that have another place since version 0.2, and that place."""
+GONE = {"model.attention": "model", "model.lora.dropout": "model.lora"}
+"""Keys that had one legal value, and the table that they were in."""
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -58,8 +72,36 @@ def make_recipe(tree: dict[str, Any], path: Path, overrides: Sequence[str]) -> R
     """
     for override in overrides:
         apply_override(tree, override)
+    _refuse_old_keys(tree, path)
+    if isinstance(tree.get("imports"), list) and all(isinstance(name, str) for name in tree["imports"]):
+        tree["imports"] = load_plugins(tree["imports"], path.parent)
     _spread_defaults(tree, path)
     return validated(Recipe, tree, path)
+
+
+def _refuse_old_keys(tree: dict[str, Any], path: Path) -> None:
+    """Say the new key of one that has moved or gone."""
+    stages = tree.get("stages", {})
+    tables = {"defaults": tree.get("defaults"), **(stages if isinstance(stages, dict) else {})}
+    for table, stage in tables.items():
+        where = "defaults" if table == "defaults" else f"stages.{table}"
+        for key, new in MOVED.items():
+            if _holds(stage, key):
+                raise UserError(f"the keys of version 0.2 in {path}", f"{where}.{key}", f"it is {new} now")
+    for key, table in GONE.items():
+        if _holds(tree, key):
+            raise UserError(
+                f"the keys of version 0.2 in {path}", key, f"leave it out of [{table}]: it had one legal value"
+            )
+
+
+def _holds(tree: Any, key: str) -> bool:
+    """Whether nested tables have a dotted key."""
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
 
 
 def validated(section: type[S], tree: dict[str, Any], path: Path) -> S:

@@ -15,9 +15,11 @@ import torch
 from parallel_r1 import distributed as processes
 from parallel_r1.answers.rollout import Group, Problem, Rollout, group
 from parallel_r1.coldstart import examples as coldstart
+from parallel_r1.generation.backend import Counts
 from parallel_r1.generation.distribution import decoding
-from parallel_r1.generation.local.engine import LocalEngine, compiled
+from parallel_r1.generation.generator import Generator, make_generator
 from parallel_r1.generation.rollouts import answer
+from parallel_r1.generation.settings import Engine
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
 from parallel_r1.tasks.base import Task, load_task
@@ -94,7 +96,7 @@ def run_sft(
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
         traces = [
-            coldstart.to_trace(example, policy, stage.sampling.sampler, stage.sampling.instruction)
+            coldstart.to_trace(example, policy, stage.sampling.sampler, stage.prompt.instruction)
             for example in islice(source, stage.batch)
         ]
         metrics = learner.update(traces, sft.loss)
@@ -119,6 +121,7 @@ def run_rl(
     moments: State | None = None,
     *,
     shard: bool = False,
+    engine: Engine | None = None,
 ) -> Iterator[Update]:
     """Draw answers, reward them, learn. Changes the policy in place and yields every step; goes on from a `state`, or
     else with the `moments` of the stage before.
@@ -137,14 +140,14 @@ def run_rl(
     )
     loss = partial(grpo.loss, settings=settings)
     reference = adapters.weights(policy.model) if settings.kl else None
-    forward = compiled(policy.model) if stage.sampling.compile else None
+    generator = make_generator(policy, engine)
     done, taken = resume(policy, learner, state, moments)
     source = Source(task.problems("train", seed), taken)
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
-        engine = LocalEngine(policy.model, forward=forward)
+        generator.counts = Counts()
         groups, thrown = draw_groups(
-            policy, task, source, stage, partial(reward_group, reward=reward, step=step), seed, engine
+            policy, task, source, stage, partial(reward_group, reward=reward, step=step), seed, generator
         )
         sampled = time.perf_counter()
         if not any(span.sampled for each in groups for rollout in each.rollouts for span in rollout.trace.spans):
@@ -174,7 +177,7 @@ def run_rl(
             policy.version += 1
         seconds = time.perf_counter() - started
         rollouts = [rollout for members in groups for rollout in members.rollouts]
-        counts = processes.gather([engine.counts])
+        counts = processes.gather([generator.counts])
         row = {
             "stage_step": step,
             **describe(rollouts),
@@ -201,7 +204,7 @@ def draw_groups(
     stage: RL,
     rewarded: Callable[[Group], Group],
     seed: int,
-    engine: LocalEngine,
+    generator: Generator,
 ) -> tuple[list[Group], int]:
     """The groups of a step with their rewards, and how many were thrown away because all their answers earned the same
     and there was another try."""
@@ -210,7 +213,16 @@ def draw_groups(
     for attempt in range(stage.grpo.refill + 1):
         problems = list(islice(source, stage.problems - len(kept)))
         again = f"/{attempt}" if attempt else ""
-        drawn = answer(policy, task, problems, stage.group, stage.sampling, f"{seed}/{policy.version}{again}", engine)
+        drawn = answer(
+            policy,
+            task,
+            problems,
+            stage.group,
+            stage.sampling,
+            f"{seed}/{policy.version}{again}",
+            prompt=stage.prompt,
+            generator=generator,
+        )
         groups = [rewarded(members) for members in group(drawn)]
         live = [each for each in groups if len({rollout.reward for rollout in each.rollouts}) > 1]
         last = attempt == stage.grpo.refill

@@ -12,12 +12,13 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from parallel_r1.errors import UserError, nearest
-from parallel_r1.generation.settings import Sampling
+from parallel_r1.generation.settings import Engine, Sampling
 from parallel_r1.runs.curriculum import check
 from parallel_r1.runs.recipe import Recipe
 from parallel_r1.runs.recipe_file import make_recipe, read_toml, validated
 from parallel_r1.runs.study.work import Base, Measurement, Training
 from parallel_r1.settings import Section
+from parallel_r1.tasks.prompts import Prompt
 from parallel_r1.training.settings import RL, SFT
 
 
@@ -215,10 +216,13 @@ def _cell(name: str, row: Row, budget: str, seed: int, recipe: Recipe) -> Cell:
     trainings: list[Training] = []
     for stage in row.stages:
         start = trainings[-1] if trainings else base
-        trainings.append(Training(start, stage, alone(recipe.stages[stage]), seed, recipe.save_every))
-    sampling = recipe.stages[row.stages[-1] if row.stages else next(iter(recipe.stages))].sampling
+        alike = alone(recipe.stages[stage])
+        engine = recipe.engine if isinstance(alike, RL) else Engine()  # what is imitated is not drawn
+        trainings.append(Training(start, stage, alike, seed, recipe.save_every, engine, recipe.imports))
+    last = recipe.stages[row.stages[-1] if row.stages else next(iter(recipe.stages))]
     end = trainings[-1] if trainings else base
-    measured = (Measurement(end, task, recipe.evaluation, sampling) for task in recipe.evaluation.tasks)
+    drawn = last.sampling, last.prompt, recipe.engine, recipe.imports
+    measured = (Measurement(end, task, recipe.evaluation, *drawn) for task in recipe.evaluation.tasks)
     return Cell(name, row.part, budget, seed, tuple(trainings), tuple(measured))
 
 
@@ -236,5 +240,6 @@ def alone(stage: SFT | RL) -> SFT | RL:
     imitated was drawn by others: all that counts of the sampling is who would write which token, after which text."""
     if isinstance(stage, RL):
         return stage.model_copy(update={"start": None})
-    kept = Sampling(sampler=stage.sampling.sampler, instruction=stage.sampling.instruction)
-    return stage.model_copy(update={"start": None, "sampling": kept})
+    sampling = Sampling(sampler=stage.sampling.sampler)
+    prompt = Prompt(instruction=stage.prompt.instruction)
+    return stage.model_copy(update={"start": None, "sampling": sampling, "prompt": prompt})
