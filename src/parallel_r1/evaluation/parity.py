@@ -50,7 +50,7 @@ def measure(
     traces = draw(LocalEngine(policy.model), tags, prompts, sampling, seed, force=_force(tags, sampler, cycle, forks))
     found = []
     for scorer in scorers:
-        batch = collate(traces, scorer)
+        batch = collate(traces, scorer).to(policy.model.device)
         with torch.no_grad():
             scored = batch.gather(score(policy.model, batch))
         found.append(compare(traces, scored, tags, scorer))

@@ -182,7 +182,6 @@ def _figures(found: dict[str, Any]) -> dict[str, Any]:
 def build_policy(recipe: Recipe) -> Policy:
     """The policy that a recipe starts from: loaded, or random with a tokenizer trained on its first sft stage."""
     model = recipe.model
-    models.check_attention(model.attention)
     if model.path is not None:
         return models.load(model.path) if model.lora is None else adapters.load(model.path, model.lora, recipe.seed)
     assert model.architecture is not None
