@@ -50,7 +50,7 @@ advantages = [value for values in grpo.advantages(groups, GRPO()) for value in v
 print("rewards", rewards[:8])
 
 # 6. One loss over one batch. Only sampled tokens count.
-batch = collate([rollout.trace for rollout in rollouts], EXACT_SCORER["isolated"], advantages)
+batch = collate([rollout.trace for rollout in rollouts], EXACT_SCORER["isolated"], advantages).to(policy.model.device)
 loss = partial(grpo.loss, settings=GRPO(clip_high=0.28))
 value, metrics = loss(score(policy.model, batch), batch, int(batch.sampled.sum()))
 value.backward()

@@ -53,7 +53,7 @@ def measure(
     traces = make_generator(policy, engine).traces(requests)
     found = []
     for scorer in scorers:
-        batch = collate(traces, scorer)
+        batch = collate(traces, scorer).to(policy.model.device)
         with torch.no_grad():
             scored = batch.gather(score(policy.model, batch))
         found.append(compare(traces, scored, tags, scorer))

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from parallel_r1.errors import UserError
 from parallel_r1.generation.settings import Engine
@@ -33,7 +34,6 @@ from parallel_r1.runs.recipe import Processes, Recipe
 from parallel_r1.training.batch import LOGITS
 from parallel_r1.training.settings import RL, SFT, Stage
 
-ATTENTION = "parallel_r1_plan"
 NUMBER = 4
 """Bytes of a weight, a gradient, a moment, a key or a value: fp32."""
 
@@ -206,7 +206,7 @@ def build(recipe: Recipe) -> PreTrainedModel:
     else:
         assert recipe.model.path is not None
         config = AutoConfig.from_pretrained(recipe.model.path)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attend.ATTENTION)
     check_model(model)
     return model
 
@@ -263,23 +263,24 @@ def _kept(model: PreTrainedModel, tokens: int, half: bool) -> int:
 
     model.train()
     with (
-        attend.using(model.config.get_text_config(), ATTENTION),
         saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=half),
     ):
-        model.get_decoder()(torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
+        model.get_decoder()(
+            torch.zeros(1, tokens, dtype=torch.long),
+            attention_mask=attend.NO_MASK,
+            use_cache=False,
+            attention=_attention,
+        )
     return sum(each.untyped_storage().nbytes() for storage, each in found.items() if storage not in weights)
 
 
 def _attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, *, scaling: float | None, **_: Any
-) -> tuple[Tensor, None]:
-    """Plain causal attention under a name for which transformers makes no mask; it would make one of n x n."""
-    found = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
-    return found.transpose(1, 2), None
-
-
-AttentionInterface.register(ATTENTION, _attention)
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, *_: Any
+) -> Float[Tensor, "b n h e"]:
+    """Plain causal attention without a mask, in layers with a sliding window or a soft cap too."""
+    out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+    return out.transpose(1, 2)
 
 
 def check_positions(config: PretrainedConfig, recipe: Recipe) -> None:
