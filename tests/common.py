@@ -20,6 +20,7 @@ from parallel_r1.generation.scheduler import Scheduler
 from parallel_r1.models.tags import SAMPLE
 from parallel_r1.runs.recipe_file import load_recipe
 from parallel_r1.training.batch import collate, score
+from parallel_r1.training.sample import Sample
 
 
 def force_forks(tags, every=7, lengths=(4, 6, 5)):
@@ -43,8 +44,12 @@ def prompts_of(policy, count):
     return [policy.encode("Use 3, 5, 7 to make 22.\n" * (1 + index % 3)) for index in range(count)]
 
 
+def samples(traces):
+    return [Sample(trace) for trace in traces]
+
+
 def mismatch(policy, traces, scorer="isolated", shape=RAW):
-    batch = collate(traces, scorer)
+    batch = collate(samples(traces), scorer)
     with torch.no_grad():
         return (score(policy.model, batch, shape) - batch.behaviour).abs()[batch.sampled].max().item()
 
@@ -92,7 +97,7 @@ steps = 3
 problems = 2
 group = 4
 reward = "alternate(accuracy(), bonus(0.2), period=2, second=1)"
-grpo = { minibatches = 2 }
+algorithm = { minibatches = 2 }
 save_rollouts_every = 2
 [stages.plain]
 kind = "rl"

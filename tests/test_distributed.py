@@ -61,7 +61,7 @@ reward = "additive()"
 scorer = "causal"
 sampling = {{ sampler = "causal_join" }}
 optimizer = {{ lr = 1e-4, carry = true }}
-grpo = {{ minibatches = 2, kl = 0.1, entropy = 0.01, correction = 2.0 }}
+algorithm = {{ minibatches = 2, kl = 0.1, entropy = 0.01, correction = 2.0 }}
 save_rollouts_every = 1
 """
 

@@ -19,6 +19,7 @@ from parallel_r1.tasks.base import load_task
 from parallel_r1.tasks.datasets.rows import read_file, write_file
 from parallel_r1.training.batch import collate
 from parallel_r1.training.loops import run_sft
+from parallel_r1.training.sample import Sample
 from parallel_r1.training.settings import SFT, Optimizer
 
 TEACHER = Data(tasks={"countdown-easy": 1.0}, parallel=0.7, paths=3, tries=2)
@@ -160,7 +161,7 @@ def test_masks_and_positions_of_real_traces_equal_the_oracle(real, every):
         assert trace.well_formed
         assert trace.forks == len(parse_text(example.text).paths)
         by_token = [()] * len(trace.prompt_ids) + [address for address, n in trace.runs for _ in range(n)]
-        batch = collate([trace], "isolated")
+        batch = collate([Sample(trace)], "isolated")
         # The oracle looks at every pair of tokens: at all of the positions, and at the mask of every 41st token.
         assert batch.positions[0].tolist() == oracles.positions(by_token)
         mask = batch.sight.mask()[0, 0]

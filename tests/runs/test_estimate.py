@@ -77,9 +77,9 @@ def test_counts_by_hand(tmp_path):
         "evaluation.samples={countdown-easy=3, countdown-hard=1}",
         "stages.two.problems=6",
         "stages.two.group=5",
-        "stages.two.grpo.minibatches=3",
-        "stages.two.grpo.kl=0.1",
-        "stages.two.grpo.refill=2",
+        "stages.two.algorithm.minibatches=3",
+        "stages.two.algorithm.kl=0.1",
+        "stages.two.algorithm.refill=2",
         "defaults.sampling.budget.total=100",
     ]
     made = plan.make(load_recipe(write(tmp_path, SMALL), changes), {"countdown-easy": 4})
@@ -116,7 +116,7 @@ def test_a_model_from_nothing_has_a_plan(tmp_path):
 
 def test_with_an_adapter_little_learns(tmp_path):
     """What is planned is what is held, on disk too; frozen layers in 4 bits need an eighth."""
-    made = plan.make(load_recipe(write(tmp_path, SMALL), ["model.lora.rank=3", "stages.two.grpo.kl=0.1"]), {})
+    made = plan.make(load_recipe(write(tmp_path, SMALL), ["model.lora.rank=3", "stages.two.algorithm.kl=0.1"]), {})
     policy = adapters.load(str(TINY), LoRA(rank=3), 0)
     learning = sum(weight.numel() for weight in adapters.weights(policy.model).values())
     held = sum(each.numel() for each in policy.model.parameters())

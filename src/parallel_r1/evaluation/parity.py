@@ -12,7 +12,8 @@ from parallel_r1.generation.generator import Force, Request, make_generator
 from parallel_r1.generation.settings import Budget, Engine, Sampling
 from parallel_r1.models.policy import Policy
 from parallel_r1.training.batch import collate, score
-from parallel_r1.training.mismatch import Parity, compare
+from parallel_r1.training.mismatch import Mismatch, measure_mismatch
+from parallel_r1.training.sample import Sample
 
 BEFORE, PATH, SUMMARY = 5, 6, 4  # sampled tokens before a fork, in its shortest path, in its summary
 
@@ -30,7 +31,7 @@ def measure(
     forks: int = 3,
     seed: int = 0,
     engine: Engine | None = None,
-) -> list[Parity]:
+) -> list[Mismatch]:
     """Compare a sampler with scorers on answers into which forks are forced, so that any model shows what it does.
     The forced tags are given tokens; everything else is drawn from the policy.
 
@@ -53,10 +54,10 @@ def measure(
     traces = make_generator(policy, engine).traces(requests)
     found = []
     for scorer in scorers:
-        batch = collate(traces, scorer).to(policy.model.device)
+        batch = collate([Sample(trace) for trace in traces], scorer).to(policy.model.device)
         with torch.no_grad():
             scored = batch.gather(score(policy.model, batch))
-        found.append(compare(traces, scored, tags, scorer))
+        found.append(measure_mismatch(traces, scored, tags, scorer))
     return found
 
 

@@ -28,7 +28,7 @@ from parallel_r1.errors import Missing
 from parallel_r1.evaluation import tables as report
 from parallel_r1.evaluation.measure import Result
 from parallel_r1.runs.estimate import Memory, Plan
-from parallel_r1.training.mismatch import Parity
+from parallel_r1.training.mismatch import Mismatch
 
 PATH_COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 
@@ -101,10 +101,11 @@ class RunProgress:
 
 
 def figures(row: dict[str, Any]) -> str:
-    """What a step came to, in a few words."""
-    first = (
-        f"reward {row['reward']:+.2f}  accuracy {row['accuracy']:.2f}" if "reward" in row else f"loss {row['loss']:.3f}"
-    )
+    """The main figures of a step in a few words."""
+    if "reward" in row:
+        first = f"reward {row['reward']:+.2f}  accuracy {row['accuracy']:.2f}"
+    else:
+        first = f"loss {row['loss']:.3f}" if "loss" in row else "no update"
     return f"{first}  parallel {row['parallel_ratio']:.2f}  {row['tokens_per_second']:,.0f} tokens/s"
 
 
@@ -315,7 +316,7 @@ class LiveAnswer:
         return Group(*shown)
 
 
-def parity(console: Console, found: Sequence[Parity]) -> None:
+def parity(console: Console, found: Sequence[Mismatch]) -> None:
     """Print pairs of sampler and scorer and how far apart their log-probabilities are, in nats."""
     table = Table("sampler", "scorer", "pair", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("max", "mean", "after fork", "after join", "tokens"):

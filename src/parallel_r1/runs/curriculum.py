@@ -24,7 +24,7 @@ from parallel_r1.runs.folder import RunFolder, space
 from parallel_r1.runs.monitor import Monitor
 from parallel_r1.runs.recipe import Recipe
 from parallel_r1.tasks.base import Split, load_task
-from parallel_r1.training.loops import State, Update, run_rl, run_sft
+from parallel_r1.training.loops import State, Step, run_rl, run_sft
 from parallel_r1.training.optimizer import moments_of
 from parallel_r1.training.rewards.language import check_reward
 from parallel_r1.training.settings import RL, SFT
@@ -148,7 +148,7 @@ class Curriculum:
         self.run.hand_over(watch.best, name)
         return load_checkpoint(self.recipe, self.run.checkpoint(name))
 
-    def take(self, name: str, update: Update, policy: Policy, watch: Watch) -> None:
+    def take(self, name: str, update: Step, policy: Policy, watch: Watch) -> None:
         """Log a step that was taken, validate if it is time, and save what is needed to go on."""
         stage, (metrics, rollouts, state) = watch.stage, update
         now = metrics["stage_step"]

@@ -154,7 +154,7 @@ def make(recipe: Recipe, problems: Mapping[str, int]) -> Plan:
             recipe.start_of(name),
             source(stage),
             stage.steps,
-            stage.steps * (stage.grpo.minibatches if isinstance(stage, RL) else 1),
+            stage.updates,
             stage.problems * stage.group if isinstance(stage, RL) else stage.batch,
             drawn(stage),
             memories[name],
@@ -175,7 +175,7 @@ def drawn(stage: Stage) -> int:
     """Tokens that a stage draws at most, groups that are replaced included; 0 in sft."""
     if not isinstance(stage, RL):
         return 0
-    return stage.steps * (1 + stage.grpo.refill) * stage.problems * stage.group * stage.sampling.budget.total
+    return stage.steps * (1 + stage.algorithm.refill) * stage.problems * stage.group * stage.sampling.budget.total
 
 
 def validated(stage: Stage) -> int:
@@ -231,7 +231,7 @@ def memory(model: PreTrainedModel, lora: LoRA | None, stage: Stage, processes: P
         weights=weights if share == learning else weights + share,
         gradients=share,
         moments=2 * share,
-        reference=learning if isinstance(stage, RL) and stage.grpo.kl else 0,
+        reference=learning if isinstance(stage, RL) and "reference" in stage.algorithm.needs else 0,
         activations=kept(model, longest, stage.precision == "bf16", stage.recompute),
         # Logits, log-probabilities, and the gradients of both, beside one that is being made.
         logits=5 * NUMBER * min(LOGITS, longest * config.vocab_size),

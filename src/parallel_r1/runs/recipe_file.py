@@ -23,6 +23,7 @@ MOVED = {
     "sampling.compile": "engine.compile, for all stages",
     "sampling.instruction": "prompt.instruction",
     "sampling.final": "prompt.final_answer",
+    "grpo": "algorithm",
     "allow_mismatch": "no key any more: a scorer that is written down is used as it is",
 }
 """Keys of a stage that have another place since version 0.2, and that place."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 import architectures
 import pytest
 import torch
-from common import draw, force_forks, mismatch, prompts_of
+from common import draw, force_forks, mismatch, prompts_of, samples
 
 from parallel_r1.answers.trace import EXACT_SCORER
 from parallel_r1.errors import UserError
@@ -61,7 +61,7 @@ def test_bf16_draws_and_scores_alike(policy):
     )
     means = []
     for scorer in ("isolated", "causal"):
-        batch = collate(traces, scorer)
+        batch = collate(samples(traces), scorer)
         with torch.no_grad():
             means.append((score(policy.model, batch) - batch.behaviour).abs()[batch.sampled].mean().item())
     assert means[0] < 0.1 * means[1]
@@ -98,7 +98,7 @@ def check_flex(small, device, sampler):
     traces = draw(engine, small.tags, prompts, sampling, 0, force=force_forks(small.tags), memory=200)
     assert engine.counts.preempted > 0
     assert max(trace.forks for trace in traces) > 1
-    batch = collate(traces, EXACT_SCORER[sampler]).to(device)
+    batch = collate(samples(traces), EXACT_SCORER[sampler]).to(device)
     with torch.no_grad():
         found = (score(small.model, batch) - batch.behaviour).abs()[batch.sampled]
     assert found.max().item() <= 1e-4

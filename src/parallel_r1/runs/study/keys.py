@@ -48,7 +48,7 @@ def _stage(stage: dict[str, Any], engine: dict[str, Any], exact: bool) -> dict[s
         if key == "sampling":
             old["allow_mismatch"] = not exact
             old["sampling"] = _sampling(value, stage["prompt"], engine)
-        elif key == "grpo":
+        elif key == "algorithm" and value["name"] == "grpo":
             old["grpo"] = _ordered(value, GRPO)
         elif key != "prompt":
             old[key] = value

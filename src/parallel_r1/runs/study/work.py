@@ -84,7 +84,7 @@ class Training(FromWeights):
     @property
     def updates(self) -> int:
         """RL updates, those of the stages before it included."""
-        mine = self.stage.steps * self.stage.grpo.minibatches if isinstance(self.stage, RL) else 0
+        mine = self.stage.updates if isinstance(self.stage, RL) else 0
         return self.start.updates + mine
 
     def recipe(self, start: str) -> Recipe:
