@@ -24,8 +24,8 @@ from parallel_r1.tasks.base import Task, load_task
 from parallel_r1.training.algorithms import grpo, sft
 from parallel_r1.training.learner import Learner
 from parallel_r1.training.mismatch import compare
+from parallel_r1.training.rewards.base import apply_reward
 from parallel_r1.training.rewards.language import parse_reward
-from parallel_r1.training.rewards.outcome import Outcome, Reward
 from parallel_r1.training.settings import RL, SFT
 
 State = dict[str, Any]
@@ -144,7 +144,7 @@ def run_rl(
         started = time.perf_counter()
         engine = LocalEngine(policy.model, forward=forward)
         groups, thrown = draw_groups(
-            policy, task, source, stage, partial(reward_group, reward=reward, step=step), seed, engine
+            policy, task, source, stage, partial(apply_reward, reward=reward, step=step), seed, engine
         )
         sampled = time.perf_counter()
         if not any(span.sampled for each in groups for rollout in each.rollouts for span in rollout.trace.spans):
@@ -219,12 +219,6 @@ def draw_groups(
         if len(kept) >= stage.problems:
             break
     return kept, thrown
-
-
-def reward_group(members: Group, reward: Reward, step: int) -> Group:
-    """A group with its rewards at a 1-based step."""
-    rewarded = (rollout.rewarded(reward(Outcome.of(rollout), step)) for rollout in members.rollouts)
-    return Group(members.problem, tuple(rewarded))
 
 
 def means(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
