@@ -1,14 +1,17 @@
-"""What is asked and what came of it: Problem, Rollout, Group, and their JSON lines."""
+"""Problems and judged answers: Problem, Rollout, Group, and the JSON lines that runs write."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from parallel_r1.answers.trace import Defect, Span, Trace
+from parallel_r1.answers.parser import parse_text, text_pieces
+from parallel_r1.answers.syntax import JOIN_TEXT, PATH_CLOSE, PATH_OPEN
+from parallel_r1.answers.trace import Address, Defect, Span, Trace
 from parallel_r1.errors import UserError
 
 
@@ -20,7 +23,7 @@ class Problem:
         id: unique within its source.
         prompt: the text that the model reads.
         answer: the reference, as the task's verifier reads it.
-        source: the task it belongs to.
+        source: name of the task it belongs to.
     """
 
     id: str
@@ -31,27 +34,36 @@ class Problem:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One answer to a problem with what it earned.
+    """One answer to a problem, judged.
 
     Attributes:
-        text: the answer as read by people, tags included.
-        correct: whether the task's verifier accepts it.
-        terms: what it earned, and what for; None outside RL.
+        texts: the text of every span of the trace, in the same order; see `Trace.texts`.
+        correct: whether the task's verifier accepts the answer.
         critical_path: tokens that had to be drawn one after the other, given ones included.
         total: all tokens of the answer.
+        terms: the reward by term, such as `{"accuracy": 1.0, "parallel": 0.2}`; None outside RL.
     """
 
     problem: Problem
     trace: Trace
-    text: str
+    texts: tuple[str, ...]
     correct: bool
     critical_path: int
     total: int
     terms: dict[str, float] | None = None
 
+    def __post_init__(self) -> None:
+        if len(self.texts) != len(self.trace.spans):
+            raise ValueError(f"expected one text per span, {len(self.trace.spans)}, got {len(self.texts)}")
+
+    @property
+    def text(self) -> str:
+        """The answer with its tags: what the tokenizer decodes from all tokens at once."""
+        return "".join(self.texts)
+
     @property
     def reward(self) -> float | None:
-        """What it earned: the sum of the terms."""
+        """The sum of the reward's terms; None outside RL."""
         return None if self.terms is None else sum(self.terms.values())
 
     def rewarded(self, terms: dict[str, float]) -> Rollout:
@@ -86,34 +98,72 @@ def to_json(rollout: Rollout) -> dict[str, Any]:
         "policy_version": trace.policy_version,
         "defects": [vars(defect) for defect in trace.defects],
         "prompt_ids": trace.prompt_ids,
-        "spans": [
-            {"ids": span.token_ids, "address": span.address, "sampled": span.sampled, "logprobs": span.logprobs}
-            # Left out where the raw policy was sampled: the same numbers are not worth their bytes.
-            | ({} if span.raw_logprobs == span.logprobs else {"raw_logprobs": span.raw_logprobs})
-            for span in trace.spans
-        ],
+        "spans": [_span_to_json(span, text) for span, text in zip(trace.spans, rollout.texts, strict=True)],
     }
 
 
+def _span_to_json(span: Span, text: str) -> dict[str, Any]:
+    row = {
+        "text": text,
+        "ids": span.token_ids,
+        "address": span.address,
+        "sampled": span.sampled,
+        "logprobs": span.logprobs,
+    }
+    # Where the raw policy was sampled the two are the same numbers, not worth their bytes twice.
+    return row if span.raw_logprobs == span.logprobs else row | {"raw_logprobs": span.raw_logprobs}
+
+
 def from_json(row: dict[str, Any]) -> Rollout:
-    """The inverse of `to_json`."""
-    spans = tuple(
-        Span(
-            tuple(span["ids"]),
-            tuple((fork, path) for fork, path in span["address"]),
-            span["sampled"],
-            *(
-                None if each is None else tuple(each)
-                for each in (span["logprobs"], span.get("raw_logprobs", span["logprobs"]))
-            ),
-        )
-        for span in row["spans"]
-        for drawn in [span["logprobs"]]
-    )
+    """The inverse of `to_json`. Spans without a text, as runs wrote them earlier, are read too."""
+    spans = tuple(map(_span_from_json, row["spans"]))
     defects = tuple(Defect(**defect) for defect in row["defects"])
     trace = Trace(tuple(row["prompt_ids"]), spans, row["finish"], row["sampler"], row["policy_version"], defects)
+    if all("text" in span for span in row["spans"]):
+        texts = tuple(span["text"] for span in row["spans"])
+    else:
+        texts = _cut_text(row["text"], spans)
     problem = Problem(row["id"], row["prompt"], row["answer"], row["source"])
-    return Rollout(problem, trace, row["text"], row["correct"], row["critical_path"], row["total"], row["terms"])
+    return Rollout(problem, trace, texts, row["correct"], row["critical_path"], row["total"], row["terms"])
+
+
+def _span_from_json(row: dict[str, Any]) -> Span:
+    address = tuple((fork, path) for fork, path in row["address"])
+    columns = (row["logprobs"], row.get("raw_logprobs", row["logprobs"]))
+    return Span(
+        tuple(row["ids"]), address, row["sampled"], *(None if column is None else tuple(column) for column in columns)
+    )
+
+
+def _cut_text(text: str, spans: Sequence[Span]) -> tuple[str, ...]:
+    """Cut the text of an answer into the texts of its spans without a tokenizer: at its tags.
+
+    Only rollout files whose spans have no text need it. Where the tags in the text do not show the structure of the
+    spans (a stray `<Path>` beyond the fork budget), the first span gets all of the text.
+    """
+
+    def paths(address: Address) -> list[int]:
+        return [path for _, path in address]  # a stray <Parallel> in the text shifts the numbers of its forks
+
+    pieces = zip(parse_text(text).addresses, (words for words, _ in text_pieces(text)), strict=True)
+    written = [
+        (address, "".join(words for _, words in run)) for address, run in groupby(pieces, key=lambda piece: piece[0])
+    ]
+    runs = [(address, list(run)) for address, run in groupby(spans, key=lambda span: span.address)]
+    if [paths(address) for address, _ in written] != [paths(address) for address, _ in runs]:
+        return (text, *[""] * (len(spans) - 1)) if spans else ()
+    return tuple(part for (_, words), (_, run) in zip(written, runs, strict=True) for part in _cut_run(words, run))
+
+
+def _cut_run(text: str, spans: Sequence[Span]) -> list[str]:
+    """Cut the text of neighbouring spans with one address: a given span at the start is `<Path>` or a join, one at the
+    end is `</Path>`, and the rest was sampled."""
+    head = next((tag for tag in (JOIN_TEXT, PATH_OPEN) if text.startswith(tag)), "")
+    parts = [head] if len(spans) > 1 and not spans[0].sampled else []
+    rest = text.removeprefix(head) if parts else text
+    tail = [PATH_CLOSE] if len(spans) - len(parts) > 1 and not spans[-1].sampled and rest.endswith(PATH_CLOSE) else []
+    parts.append(rest.removesuffix(PATH_CLOSE) if tail else rest)
+    return [*parts, *[""] * (len(spans) - len(parts) - len(tail)), *tail]
 
 
 def write_jsonl(path: Path, rollouts: Iterable[Rollout]) -> None:
@@ -124,7 +174,11 @@ def write_jsonl(path: Path, rollouts: Iterable[Rollout]) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[Rollout]:
-    """Read rollouts that `write_jsonl` wrote."""
+    """Read rollouts that `write_jsonl` wrote.
+
+    Raises:
+        UserError: a line that is no rollout; says which.
+    """
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:

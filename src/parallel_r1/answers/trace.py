@@ -110,12 +110,25 @@ class Trace:
         """Whether nothing is wrong with the format."""
         return not self.defects
 
+    def texts(self, decode: Callable[[Sequence[int]], str]) -> tuple[str, ...]:
+        """The text of every span. Joined they are `decode(self.token_ids)`, to the character.
 
-def render(trace: Trace, decode: Callable[[Sequence[int]], str]) -> str:
-    """The answer as text, tags included."""
-    return decode(trace.token_ids)
+        A tokenizer may decode a span alone differently: a byte-level one splits a character between tokens, and a
+        SentencePiece one drops the space before the first word. Such a character belongs to the span that completes it.
+
+        Args:
+            decode: token ids to text, such as `policy.decode`.
+        """
+        text, parts = decode(self.token_ids), [decode(span.token_ids) for span in self.spans]
+        if "".join(parts) == text:
+            return tuple(parts)
+        ends, read = [0], 0
+        for span in self.spans[:-1]:
+            read += len(span.token_ids)
+            ends.append(max(ends[-1], _shared(text, decode(self.token_ids[:read]))))
+        return tuple(text[start:stop] for start, stop in zip(ends, [*ends[1:], len(text)], strict=True))
 
 
-def outline(trace: Trace, decode: Callable[[Sequence[int]], str]) -> list[tuple[Address, bool, str]]:
-    """The answer as (address, sampled, text) for a viewer, one entry per span."""
-    return [(span.address, span.sampled, decode(span.token_ids)) for span in trace.spans]
+def _shared(a: str, b: str) -> int:
+    """How many characters two texts have in common at their start."""
+    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from parallel_r1.answers.convert import repair
 from parallel_r1.answers.parser import parse_text, trunk
 from parallel_r1.answers.rollout import Problem
-from parallel_r1.answers.shape import Shape, mean, self_bleu, shape
+from parallel_r1.answers.shape import Shape, mean, paths_of_text, self_bleu, shape
 from parallel_r1.answers.syntax import without_tags
 from parallel_r1.coldstart.journal import Response
 from parallel_r1.tasks.base import Task
@@ -93,7 +93,7 @@ def _reason(response: Response, text: str, found: Shape, problem: Problem, task:
         return "sequential"
     if not task.verify(problem, trunk(text)):
         return "wrong"
-    return "alike" if found.paths and self_bleu(text) > sieve.alike else None
+    return "alike" if found.paths and self_bleu(paths_of_text(text)) > sieve.alike else None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from parallel_r1.answers.parser import parse_text
 from parallel_r1.answers.rollout import Rollout, read_jsonl
-from parallel_r1.answers.shape import mean, self_bleu
+from parallel_r1.answers.shape import mean, paths_of_rollout, self_bleu
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,10 @@ class Habits:
 
 def habits(rollouts: Sequence[Rollout], step: int) -> Habits:
     """What the answers of a step have in common."""
-    forked = [rollout.text for rollout in rollouts if rollout.trace.forks]
-    positions = [at / len(text) for text in forked for at in parse_text(text).fork_at]
-    return Habits(step, len(forked) / len(rollouts), mean(positions), mean(map(self_bleu, forked)))
+    forked = [rollout for rollout in rollouts if rollout.trace.forks]
+    positions = [at / len(text) for text in (rollout.text for rollout in forked) for at in parse_text(text).fork_at]
+    likeness = mean(self_bleu(paths_of_rollout(rollout)) for rollout in forked)
+    return Habits(step, len(forked) / len(rollouts), mean(positions), likeness)
 
 
 def habits_of_run(folder: Path) -> list[Habits]:

@@ -38,10 +38,10 @@ def judge(problem: Problem, trace: Trace, task: Task, policy: Policy, *, anywher
     Args:
         anywhere: whether paths are read too where the trunk gives no final answer.
     """
-    text, told = policy.decode(trace.token_ids), policy.decode(trace.trunk_ids)
+    texts, told = trace.texts(policy.decode), policy.decode(trace.trunk_ids)
     if anywhere and final_answer(told) is None:
-        told = without_tags(text, "\n")
-    return Rollout(problem, trace, text, task.verify(problem, told), latency(trace), len(trace.token_ids))
+        told = without_tags("".join(texts), "\n")
+    return Rollout(problem, trace, texts, task.verify(problem, told), latency(trace), len(trace.token_ids))
 
 
 def answer(

@@ -28,8 +28,8 @@ from parallel_r1.tasks.base import Task, load_task
 from parallel_r1.training.algorithms.sft import CrossEntropy
 from parallel_r1.training.learner import Learner
 from parallel_r1.training.mismatch import measure_mismatch
+from parallel_r1.training.rewards.base import apply_reward
 from parallel_r1.training.rewards.language import parse_reward
-from parallel_r1.training.rewards.outcome import Outcome, Reward
 from parallel_r1.training.sample import Sample
 from parallel_r1.training.settings import RL, SFT
 
@@ -158,7 +158,7 @@ def run_rl(
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
         generator.counts = Counts()
-        rewarded = partial(reward_group, reward=reward, step=step)
+        rewarded = partial(apply_reward, reward=reward, step=step)
         groups, thrown = draw_groups(policy, task, source, stage, rewarded, seed, generator)
         sampling_seconds = time.perf_counter() - started
         check_sampled(groups)
@@ -219,12 +219,6 @@ def draw_groups(
         if len(kept) >= stage.problems:
             break
     return kept, thrown
-
-
-def reward_group(members: Group, reward: Reward, step: int) -> Group:
-    """A group with its rewards at a 1-based step."""
-    rewarded = (rollout.rewarded(reward(Outcome.of(rollout), step)) for rollout in members.rollouts)
-    return Group(members.problem, tuple(rewarded))
 
 
 def check_sampled(groups: Sequence[Group]) -> None:
