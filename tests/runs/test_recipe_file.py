@@ -4,6 +4,9 @@ from common import RECIPES, SMALL, write
 from parallel_r1.answers.trace import EXACT_SCORER
 from parallel_r1.errors import UserError
 from parallel_r1.runs.recipe_file import apply_override, dump_recipe, load_recipe
+from parallel_r1.training.algorithms.grpo import GRPO
+from parallel_r1.training.algorithms.gspo import GSPO
+from parallel_r1.training.algorithms.rloo import RLOO
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -68,6 +71,12 @@ def test_overrides(tmp_path):
         ("stages.one.stepz=1", "did you mean 'steps'"),
         ("stages.two.sampling.budget.pth=1", "did you mean 'path'"),
         ("stages.two.algorithm.clip_hihg=1", "did you mean 'clip_high'"),
+        ("stages.two.algorithm.name=gspoo", "did you mean 'gspo'"),
+        ("stages.two.algorithm={name='rloo',std='none'}", "'stages.two.algorithm.std'"),
+        ("stages.two.algorithm={name='gspo',minibatchs=2}", "did you mean 'minibatches'"),
+        ("stages.two.algorithm.nam=rloo", "did you mean 'name'"),
+        ("stages.two.algorithm=rloo", "stages.two.algorithm"),
+        ("defaults.algorithm.clip_lwo=1", "did you mean 'clip_low'"),
         ("stages.two.algorithm.std=grup", "'group', 'batch' or 'none'"),
         ("stages.two.algorithm.minibatches=3", "divisible by algorithm.minibatches"),
         ("stages.two.group=1", "greater than or equal to 2"),
@@ -107,6 +116,18 @@ def test_a_mistake_is_one_clear_error(tmp_path, override, said):
         load_recipe(write(tmp_path, "seed = 1\n" + SMALL), [override])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_algorithm_is_chosen_by_its_name_and_written_in_full(tmp_path):
+    recipe = load_recipe(write(tmp_path, SMALL), ["stages.two.algorithm={name='gspo',clip_low=1e-3}"])
+    assert recipe.stages["two"].algorithm == GSPO(clip_low=1e-3)
+    table = tomllib.loads(dump_recipe(recipe))["stages"]["two"]["algorithm"]
+    assert table["name"] == "gspo"
+    assert (table["clip_low"], table["clip_high"], table["average"]) == (1e-3, 4e-4, "answers")
+    assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
+    assert load_recipe(write(tmp_path, SMALL)).stages["two"].algorithm == GRPO()
+    changed = load_recipe(write(tmp_path, SMALL), ["defaults.algorithm.name=rloo", "stages.two.algorithm.kl=0.1"])
+    assert changed.stages["two"].algorithm == RLOO(kl=0.1)
 
 
 def test_bad_files(tmp_path):

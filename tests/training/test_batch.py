@@ -138,6 +138,34 @@ def test_values_of_tokens_go_to_their_places_and_back(frozen):
                 assert (found == weight).all()
 
 
+def test_a_sample_without_old_log_probabilities_has_those_it_was_sampled_with():
+    traces = [Trace((1,), (Span((2, 3), (), True, (-1.0, -2.0)), Span((4,), (), False)))] * 2
+    batch = collate([Sample(traces[0]), Sample(traces[1], old=torch.tensor([-5.0, -6.0, -7.0]))], "causal")
+    assert [old.tolist() for old in batch.gather(batch.old)] == [[-1, -2, 0], [-5, -6, -7]]
+    assert batch.gather(batch.behaviour)[1].tolist() == [-1, -2, 0]
+    assert (batch.reference == 0).all()
+
+
+@pytest.mark.parametrize("scorer", ["isolated", "replay", "causal"])
+@pytest.mark.parametrize("rows", [None, [3], [1, 2]])
+def test_sums_over_an_answer_and_one_value_for_all_its_tokens(frozen, scorer, rows):
+    """Side by side or not, with the copies that `replay` reads again or without; gradients included."""
+    batch = collate(samples(traces_of(frozen)), scorer, rows=rows)
+    values = torch.rand(batch.token_ids.shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    expected = [0.0] * 3
+    ends = torch.tensor(batch.sizes).cumsum(0).tolist()
+    for row, column in (batch.source >= 0).nonzero().tolist():
+        trace = next(i for i, end in enumerate(ends) if batch.source[row, column] < end)
+        expected[trace] += values[row, column].item()
+    sums = batch.sums(values)
+    assert sums.tolist() == pytest.approx(expected, rel=1e-5)
+    spread = batch.spread(torch.tensor([1.0, 2.0, 3.0]))
+    assert [set(part.tolist()) for part in batch.gather(spread)] == [{1.0}, {2.0}, {3.0}]
+    assert (spread[batch.source < 0] == 0).all()
+    (sums * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert torch.equal(values.grad, spread)
+
+
 def test_the_loss_mask_is_where_the_policy_drew(frozen):
     trace = traces_of(frozen)[0]
     batch = collate([Sample(trace)], "isolated")
@@ -236,9 +264,8 @@ def test_logits_in_pieces_are_the_logits(policy, scorer, monkeypatch):
 
     def scored():
         policy.model.zero_grad()
-        values, entropies = batch_room.score_with_entropy(
-            policy.model, collate(samples(traces), scorer), (0.9, 30, 1.0, 0.0)
-        )
+        batch = collate(samples(traces), scorer)
+        values, entropies = batch_room.score_with_entropy(policy.model, batch, (0.9, 30, 1.0, 0.0))
         (values.nan_to_num(neginf=0.0).sum() + entropies.sum()).backward()
         gradient = torch.cat([parameter.grad.flatten() for parameter in policy.model.parameters()])
         return values.detach(), entropies.detach(), gradient
@@ -254,7 +281,7 @@ def test_logits_in_pieces_are_the_logits(policy, scorer, monkeypatch):
 def test_activations_that_are_computed_again_are_the_same(policy, scorer, long, monkeypatch):
     """Transformers would compute them again with its own attention, which knows nothing of forks."""
     monkeypatch.setattr(attend.Sight, "is_long", lambda self: long)
-    batch = collate(traces_of(policy, [NESTED, FORKED]), scorer)
+    batch = collate(samples(traces_of(policy, [NESTED, FORKED])), scorer)
 
     def gradient():
         policy.model.zero_grad()

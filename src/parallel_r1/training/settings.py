@@ -14,6 +14,9 @@ from parallel_r1.tasks.prompts import Prompt
 from parallel_r1.training.algorithms.base import PolicyGradient, from_table
 from parallel_r1.training.algorithms.grpo import GRPO
 
+DEFAULT_ALGORITHM = GRPO.name
+"""The algorithm of an rl stage that names none."""
+
 
 class Optimizer(Section):
     """AdamW with a warm-up and a constant or cosine learning rate.
@@ -156,7 +159,7 @@ class RL(Stage):
     @field_validator("algorithm", mode="before")
     @classmethod
     def algorithm_by_name(cls, table: Any) -> Any:
-        return from_table(table, default="grpo")
+        return from_table(table, DEFAULT_ALGORITHM)
 
     @model_validator(mode="before")
     @classmethod
