@@ -22,7 +22,7 @@ from parallel_r1.generation.local.engine import LocalEngine, compiled
 from parallel_r1.generation.scheduler import draw
 from parallel_r1.models.checks import positions
 from parallel_r1.models.policy import Policy
-from parallel_r1.tasks.base import Task
+from parallel_r1.tasks.base import Task, verdicts
 from parallel_r1.tasks.grading.extract import final_answer
 
 
@@ -39,16 +39,26 @@ def check_length(policy: Policy, prompt: int, sampling: Sampling) -> None:
         )
 
 
-def judge(problem: Problem, trace: Trace, task: Task, policy: Policy, *, anywhere: bool = False) -> Rollout:
-    """Verify an answer and count what it cost.
+def judge(
+    answers: Sequence[tuple[Problem, Trace]], task: Task, policy: Policy, *, anywhere: bool = False
+) -> list[Rollout]:
+    """Verify answers, with one call of the task's verifier, and count their tokens.
 
     Args:
         anywhere: whether paths are read too where the trunk gives no final answer.
     """
-    text, told = policy.decode(trace.token_ids), policy.decode(trace.trunk_ids)
-    if anywhere and final_answer(told) is None:
-        told = without_tags(text, "\n")
-    return Rollout(problem, trace, text, task.verify(problem, told), latency(trace), len(trace.token_ids))
+    texts = [policy.decode(trace.token_ids) for _, trace in answers]
+    trunks = [policy.decode(trace.trunk_ids) for _, trace in answers]
+    if anywhere:
+        trunks = [
+            without_tags(text, "\n") if final_answer(trunk) is None else trunk
+            for text, trunk in zip(texts, trunks, strict=True)
+        ]
+    correct = verdicts(task, [problem for problem, _ in answers], trunks)
+    return [
+        Rollout(problem, trace, text, verdict, latency(trace), len(trace.token_ids))
+        for (problem, trace), text, verdict in zip(answers, texts, correct, strict=True)
+    ]
 
 
 def answer(
@@ -83,7 +93,5 @@ def answer(
         decode=policy.decode,
     )
     anywhere = sampling.final == "anywhere"
-    judged = [
-        judge(asked[index], trace, task, policy, anywhere=anywhere) for index, trace in zip(mine, traces, strict=True)
-    ]
-    return processes.gather(judged)
+    answers = [(asked[index], trace) for index, trace in zip(mine, traces, strict=True)]
+    return processes.gather(judge(answers, task, policy, anywhere=anywhere))

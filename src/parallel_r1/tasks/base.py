@@ -118,8 +118,11 @@ def load_task(name: str | Task, hold_back: bool = False, data_dir: Path | None =
     return registered
 
 
-def problem_stream(task: Task, split: Split, seed: int) -> Iterator[Problem]:
+def problem_stream(task: Task, split: Split, seed: int, *, may_end: bool = False) -> Iterator[Problem]:
     """Iterate over a task's problems of a split, and check them on the way.
+
+    Args:
+        may_end: whether training problems may end.
 
     Raises:
         UserError: the task yields something else than problems, problems of another source, or its training problems
@@ -140,7 +143,7 @@ def problem_stream(task: Task, split: Split, seed: int) -> Iterator[Problem]:
                 "write the task's name into every problem",
             )
         yield problem
-    if split == "train":
+    if split == "train" and not may_end:
         raise UserError(
             f"training problems of task '{task.name}' without an end",
             f"a last one, from {place}",
@@ -177,8 +180,8 @@ def verdicts(task: Task, problems: Sequence[Problem], answers: Sequence[str]) ->
     return list(result)
 
 
-def statement(task: Task, problem: Problem) -> str:
-    """The problem as a teacher is asked it: by the task's own `statement`, or else the prompt."""
+def statement_of(task: Task, problem: Problem) -> str:
+    """The problem as a teacher reads it: from the task's method `statement`, or else the prompt."""
     own: Callable[[Problem], str] | None = getattr(task, "statement", None)
     return problem.prompt.strip() if own is None else own(problem)
 

@@ -154,8 +154,8 @@ class Countdown:
         return Problem(f"{self.name}/{listed}/{target}", f"Use {listed} to make {target}.\n", str(target), self.name)
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        """Solvable problems of a split without end, the same for the same seed. No problem is in two splits, except that
-        training has the validation problems too unless `hold_back`."""
+        """Solvable problems of a split without end, the same for the same seed. No problem is in two splits, except
+        that training has the validation problems too unless `hold_back`."""
         rng = random.Random(f"{self.name}/{split}/{seed}")
         while True:
             numbers = tuple(rng.randint(self.low, self.high) for _ in range(self.count))
@@ -180,7 +180,7 @@ class Countdown:
         return f"{problem.prompt.strip()} The answer is an expression with each number once, such as 3*5+7."
 
     def verify(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[bool]:
-        """Whether the final answer of every trunk uses all numbers of its problem once and equals the target exactly."""
+        """Whether the final answer of every trunk uses all numbers of its problem once and equals the target."""
         return [self._is_correct(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
 
     def _is_correct(self, problem: Problem, trunk: str) -> bool:

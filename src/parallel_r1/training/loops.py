@@ -20,7 +20,7 @@ from parallel_r1.generation.local.engine import LocalEngine, compiled
 from parallel_r1.generation.rollouts import answer
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
-from parallel_r1.tasks.base import Task, load_task
+from parallel_r1.tasks.base import Task, load_task, problem_stream
 from parallel_r1.training.algorithms import grpo, sft
 from parallel_r1.training.learner import Learner
 from parallel_r1.training.mismatch import compare
@@ -139,7 +139,7 @@ def run_rl(
     reference = adapters.weights(policy.model) if settings.kl else None
     forward = compiled(policy.model) if stage.sampling.compile else None
     done, taken = resume(policy, learner, state, moments)
-    source = Source(task.problems("train", seed), taken)
+    source = Source(problem_stream(task, "train", seed), taken)
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
         engine = LocalEngine(policy.model, forward=forward)

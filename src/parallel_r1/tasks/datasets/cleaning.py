@@ -43,11 +43,11 @@ def clean(records: Sequence[Record], benchmarks: Sequence[Record], keep: Collect
     """
     damage, overlap = find(records), overlaps(records, benchmarks)
     reasons: dict[str, set[str]] = defaultdict(set)
-    for defect in (*damage, *overlap):
-        if defect.kind not in (*keep, *REPAIRED):
-            reasons[defect.kind].add(defect.id)
+    for kind, name in [(one.kind, one.id) for one in damage] + [(one.kind, one.id) for one in overlap]:
+        if kind not in (*keep, *REPAIRED):
+            reasons[kind].add(name)
     dropped = set[str]().union(*reasons.values())
-    broken = {defect.id for defect in damage if defect.kind in REPAIRED and defect.kind not in keep}
+    broken = {one.id for one in damage if one.kind in REPAIRED and one.kind not in keep}
     left = [repair(record) if record.id in broken else record for record in records if record.id not in dropped]
     return Cleaned(left, len(records), damage, overlap, {kind: len(ids) for kind, ids in reasons.items()})
 

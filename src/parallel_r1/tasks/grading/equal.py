@@ -163,8 +163,8 @@ _PLAIN = re.compile(r"[^\W\d_\s.,:!?'*$%°-]*(?:[\s.,:!?'*$%°-]+[^\W\d_]*)*")
 
 
 def claim(answer: str) -> str | None:
-    """The one piece of mathematics, or the one number, in an answer that is a sentence. None if there are several, since
-    several guesses are no answer. An answer that is no sentence is returned as it is."""
+    """The one piece of mathematics, or the one number, in an answer that is a sentence. None if there are several,
+    since several guesses are no answer. An answer that is no sentence is returned as it is."""
     answer = _LEAD.sub("", answer, count=1)
     if measured := _MEASURED.fullmatch(answer.strip().rstrip(".")):
         return measured[1]

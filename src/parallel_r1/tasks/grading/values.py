@@ -1,9 +1,9 @@
 """Evaluate two answers at one point, to see in microseconds that they differ.
 
 Every variable has a fixed value of its own, the same in all answers; an answer that lists several things has the set of
-their values. Equal answers have equal values wherever they are evaluated, so answers with different values differ. That
-answers with equal values are equal is left to math-verify, and so is every text that cannot be read here, or can be read
-in several ways.
+their values. Equal answers have equal values wherever they are evaluated, so answers with different values differ.
+Whether answers with equal values are equal is left to math-verify, and so is every text that cannot be read here, or
+can be read in several ways.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The process in which math-verify runs. It reads pairs of answers, one a line, and writes one byte per pair.
 
 It is started by its file name and imports nothing of the project. Answers may be hostile, so its memory is limited, and
-the kernel limits the processor time of every pair: at the limit the process ends, wherever it is, and no verdict depends
-on how busy the machine is. math-verify's own time limit, a signal that Python has to handle, does not end one long
-operation on big integers.
+the kernel limits the processor time of every pair: at the limit the process ends, wherever it is, and no verdict
+depends on how busy the machine is. math-verify's own time limit, a signal that Python has to handle, does not end one
+long operation on big integers.
 """
 
 import contextlib
