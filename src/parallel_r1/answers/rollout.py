@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from parallel_r1 import files
 from parallel_r1.answers.parser import parse_text, text_pieces
 from parallel_r1.answers.syntax import JOIN_TEXT, PATH_CLOSE, PATH_OPEN
 from parallel_r1.answers.trace import Address, Defect, Span, Trace
@@ -179,16 +180,12 @@ def read_jsonl(path: Path) -> Iterator[Rollout]:
     Raises:
         UserError: a line that is no rollout; says which.
     """
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    "a rollout per line, as a run writes them",
-                    f"{path}:{number}: {error!r}",
-                    "give a file from a run's rollouts/ folder",
-                ) from error
+    fix = "give a file from a run's rollouts/ folder"
+    for number, row in files.read_jsonl(path, fix=fix):
+        try:
+            yield from_json(row)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError("a rollout per line, as a run writes them", f"{path}:{number}: {error!r}", fix) from error
 
 
 def group(rollouts: Sequence[Rollout]) -> list[Group]:

@@ -1,4 +1,4 @@
-"""Asks the user's own model: answers drawn by the engine, of which the sieve keeps the right and well written ones.
+"""Ask the user's own model: its answers, of which the rules of `filters.py` keep the correct and well written ones.
 
 Source: rejection sampling without a teacher, as in NPR (arXiv 2512.07461).
 """
@@ -25,7 +25,7 @@ class Own:
         policy: with the six tags.
         name: the model's folder or hub id.
         sampling: how it draws.
-        seed: an answer depends on it, the problem and the sample alone.
+        seed: an answer depends on nothing but the seed, the problem and the number of the sample.
         engine: what draws.
     """
 
@@ -37,7 +37,7 @@ class Own:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What its answers depend on."""
+        """Everything that the answers depend on."""
         sampling = self.sampling.model_dump(mode="json")
         return {"teacher": "self", "model": self.name, "seed": self.seed, "sampling": sampling}
 

@@ -17,7 +17,7 @@ from parallel_r1.generation.generator import Generator
 from parallel_r1.generation.rollouts import answer
 from parallel_r1.generation.settings import Sampling
 from parallel_r1.models.policy import Policy
-from parallel_r1.tasks.base import Split, Task, load_task
+from parallel_r1.tasks.base import Split, Task, load_task, problem_stream
 from parallel_r1.tasks.prompts import Prompt
 
 
@@ -71,7 +71,7 @@ def held_out(task: Task, count: int, seed: int, split: Split = "test") -> list[P
     Raises:
         UserError: the task has no such split, or there is no end to its problems and yet there are not so many.
     """
-    source = task.problems(split, seed)
+    source = problem_stream(task, split, seed)
     found: dict[str, Problem] = {}
     for problem in islice(source, 20 * count + 1000):
         found.setdefault(problem.id, problem)

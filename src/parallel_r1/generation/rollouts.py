@@ -14,7 +14,7 @@ from parallel_r1.generation.generator import Generator, Request, make_generator
 from parallel_r1.generation.settings import Sampling
 from parallel_r1.models.checks import positions
 from parallel_r1.models.policy import Policy
-from parallel_r1.tasks.base import Task
+from parallel_r1.tasks.base import Task, verdicts
 from parallel_r1.tasks.grading.extract import final_answer
 from parallel_r1.tasks.prompts import Prompt
 
@@ -32,16 +32,26 @@ def check_length(policy: Policy, prompt: int, sampling: Sampling) -> None:
         )
 
 
-def judge(problem: Problem, trace: Trace, task: Task, policy: Policy, *, anywhere: bool = False) -> Rollout:
-    """Verify an answer and count what it cost.
+def judge(
+    answers: Sequence[tuple[Problem, Trace]], task: Task, policy: Policy, *, anywhere: bool = False
+) -> list[Rollout]:
+    """Verify answers, with one call of the task's verifier, and count their tokens.
 
     Args:
         anywhere: whether paths are read too where the trunk gives no final answer.
     """
-    texts, told = trace.texts(policy.decode), policy.decode(trace.trunk_ids)
-    if anywhere and final_answer(told) is None:
-        told = without_tags("".join(texts), "\n")
-    return Rollout(problem, trace, texts, task.verify(problem, told), latency(trace), len(trace.token_ids))
+    texts = [trace.texts(policy.decode) for _, trace in answers]
+    trunks = [policy.decode(trace.trunk_ids) for _, trace in answers]
+    if anywhere:
+        trunks = [
+            without_tags("".join(parts), "\n") if final_answer(trunk) is None else trunk
+            for parts, trunk in zip(texts, trunks, strict=True)
+        ]
+    correct = verdicts(task, [problem for problem, _ in answers], trunks)
+    return [
+        Rollout(problem, trace, parts, verdict, latency(trace), len(trace.token_ids))
+        for (problem, trace), parts, verdict in zip(answers, texts, correct, strict=True)
+    ]
 
 
 def answer(
@@ -74,6 +84,5 @@ def answer(
     check_length(policy, max(map(len, prompt_ids.values())), sampling)
     mine = processes.share(range(len(asked)))
     traces = generator.traces([Request(prompt_ids[asked[i].prompt], sampling, f"{seed}/{i}") for i in mine])
-    anywhere = prompt.final_answer == "anywhere"
-    judged = [judge(asked[i], trace, task, policy, anywhere=anywhere) for i, trace in zip(mine, traces, strict=True)]
-    return processes.gather(judged)
+    answers = [(asked[i], trace) for i, trace in zip(mine, traces, strict=True)]
+    return processes.gather(judge(answers, task, policy, anywhere=prompt.final_answer == "anywhere"))

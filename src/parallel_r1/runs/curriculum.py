@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from parallel_r1.runs.estimate import check_positions
 from parallel_r1.runs.folder import RunFolder, space
 from parallel_r1.runs.monitor import Monitor
 from parallel_r1.runs.recipe import Recipe
-from parallel_r1.tasks.base import Split, load_task
+from parallel_r1.tasks.base import Split, load_task, problem_stream
 from parallel_r1.training.loops import State, Step, run_rl, run_sft
 from parallel_r1.training.optimizer import moments_of
 from parallel_r1.training.rewards.language import check_reward
@@ -31,6 +30,8 @@ from parallel_r1.training.settings import RL, SFT
 
 Observer = Callable[[dict[str, Any]], None]
 """Is told every row of metrics as it is made."""
+Counted = tuple[str, int, int, Split]
+"""A task, the most problems of it, the seed and the split: what a count of problems depends on."""
 
 
 @dataclass
@@ -252,33 +253,38 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, tell: Observer) -> lis
     return under_way.results
 
 
-def check(recipe: Recipe, missing: list[Missing] | None = None) -> dict[str, int]:
+def check(
+    recipe: Recipe, missing: list[Missing] | None = None, counts: dict[Counted, int] | None = None
+) -> dict[str, int]:
     """Everything about a recipe that can be wrong and can be known before a model is loaded: all that it reads is read.
 
     Args:
         missing: is told what is not there; if None, that is an error too.
+        counts: (task, most, seed, split) -> number of problems, filled in here and not counted again: for several
+            recipes that measure the same.
 
     Returns how many problems of each task are measured.
     """
     measured: dict[str, int] = {}
+    counts = {} if counts is None else counts
     tracking.check(recipe.tracking)
     if recipe.model.lora is not None:
         adapters.check(recipe.model.lora)
     settings = recipe.evaluation
     for task in settings.tasks:
         with _there(missing):
-            measured[task] = _count(task, settings.problems, settings.seed, "test")
+            measured[task] = _count((task, settings.problems, settings.seed, "test"), counts)
     for name, stage in recipe.stages.items():
         if isinstance(stage, RL):
             check_reward(stage.reward, forks=stage.sampling.opens_forks)
             with _there(missing):
-                next(load_task(stage.task, stage.hold_back).problems("train", recipe.seed))
+                next(problem_stream(load_task(stage.task, stage.hold_back), "train", recipe.seed))
         else:
             with _there(missing):
                 coldstart.check(stage.data)
         if stage.stop is not None:
             with _there(missing):
-                _count(stage.stop.task, stage.stop.problems, settings.seed, "validation")
+                _count((stage.stop.task, stage.stop.problems, settings.seed, "validation"), counts)
         if stage.optimizer.carry and recipe.start_of(name) == "base":
             raise UserError(
                 f"a stage to carry moments on from, for stages.{name}.optimizer.carry",
@@ -288,9 +294,12 @@ def check(recipe: Recipe, missing: list[Missing] | None = None) -> dict[str, int
     return measured
 
 
-@cache  # the rows of a study ask the same
-def _count(task: str, most: int, seed: int, split: Split) -> int:
-    return len(held_out(load_task(task), most, seed, split))
+def _count(counted: Counted, counts: dict[Counted, int]) -> int:
+    """How many problems of a split are measured: at most so many, or all that there are."""
+    if counted not in counts:
+        task, most, seed, split = counted
+        counts[counted] = len(held_out(load_task(task), most, seed, split))
+    return counts[counted]
 
 
 @contextmanager

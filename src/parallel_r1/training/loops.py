@@ -24,7 +24,7 @@ from parallel_r1.generation.rollouts import answer
 from parallel_r1.generation.settings import Engine
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
-from parallel_r1.tasks.base import Task, load_task
+from parallel_r1.tasks.base import Task, load_task, problem_stream
 from parallel_r1.training.algorithms.sft import CrossEntropy
 from parallel_r1.training.learner import Learner
 from parallel_r1.training.mismatch import measure_mismatch
@@ -154,7 +154,7 @@ def run_rl(
     reference = adapters.weights(policy.model) if "reference" in algorithm.needs else None
     generator = make_generator(policy, engine)
     done, taken = resume(policy, learner, state, moments)
-    source = Source(task.problems("train", seed), taken)
+    source = Source(problem_stream(task, "train", seed), taken)
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
         generator.counts = Counts()

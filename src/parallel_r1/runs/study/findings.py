@@ -17,8 +17,7 @@ from jaxtyping import Float
 from parallel_r1.evaluation.measure import Result
 from parallel_r1.evaluation.statistics import flip_test, holm, interval
 from parallel_r1.evaluation.tables import Sheet, percent, sheet
-from parallel_r1.files import write_text
-from parallel_r1.runs.folder import write_json
+from parallel_r1.files import write_json, write_text
 from parallel_r1.runs.study.rows import Cell
 
 

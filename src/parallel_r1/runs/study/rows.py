@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from parallel_r1.errors import UserError, nearest
 from parallel_r1.generation.settings import Engine, Sampling
-from parallel_r1.runs.curriculum import check
+from parallel_r1.runs.curriculum import Counted, check
 from parallel_r1.runs.recipe import Recipe
 from parallel_r1.runs.recipe_file import make_recipe, read_toml, validated
 from parallel_r1.runs.study.work import Base, Measurement, Training
@@ -161,9 +161,10 @@ def expand(
     """
     must = set(product(study.rows, study.budgets)) if asked is None else asked
     recipes: dict[tuple[str, str], Recipe] = {}
+    counts: dict[Counted, int] = {}
     for budget, row in product(study.budgets, study.rows):
         try:
-            recipes[row, budget] = _recipe(study, path, row, budget, overrides)
+            recipes[row, budget] = _recipe(study, path, row, budget, overrides, counts)
         except UserError:
             if (row, budget) in must:
                 raise
@@ -184,8 +185,10 @@ def expand(
     return fitting
 
 
-def _recipe(study: Study, path: Path, row: str, budget: str, overrides: Sequence[str]) -> Recipe:
-    """The recipe of a row, with the stages that it goes through."""
+def _recipe(
+    study: Study, path: Path, row: str, budget: str, overrides: Sequence[str], counts: dict[Counted, int]
+) -> Recipe:
+    """The recipe of a row, with the stages that it goes through. `counts` is that of `check`."""
     tree = {**deepcopy(study.recipe), "name": study.name}
     chosen = study.row(row)
     recipe = make_recipe(tree, path, [*chosen.set, *study.budgets[budget], *overrides])
@@ -206,7 +209,7 @@ def _recipe(study: Study, path: Path, row: str, budget: str, overrides: Sequence
             )
     if recipe.tracking:
         raise UserError("a study without trackers", f"recipe.tracking in {path}", "read its study.json instead")
-    check(recipe.model_copy(update={"stages": chain}))
+    check(recipe.model_copy(update={"stages": chain}), counts=counts)
     return recipe
 
 

@@ -14,12 +14,13 @@ from parallel_r1 import models
 from parallel_r1.evaluation.habits import habits_of_run
 from parallel_r1.evaluation.measure import Result, evaluate
 from parallel_r1.evaluation.settings import Evaluation
+from parallel_r1.files import write_json
 from parallel_r1.generation.generator import make_generator
 from parallel_r1.generation.settings import Engine, Sampling
 from parallel_r1.models.settings import Model
 from parallel_r1.registry import load_plugins
 from parallel_r1.runs.curriculum import build_policy, train
-from parallel_r1.runs.folder import RunFolder, write_json
+from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.recipe import Recipe
 from parallel_r1.runs.recipe_file import read_toml
 from parallel_r1.runs.study.keys import digest, recipe_text, sampling_text
