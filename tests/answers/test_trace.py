@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from strategies import anything, well_formed
 
-from parallel_r1.answers.parser import DEEPEST, parse, parse_text, text_pieces, trunk
+from parallel_r1.answers.parser import parse, parse_text, text_pieces, trunk
+from parallel_r1.answers.scanner import DEEPEST
 from parallel_r1.answers.trace import TRUNK, Span, Trace
 
 GOOD = "so <Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>c</Summary> Final Answer: 1"

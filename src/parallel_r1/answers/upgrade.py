@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from parallel_r1.answers.parser import parse_text, text_pieces
-from parallel_r1.answers.syntax import FORK_OPEN, JOIN_TEXT, PATH_CLOSE, PATH_OPEN
+from parallel_r1.answers.syntax import FORK_CLOSE, FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_OPEN
 from parallel_r1.answers.trace import TRUNK, Trace
+
+JOIN = f"{FORK_CLOSE}\n{SUMMARY_OPEN}"  # as all of these files have it
 
 
 def texts_of_spans(text: str, trace: Trace) -> tuple[str, ...]:
@@ -34,7 +36,7 @@ def _drawn(text: str, trace: Trace) -> Iterator[str]:
     for before, span, after in zip([TRUNK, *addresses[:-1]], trace.spans, [*addresses[1:], None], strict=True):
         own = span.address
         if not span.sampled:
-            tag = JOIN_TEXT if len(before) > len(own) else PATH_CLOSE if before == own else PATH_OPEN
+            tag = JOIN if len(before) > len(own) else PATH_CLOSE if before == own else PATH_OPEN
             stop = at + len(tag)
         elif after is None:
             stop = len(text)

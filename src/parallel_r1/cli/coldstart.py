@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -86,9 +85,10 @@ def coldstart(
     """Ask a teacher for answers with parallel blocks and keep those that are right and well written, to imitate.
 
     Every response is on disk before it counts. Broken off, the same command goes on and asks nothing twice."""
-    ours = files("parallel_r1.coldstart").joinpath("instruction.txt")
+    from parallel_r1.coldstart.instruction import instruction as ours
+
     if show_instruction:
-        print(ours.read_text(encoding="utf-8"), end="")
+        print(ours(), end="")
         return
     one_of("--teacher", teacher, Kind)
     needed = {"--problems": problems, "--model": model, "--out": out}
@@ -111,7 +111,7 @@ def coldstart(
     limits = Limits(most_tokens, most_money, prompt_price, answer_price, patience)
     asked: Respondent
     if teacher == "server":
-        text = _instruction(instruction) if instruction else ours.read_text(encoding="utf-8")
+        text = _instruction(instruction) if instruction else ours()
         asked = Server(base_url, model, text, temperature, top_p, max_tokens, concurrency, timeout, retries)
     else:
         from parallel_r1 import models
