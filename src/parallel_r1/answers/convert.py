@@ -4,8 +4,8 @@ A format is a row of the table `SCHEMAS`: the tags around a fork, its plan, its 
 into parts (plain text and forks), which any format can write. Where a format lacks something, it is kept in another
 form: the plan of a fork becomes numbered lines of the trunk before it, and such lines become a plan again; a fork
 without a plan gets the first sentences of its paths where a format requires one. Where a format has no summary, the
-first paragraph after a fork stands for it. Numbers in front of paths are dropped in ours, where the paths of a fork have
-no order.
+first paragraph after a fork stands for it. Our format drops the numbers of paths, because the paths of a fork have no
+order.
 
 Sources: ThreadWeaver (arXiv 2512.07843), Multiverse (arXiv 2506.09991), NPR (arXiv 2512.07461).
 """

@@ -134,7 +134,8 @@ def coldstart(
     asked_for = [(each, task.statement(each)) for task in tasks.values() for each in problems_of(task, seed, limit)]
     asks = [Ask(problem, statement, sample) for sample in range(samples) for problem, statement in asked_for]
 
-    from parallel_r1.report import terminal as display
+    from parallel_r1.report.progress import AskProgress
+    from parallel_r1.report.tables import print_collected
 
     with Journal(out, asked.settings) as journal:
         left = sum(ask.key not in journal.responses for ask in asks)
@@ -144,7 +145,7 @@ def coldstart(
                 soft_wrap=True,
                 highlight=False,
             )
-        with display.AskProgress(console, left) as progress:
+        with AskProgress(console, left) as progress:
             tell = (lambda _: None) if as_json else progress
             collection = Collection(tasks, asks, journal, sieve, limits, tell)
             try:
@@ -153,7 +154,7 @@ def coldstart(
                 if as_json:
                     print(json.dumps(collection.to_json()))
                 elif found := collection.statistics():
-                    display.collected(console, found)
+                    print_collected(console, found)
         if not as_json:
             if collection.over:
                 console.print(f"stopped: {collection.over}", highlight=False, soft_wrap=True)
