@@ -24,7 +24,7 @@ from parallel_r1.errors import UserError
 from parallel_r1.generation.generator import make_generator
 from parallel_r1.generation.settings import Sampling
 from parallel_r1.models.policy import Policy
-from parallel_r1.report.terminal import figures
+from parallel_r1.report.progress import figures
 from parallel_r1.runs.curriculum import build_policy, check, train
 from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.recipe_file import load_recipe

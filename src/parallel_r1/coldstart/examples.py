@@ -149,12 +149,21 @@ def _example(row: dict[str, Any], place: str) -> Example:
             f"{place} without a text in '{missing[0]}' (its columns: {columns})",
             "rename the columns, or correct that row",
         )
-    defects = parse_text(row["text"]).defects
+    return checked(Example(row["prompt"], row["text"]), place)
+
+
+def checked(example: Example, place: str) -> Example:
+    """The example, if its answer is well-formed.
+
+    Args:
+        place: where it comes from, for the error.
+    """
+    defects = parse_text(example.text).defects
     if defects:
         raise UserError(
             "well-formed answers", f"{place}: {defects[0].message}", "see what parallel-r1 data repair can do"
         )
-    return Example(row["prompt"], row["text"])
+    return example
 
 
 def to_trace(example: Example, policy: Policy, sampler: Sampler, instruction: str = "") -> Trace:

@@ -1,4 +1,4 @@
-"""Is what is sampled what is scored? Draw answers with forks, score them, compare the log-probabilities."""
+"""Parity of sampling and scoring: draw answers with forks, score them, compare the log-probabilities."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from parallel_r1.training.mismatch import Mismatch, measure_mismatch
 from parallel_r1.training.sample import Sample
 
 BEFORE, PATH, SUMMARY = 5, 6, 4  # sampled tokens before a fork, in its shortest path, in its summary
-
-
-LENGTHS = 5  # how many different lengths its paths have
+LENGTHS = 5  # number of different lengths of paths
 
 
 def measure(
@@ -32,13 +30,15 @@ def measure(
     seed: int = 0,
     engine: Engine | None = None,
 ) -> list[Mismatch]:
-    """Compare a sampler with scorers on answers into which forks are forced, so that any model shows what it does.
-    The forced tags are given tokens; everything else is drawn from the policy.
+    """Compare the log-probabilities of a sampler with those of scorers, one result per scorer.
+
+    Forks are forced into the answers, so that a model that never forks can be measured too. The forced tags are given
+    tokens; everything else is drawn from the policy.
 
     Args:
-        paths: of each fork; they differ in length.
-        answers: how many, from prompts of different lengths.
-        forks: in each answer, unless the policy ends it earlier.
+        paths: paths of a fork; they differ in length.
+        answers: number of answers, to prompts of different lengths.
+        forks: forks of an answer, unless the policy ends it earlier.
         engine: what draws; the defaults if None.
     """
     tags, cycle = policy.tags, _cycle(policy.tags, sampler, paths)
@@ -52,20 +52,20 @@ def measure(
     force = _force(tags, cycle, forks)
     requests = [Request(prompt, sampling, f"{seed}/{index}", force) for index, prompt in enumerate(prompts)]
     traces = make_generator(policy, engine).traces(requests)
-    found = []
+    results = []
     for scorer in scorers:
         batch = collate([Sample(trace) for trace in traces], scorer).to(policy.model.device)
         with torch.no_grad():
             scored = batch.gather(score(policy.model, batch))
-        found.append(measure_mismatch(traces, scored, tags, scorer))
-    return found
+        results.append(measure_mismatch(traces, scored, tags, scorer))
+    return results
 
 
 def _cycle(tags: Tags, sampler: Sampler, paths: int) -> list[int | None]:
-    """What the trunk's next tokens are, over and over: a given token, or None where the policy draws."""
+    """One period of the trunk's tokens: a given token, or None where the policy draws."""
     ids = tags.ids
     fork: list[int | None] = [ids[FORK_OPEN]]
-    if sampler != "sequential":  # the runtime runs the paths and gives the join, which counts as the trunk's own tokens
+    if sampler != "sequential":  # the runtime writes paths and join; the join counts as tokens of the trunk
         fork += [None] * len(tags.join)
     else:
         for path in range(paths):

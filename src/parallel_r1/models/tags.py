@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from parallel_r1.answers.parser import parse
-from parallel_r1.answers.syntax import TAGS, Tags
+from parallel_r1.answers.syntax import TAGS, Tags, fork_text
 from parallel_r1.errors import UserError
 from parallel_r1.files import whole
 from parallel_r1.models.policy import Policy, load_model, load_tokenizer, save, tag_ids
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 Init = Literal["mean", "random", "keep"]
 """First value of a tag's row: the mean of the rows of the tokens that spelt it; random, with the mean and deviation of
 the other rows; or the row that is there already, in a table that is longer than the vocabulary."""
-SAMPLE = (
-    "So: <Parallel><Path>1 + 2 = 3</Path><Path>one\nand two</Path></Parallel>\n<Summary>The same.</Summary> It is 3."
-)
+SAMPLE = "So: " + fork_text(["1 + 2 = 3", "one\nand two"], "The same.") + " It is 3."
 
 
 @dataclass(frozen=True)

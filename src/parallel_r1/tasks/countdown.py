@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from parallel_r1.answers.rollout import Problem
-from parallel_r1.answers.syntax import FORK_CLOSE, FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, SUMMARY_OPEN
+from parallel_r1.answers.syntax import fork_text
 from parallel_r1.tasks.base import TASKS
 from parallel_r1.tasks.datasets.splits import Split
 from parallel_r1.tasks.grading.extract import final_answer
@@ -238,15 +238,14 @@ class Countdown:
         """
         drawn = [self.tries(problem, rng, most) for _ in range(paths)]
         solutions = [tries[-1][0].expression for tries in drawn if tries[-1][1]]
-        body = "".join(f"{PATH_OPEN}{_write(tries)}{PATH_CLOSE}" for tries in drawn)
         if solutions:
             best = rng.choice(solutions)
             rest: str | None = f"Final Answer: {best}"
         else:
             best = "None"
             rest = _conclude(self.tries(problem, rng, after, [chain for tries in drawn for chain, _ in tries]))
-        summary = f"{SUMMARY_OPEN}{best} reached {problem.answer}.{SUMMARY_CLOSE}"
-        return None if rest is None else f"{FORK_OPEN}{body}{FORK_CLOSE}\n{summary}\n{rest}"
+        fork = fork_text(map(_write, drawn), f"{best} reached {problem.answer}.")
+        return None if rest is None else f"{fork}\n{rest}"
 
 
 def _conclude(tries: list[tuple[Chain, bool]]) -> str | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from parallel_r1 import distributed as processes
 from parallel_r1.answers.rollout import Group, Problem, Rollout, group
 from parallel_r1.coldstart import examples as coldstart
+from parallel_r1.coldstart.examples import Example
 from parallel_r1.generation.backend import Counts
 from parallel_r1.generation.distribution import decoding
 from parallel_r1.generation.generator import Generator, make_generator
@@ -24,12 +25,13 @@ from parallel_r1.generation.rollouts import answer
 from parallel_r1.generation.settings import Engine
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
-from parallel_r1.tasks.base import Task, load_task, problem_stream
+from parallel_r1.tasks.base import Task, epochs, load_task, problem_stream
 from parallel_r1.training.algorithms.sft import CrossEntropy
 from parallel_r1.training.learner import Learner
 from parallel_r1.training.mismatch import measure_mismatch
 from parallel_r1.training.rewards.base import apply_reward
 from parallel_r1.training.rewards.language import parse_reward
+from parallel_r1.training.rewards.outcome import Reward
 from parallel_r1.training.sample import Sample
 from parallel_r1.training.settings import RL, SFT
 
@@ -99,6 +101,7 @@ def run_sft(
     moments: State | None = None,
     *,
     shard: bool = False,
+    examples: Sequence[Example] | None = None,
 ) -> Iterator[Step]:
     """Imitate the stage's examples. Changes the policy in place and yields every step.
 
@@ -106,10 +109,12 @@ def run_sft(
         state: go on after this step's state.
         moments: the optimiser's moments to start with if there is no state.
         shard: give every process only a share of the learning weights.
+        examples: the answers to imitate, in place of those that `stage.data` names.
     """
     learner = Learner(policy.model, stage, stage.updates, tag_ids=policy.tags.ids.values(), shard=shard)
     done, taken = resume(policy, learner, state, moments)
-    source = Source(coldstart.examples(stage.data, seed, stage.hold_back), taken)
+    endless = epochs(examples, seed) if examples else coldstart.examples(stage.data, seed, stage.hold_back)
+    source = Source(endless, taken)
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
         traces = [
@@ -139,6 +144,8 @@ def run_rl(
     *,
     shard: bool = False,
     engine: Engine | None = None,
+    task: Task | None = None,
+    reward: Reward | None = None,
 ) -> Iterator[Step]:
     """Sample answers, reward them, learn from them. Changes the policy in place and yields every step.
 
@@ -147,8 +154,10 @@ def run_rl(
         moments: the optimiser's moments to start with if there is no state.
         shard: give every process only a share of the learning weights.
         engine: what draws the answers; the defaults if None.
+        task, reward: in place of those that the stage names.
     """
-    task, reward = load_task(stage.task, stage.hold_back), parse_reward(stage.reward)
+    task = task or load_task(stage.task, stage.hold_back)
+    reward = reward or parse_reward(stage.reward)
     algorithm, tag_ids = stage.algorithm, policy.tags.ids.values()
     learner = Learner(policy.model, stage, stage.updates, decoding(stage.sampling), tag_ids=tag_ids, shard=shard)
     reference = adapters.weights(policy.model) if "reference" in algorithm.needs else None
