@@ -30,7 +30,7 @@ from parallel_r1.tasks.datasets.splits import Split
 from parallel_r1.tasks.prompts import Prompt
 from parallel_r1.training.loops import Step, run_rl, run_sft
 from parallel_r1.training.mismatch import Mismatch
-from parallel_r1.training.rewards.base import as_reward
+from parallel_r1.training.rewards.base import as_reward, check_forks
 from parallel_r1.training.rewards.language import parse_reward
 from parallel_r1.training.rewards.outcome import Outcome, Terms
 from parallel_r1.training.settings import RL, SFT
@@ -230,6 +230,7 @@ def rl(
     earn = parse_reward(reward) if isinstance(reward, str) else as_reward(reward)
     values = {**settings, "kind": "rl", "task": chosen.name, "reward": repr(earn), "steps": steps}
     stage = _section(RL, {**values, "problems": problems, "group": group})
+    check_forks(earn, stage.sampling.opens_forks)
     return run_rl(policy, stage, seed, engine=engine, task=chosen, reward=earn)
 
 
@@ -307,4 +308,4 @@ def _section(section: type[Any], values: dict[str, Any]) -> Any:
     from parallel_r1.runs.recipe_file import validated
 
     sections = {name: value.model_dump() for name, value in values.items() if isinstance(value, Section)}
-    return validated(section, {**values, **sections}, Path("the call"))
+    return validated(section, {**values, **sections}, Path("the arguments"))
