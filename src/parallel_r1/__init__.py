@@ -1,3 +1,3 @@
 """Teach language models to think in parallel by reinforcement learning."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
