@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 from parallel_r1.models.checks import check_attention, check_model, check_vocabulary
 
-
 log = logging.getLogger(__name__)
 
 
