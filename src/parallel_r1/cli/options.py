@@ -54,10 +54,10 @@ Escapes = Annotated[
     ),
 ]
 
-CARD = "as the model was trained"
+CARD = " (default: as the model was trained, or else the value shown)"
 GROUPS: dict[str, tuple[str, dict[str, tuple[Any, str, dict[str, Any]]]]] = {
     "sampling": (
-        "Sampling",
+        "Sampling" + CARD,
         {
             "sampler": (str, "How answers are drawn: isolated, causal_join or sequential.", {}),
             "paths": (int, "Paths of every fork.", {"min": 1, "max": 64}),
@@ -82,7 +82,7 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[Any, str, dict[str, Any]]]]] = {
         },
     ),
     "prompt": (
-        "Prompt",
+        "Prompt" + CARD,
         {
             "instruction": (str, "Text before every problem; reads -e.", {}),
             "final_answer": (str, "Where the final answer may stand: trunk, or anywhere (paths too).", {}),
@@ -153,7 +153,7 @@ def _parameter(group: str, name: str, defaults: Mapping[str, Any]) -> inspect.Pa
     shown = " ".join(value) if isinstance(value, tuple) else value
     flags = [f"--{name.replace('_', '-')}"] if kind is bool else []
     default: Any = value if group == "engine" else None
-    note: bool | str = value is not None if group == "engine" else f"{CARD}, or {shown}" if shown != "" else CARD
+    note: bool | str = value is not None if group == "engine" else str(shown) or "none"
     option = typer.Option(*flags, help=text, rich_help_panel=panel, show_default=note, **limits)
     annotation: Any = Annotated[kind if default is not None else kind | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
