@@ -13,6 +13,7 @@ ORDER = [
     "errors",
     "files",
     "table",
+    "shipped",
     "distributed",
     "settings",
     "registry",

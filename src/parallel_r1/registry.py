@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import logging
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from typing import Any, Generic, TypeVar
 from parallel_r1.errors import UserError, nearest
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 ENTRY_POINTS = "parallel_r1.plugins"
 """The entry-point group under which an installed package names a module that registers something."""
 _plugins: dict[Path, ModuleType] = {}
@@ -117,6 +119,7 @@ def load_plugins(imports: Iterable[str], folder: Path) -> list[str]:
         path = path.resolve()
         if path not in _plugins:
             _plugins[path] = _run(path)
+            log.info("imported %s", path)
         resolved.append(str(path))
     return resolved
 
@@ -154,6 +157,7 @@ def _import(name: str) -> None:
             f"{type(error).__name__}: {error}",
             "install it, or correct the name in imports",
         ) from error
+    log.info("imported the module %s", name)
     if module.__file__:
         _plugins[Path(module.__file__).resolve()] = module
 

@@ -6,7 +6,7 @@ Source: rejection sampling without a teacher, as in NPR (arXiv 2512.07461).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from parallel_r1.answers.trace import Trace
@@ -15,6 +15,7 @@ from parallel_r1.generation.generator import Request, make_generator
 from parallel_r1.generation.rollouts import check_length
 from parallel_r1.generation.settings import Engine, Sampling
 from parallel_r1.models.policy import Policy
+from parallel_r1.tasks.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Own:
         sampling: how it draws.
         seed: an answer depends on nothing but the seed, the problem and the number of the sample.
         engine: what draws.
+        prompt: the text around every problem.
     """
 
     policy: Policy
@@ -34,12 +36,14 @@ class Own:
     sampling: Sampling
     seed: int
     engine: Engine
+    prompt: Prompt = field(default_factory=Prompt)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that the answers depend on."""
         sampling = self.sampling.model_dump(mode="json")
-        return {"teacher": "self", "model": self.name, "seed": self.seed, "sampling": sampling}
+        prompt = {"prompt": self.prompt.model_dump(mode="json")} if self.prompt != Prompt() else {}
+        return {"teacher": "self", "model": self.name, "seed": self.seed, "sampling": sampling, **prompt}
 
     def ask(self, asks: Sequence[Ask], take: Callable[[Response], bool]) -> None:
         """Draw until every answer has been taken, or `take` says that it is enough. The prompt is the one that the
@@ -50,7 +54,7 @@ class Own:
         """
         policy, requests = self.policy, []
         for ask in asks:
-            prompt = policy.encode(ask.problem.prompt)
+            prompt = policy.encode(self.prompt.text(ask.problem))
             check_length(policy, len(prompt), self.sampling)
             requests.append(Request(prompt, self.sampling, "/".join(map(str, (self.seed, *ask.key)))))
         generator = make_generator(policy, self.engine)

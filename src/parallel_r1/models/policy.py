@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from parallel_r1.answers.syntax import FORK_CLOSE, JOIN_TEXT, SUMMARY_GAP, SUMMARY_OPEN, TAGS, Tags, holds_gap
 from parallel_r1.errors import UserError
 from parallel_r1.models.settings import LoRA
+from parallel_r1.shipped import resolve
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from parallel_r1.models.checks import check_model, check_vocabulary
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -88,6 +92,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the hub."""
     from transformers import AutoTokenizer
 
+    path = resolve(path)
     _check_folder(path, "tokenizer_config.json")
     with _loading(path):
         return AutoTokenizer.from_pretrained(path)
@@ -165,6 +170,7 @@ def load_model(
 
     from parallel_r1.models.attention import ATTENTION
 
+    path = resolve(path)
     with _loading(path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -180,6 +186,7 @@ def load_model(
             "weights for the whole model", f"'{path}' without {len(missing)}, such as {missing[0]}", "download it again"
         )
     check_model(model)
+    log.info("loaded %s: %s parameters in %s on %s", path, f"{parameter_count(model):,}", model.dtype, model.device)
     return model.eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from parallel_r1.generation.generator import make_generator
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
 from parallel_r1.runs import trackers as tracking
+from parallel_r1.runs.checkpoint import card_of, card_of_base
 from parallel_r1.runs.estimate import check_positions
 from parallel_r1.runs.folder import RunFolder, space
 from parallel_r1.runs.monitor import Monitor
@@ -28,6 +30,7 @@ from parallel_r1.training.optimizer import moments_of
 from parallel_r1.training.rewards.language import check_reward
 from parallel_r1.training.settings import RL, SFT
 
+log = logging.getLogger(__name__)
 Observer = Callable[[dict[str, Any]], None]
 """Is told every row of metrics as it is made."""
 Counted = tuple[str, int, int, Split]
@@ -81,6 +84,8 @@ class Curriculum:
         self.state = None if saved is None or saved["stage"] in self.done else saved
         taken = {row["stage"]: row["stage_step"] for row in run.metrics() if row["kind"] in ("sft", "rl")}
         self.step = sum(taken[name] for name in self.done) + (self.state["update"]["stage_step"] if self.state else 0)
+        if self.step:
+            log.info("resuming after step %d; finished stages: %s", self.step, ", ".join(self.done) or "none")
         run.rewind(self.step)
         self.monitor = Monitor().remember(run.metrics())
 
@@ -134,7 +139,7 @@ class Curriculum:
                     before = update.state()
         except FloatingPointError as error:
             if now and all(weight.isfinite().all() for weight in policy.model.parameters()):
-                self.run.save_candidate(now, policy)
+                self.run.save_candidate(now, policy, card=card_of(self.recipe, name))
                 good = self.run.candidate(now)
             else:
                 good = self.run.checkpoint(start) if watch.best is None else self.run.candidate(watch.best)
@@ -144,7 +149,7 @@ class Curriculum:
                 f"lower its optimizer.lr; the last good weights are {good}",
             ) from error
         if watch.best is None:
-            self.run.save_checkpoint(name, policy, self.moments(name, before))
+            self.run.save_checkpoint(name, policy, self.moments(name, before), card_of(self.recipe, name))
             return policy
         self.run.hand_over(watch.best, name)
         return load_checkpoint(self.recipe, self.run.checkpoint(name))
@@ -160,7 +165,7 @@ class Curriculum:
         if watch.due(now):
             self.validate(name, now, policy, watch)
             if watch.best == now:
-                self.run.save_candidate(now, policy, self.moments(name, state()))
+                self.run.save_candidate(now, policy, self.moments(name, state()), card_of(self.recipe, name))
         if watch.due(now) or now % self.recipe.save_every == 0:
             self.run.save_state(self.step, {"stage": name, "best": watch.best, "update": state()})
 
@@ -240,7 +245,7 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, tell: Observer) -> lis
     first = next(iter(recipe.stages))
     if recipe.model.path is not None:
         under_way.measure("base", recipe.stages[first], policy)
-    run.save_checkpoint("base", policy)
+    run.save_checkpoint("base", policy, card=card_of_base(recipe))
     for name, stage in recipe.stages.items():
         if name in under_way.done:
             under_way.measure(name, stage, None)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from parallel_r1.errors import UserError, nearest
 from parallel_r1.registry import load_plugins
 from parallel_r1.runs.recipe import Recipe
+from parallel_r1.shipped import resolve
 from parallel_r1.training.algorithms.base import ALGORITHMS, UNKNOWN_NAME, PolicyGradient
 from parallel_r1.training.settings import DEFAULT_ALGORITHM, RL, SFT, Stage
 
@@ -35,14 +36,18 @@ GONE = {"model.attention": "model", "model.lora.dropout": "model.lora"}
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe, apply `a.b=value` overrides, fill in defaults, check everything.
 
+    Args:
+        path: a file, or the path of a shipped recipe such as `recipes/tiny/demo.toml`.
+
     Raises:
         UserError: no such file, bad TOML, an unknown key, a value out of range.
     """
+    path = resolve(path)
     return make_recipe(read_toml(path), path, overrides or [])
 
 
 def read_toml(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The tables of a recipe file, laid over those of the file beside it that its `extends` names.
+    """The tables of a recipe file, laid over the tables of the file that its `extends` names.
 
     Args:
         over: the files that extend it.
@@ -50,19 +55,27 @@ def read_toml(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         UserError: no such file, bad TOML, files that extend each other.
     """
+    path = resolve(path)
     if not path.is_file():
-        raise UserError("a recipe file", f"no file {path}", "see recipes/ for some that work")
+        raise UserError("a recipe file", f"no file {path}", "`parallel-r1 recipes` lists those that ship")
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError("a recipe in TOML", f"{path}: {error}", "mend the line that it names") from error
+        raise UserError("a recipe in TOML", f"{path}: {error}", "correct the line that it names") from error
     under = tree.pop("extends", None)
     if under is None:
         return tree
     over = (*over, path.resolve())
-    if not isinstance(under, str) or (path.parent / under).resolve() in over:
+    if not isinstance(under, str) or extended(path, under).resolve() in over:
         raise UserError("the name of another recipe file in extends", f"{under!r} in {path}", "name one beside it")
-    return _merge(read_toml(path.parent / under, over), tree)
+    return _merge(read_toml(extended(path, under), over), tree)
+
+
+def extended(path: Path, name: str) -> Path:
+    """The file that the recipe at `path` names in its `extends`: a file beside it, or else one from the current folder
+    or a shipped one, such as `recipes/tiny/demo.toml`."""
+    beside, other = path.parent / name, resolve(Path(name))
+    return other if other.exists() and not beside.exists() else beside
 
 
 def make_recipe(tree: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe:
@@ -75,6 +88,9 @@ def make_recipe(tree: dict[str, Any], path: Path, overrides: Sequence[str]) -> R
     for override in overrides:
         apply_override(tree, override)
     _refuse_old_keys(tree, path)
+    model = tree.get("model")
+    if isinstance(model, dict) and isinstance(model.get("path"), str):
+        model["path"] = resolve(model["path"])
     if isinstance(tree.get("imports"), list) and all(isinstance(name, str) for name in tree["imports"]):
         tree["imports"] = load_plugins(tree["imports"], path.parent)
     _spread_defaults(tree, path)

@@ -17,6 +17,7 @@ from parallel_r1.evaluation.settings import Evaluation
 from parallel_r1.files import write_json
 from parallel_r1.generation.generator import make_generator
 from parallel_r1.generation.settings import Engine, Sampling
+from parallel_r1.generation.training_card import FILE as CARD
 from parallel_r1.models.settings import Model
 from parallel_r1.registry import load_plugins
 from parallel_r1.runs.curriculum import build_policy, train
@@ -169,8 +170,8 @@ def seeds_in(folder: Path) -> list[int]:
 
 @lru_cache
 def fingerprint(path: str) -> str:
-    """A digest of the files of a model folder; of its name if it is one on the hub."""
-    files = sorted(file for file in Path(path).rglob("*") if file.is_file())
+    """A digest of the files of a model folder, its training card left out; of its name if it is one on the hub."""
+    files = sorted(file for file in Path(path).rglob("*") if file.is_file() and file.name != CARD)
     contents = []
     for file in files:
         with file.open("rb") as stream:
