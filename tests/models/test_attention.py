@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import create_mask, flex_attention
 from parallel_r1.answers.parser import parse, parse_text, text_pieces
 from parallel_r1.answers.visibility import pack, stretches
 from parallel_r1.models import attention as attend
-from parallel_r1.models.attention import Ranges, Sight, capped, masked
+from parallel_r1.models.attention import Ranges, Sight, capped, masked, merge
 from parallel_r1.training.batch import collate, score
 
 scorers = st.sampled_from(["isolated", "replay", "causal"])
@@ -149,6 +149,30 @@ def test_half_precision_is_close():
     found = results(lambda q, k, v: Ranges.apply(q, k, v, sight.stretches(), 0.35), *halves, grad.bfloat16())
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.allclose(ours.float(), theirs, atol=0.05)
+
+
+def test_two_parts_merge_into_the_whole():
+    """A query that sees nothing of a part takes the other one, whatever the kernel returned for it."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, size, 8, generator=generator) for size in (3, 7, 7))
+    scores = query @ key.mT
+    scores[0, 0, 0, 4:] = scores[0, 1, 1, :4] = -torch.inf
+    parts = [
+        (torch.softmax(s, -1) @ v, s.logsumexp(-1))
+        for s, v in ((scores[..., :4], value[:, :, :4]), (scores[..., 4:], value[:, :, 4:]))
+    ]
+    assert parts[1][0][0, 0, 0].isnan().all()
+    first, second = ((out.nan_to_num(0.0), sums) for out, sums in parts)
+    for (out, total), other in ((first, parts[1]), (second, (first[0], parts[0][1]))):
+        whole, sums = merge(out, total, *other)
+        assert torch.allclose(whole, scores.softmax(-1) @ value, atol=1e-6)
+        assert torch.allclose(sums, scores.logsumexp(-1), atol=1e-6)
+
+
+def test_a_number_that_is_none_stays_one_when_parts_merge():
+    """A model that has diverged must not look well."""
+    out, sums = torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1)
+    assert merge(out, sums, torch.full_like(out, torch.nan), sums)[0].isnan().all()
 
 
 def test_the_way_is_chosen_by_length_and_layer(monkeypatch):
