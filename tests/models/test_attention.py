@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from architectures import KINDS, WINDOW, random_model
+from architectures import FORKED, KINDS, WINDOW, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import anything, well_formed
@@ -202,12 +202,6 @@ def test_long_rows_with_few_forks_are_computed_by_ranges():
     assert sight_of([[fork.format("a" * 500)]], "isolated").is_long()
     assert not sight_of([[fork.format("a" * 50)]], "isolated").is_long()
     assert not sight_of([[fork.format("a" * 5) * 10]], "isolated").is_long()
-
-
-FORKED = (
-    "Use 3, 5, 7<Parallel><Path>3+5=8 and more of it</Path><Path>5*7=35, 35-3=32 no</Path></Parallel>\n"
-    "<Summary>c</Summary>\nFinal Answer: 8"
-)
 
 
 @pytest.mark.parametrize("call", [0, 10_000])

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from architectures import KINDS, WINDOW, random_model
+from architectures import FORKED, KINDS, WINDOW, random_model
 from common import force_forks, prompts_of
 from conftest import small_model
 from transformers import AutoModelForCausalLM, FalconConfig, FalconForCausalLM, GenerationConfig
@@ -22,10 +22,6 @@ from parallel_r1.models.policy import Policy
 from parallel_r1.models.settings import LoRA
 from parallel_r1.training.batch import collate, score
 
-FORKED = (
-    "Use 3, 5, 7<Parallel><Path>3+5=8 and more of it</Path><Path>5*7=35, 35-3=32 no</Path></Parallel>\n"
-    "<Summary>c</Summary>\nFinal Answer: 8"
-)
 SAMPLING = Sampling(paths=2, budget=Budget(total=60, critical_path=40, path=12))
 
 
