@@ -37,6 +37,12 @@ KINDS = {
     "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, GEMMA),
 }
 
+FORKED = (
+    "Use 3, 5, 7<Parallel><Path>3+5=8 and more of it</Path><Path>5*7=35, 35-3=32 no</Path></Parallel>\n"
+    "<Summary>c</Summary>\nFinal Answer: 8"
+)
+"""A text with a fork whose paths are longer than the window."""
+
 
 def random_model(name: str, vocabulary: int, **changes: Any) -> PreTrainedModel:
     """A model of an architecture whose distributions are far from uniform, so that a wrong mask or position shows.

@@ -60,7 +60,7 @@ def tags(tokenizer):
 @pytest.fixture(scope="session")
 def tiny() -> Policy:
     """The model that ships with the project."""
-    return models.load(str(TINY))
+    return models.load(str(TINY), device="cpu")
 
 
 def small_model(tokenizer, seed: int = 0):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from architectures import KINDS, WINDOW, random_model
+from architectures import FORKED, KINDS, WINDOW, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import anything, well_formed
@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import create_mask, flex_attention
 from parallel_r1.answers.parser import parse, parse_text, text_pieces
 from parallel_r1.answers.visibility import pack, stretches
 from parallel_r1.models import attention as attend
-from parallel_r1.models.attention import Ranges, Sight, capped, masked
+from parallel_r1.models.attention import Ranges, Sight, capped, masked, merge
 from parallel_r1.training.batch import collate, score
 from parallel_r1.training.sample import Sample
 
@@ -152,6 +152,30 @@ def test_half_precision_is_close():
         assert torch.allclose(ours.float(), theirs, atol=0.05)
 
 
+def test_two_parts_merge_into_the_whole():
+    """A query that sees nothing of a part takes the other one, whatever the kernel returned for it."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, size, 8, generator=generator) for size in (3, 7, 7))
+    scores = query @ key.mT
+    scores[0, 0, 0, 4:] = scores[0, 1, 1, :4] = -torch.inf
+    parts = [
+        (torch.softmax(s, -1) @ v, s.logsumexp(-1))
+        for s, v in ((scores[..., :4], value[:, :, :4]), (scores[..., 4:], value[:, :, 4:]))
+    ]
+    assert parts[1][0][0, 0, 0].isnan().all()
+    first, second = ((out.nan_to_num(0.0), sums) for out, sums in parts)
+    for (out, total), other in ((first, parts[1]), (second, (first[0], parts[0][1]))):
+        whole, sums = merge(out, total, *other)
+        assert torch.allclose(whole, scores.softmax(-1) @ value, atol=1e-6)
+        assert torch.allclose(sums, scores.logsumexp(-1), atol=1e-6)
+
+
+def test_a_number_that_is_none_stays_one_when_parts_merge():
+    """A model that has diverged must not look well."""
+    out, sums = torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1)
+    assert merge(out, sums, torch.full_like(out, torch.nan), sums)[0].isnan().all()
+
+
 def test_the_way_is_chosen_by_length_and_layer(monkeypatch):
     """Ranges for long rows without a window, one dense call otherwise."""
     sight = sight_of([["a<Parallel><Path>b</Path><Path>c</Path></Parallel>\n<Summary>d</Summary>"]], "isolated")
@@ -179,12 +203,6 @@ def test_long_rows_with_few_forks_are_computed_by_ranges():
     assert sight_of([[fork.format("a" * 500)]], "isolated").is_long()
     assert not sight_of([[fork.format("a" * 50)]], "isolated").is_long()
     assert not sight_of([[fork.format("a" * 5) * 10]], "isolated").is_long()
-
-
-FORKED = (
-    "Use 3, 5, 7<Parallel><Path>3+5=8 and more of it</Path><Path>5*7=35, 35-3=32 no</Path></Parallel>\n"
-    "<Summary>c</Summary>\nFinal Answer: 8"
-)
 
 
 @pytest.mark.parametrize("call", [0, 10_000])

@@ -12,7 +12,9 @@ from parallel_r1.errors import UserError
 from parallel_r1.evaluation.parity import measure
 from parallel_r1.generation.rollouts import check_length
 from parallel_r1.generation.settings import Budget, Sampling
-from parallel_r1.models.policy import Policy
+from parallel_r1.models import lora as adapters
+from parallel_r1.models.policy import Policy, device_of
+from parallel_r1.models.settings import LoRA
 
 
 def test_the_shipped_model_is_small_and_has_the_tags(tiny):
@@ -46,8 +48,6 @@ def test_bad_folders_are_refused(tmp_path):
         models.load(str(tmp_path / "none"))
     with pytest.raises(UserError, match="without it"):
         models.load(str(tmp_path))
-    with pytest.raises(UserError, match="sdpa"):
-        models.load(str(TINY), attention="eager")
 
 
 def cut(path):
@@ -118,12 +118,45 @@ def test_attention_sinks_are_refused(tokenizer):
         models.check_model(model)
 
 
-def test_a_model_loads_with_the_attention_that_it_has(tmp_path, tokenizer):
-    """Gemma 2 has no SDPA, because of its soft cap; plain answers then go through its own attention."""
-    for name, expected in (("gemma2", "eager"), ("gemma3", "sdpa")):
-        random_model(name, len(tokenizer)).save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-        assert models.load(str(tmp_path / name)).model.config._attn_implementation == expected
+@pytest.mark.parametrize("dtype", ["auto", "fp32", "bf16"])
+def test_a_model_loads_in_the_dtype_that_is_asked_for(dtype):
+    policy = models.load(str(TINY), device="cpu", dtype=dtype)
+    assert {weight.dtype for weight in policy.model.parameters()} == {
+        torch.bfloat16 if dtype == "bf16" else torch.float32
+    }
+    adapted = adapters.load(str(TINY), LoRA(rank=2), 0, device="cpu", dtype=dtype)
+    assert adapted.model.dtype == policy.model.dtype
+    assert adapted.model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+
+
+def test_a_model_loads_on_the_device_that_is_asked_for(monkeypatch):
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    assert models.load(str(TINY)).model.device.type == best
+    assert models.load(str(TINY), device="cpu").model.device == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert [str(device_of(name)) for name in ("auto", "cpu", "cuda", "cuda:0", "cuda:1")] == [
+        "cuda:1",
+        "cpu",
+        "cuda:1",
+        "cuda:0",
+        "cuda:1",
+    ]
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "mps", ""])
+def test_a_device_that_is_not_there_is_one_clear_error(device, monkeypatch):
+    with pytest.raises(UserError, match=rf"a device of this machine: cpu.*found '{device}'.*device='auto'"):
+        models.load(str(TINY), device=device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"a device of this machine: cpu; found 'cuda'"):
+        models.load(str(TINY), device="cuda")
+
+
+def test_another_dtype_is_one_clear_error():
+    with pytest.raises(UserError, match=r"auto, fp32, bf16; found 'fp16'"):
+        models.load(str(TINY), dtype="fp16")
 
 
 def test_a_prompt_over_the_budget_is_refused(tiny):

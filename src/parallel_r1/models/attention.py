@@ -145,9 +145,9 @@ def recompute(model: PreTrainedModel) -> None:
 
 def attend(
     module: torch.nn.Module,
-    query: Float[Tensor, "b h n d"],
-    key: Float[Tensor, "b k m d"],
-    value: Float[Tensor, "b k m e"],
+    query: Tensor,  # [b, h, n, d]; not checked, because torch.compile does not see through the check
+    key: Tensor,  # [b, k, m, d]
+    value: Tensor,  # [b, k, m, e]
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
@@ -156,7 +156,7 @@ def attend(
     sight: Sight | None = None,
     attention: Callable[..., Tensor] | None = None,
     **others: Any,
-) -> tuple[Float[Tensor, "b n h e"], Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:
     """The attention function of a layer: h query heads, k key heads, n queries, m keys.
 
     Args:
@@ -169,7 +169,7 @@ def attend(
         attention: computes the attention; called as `attention(module, query, key, value, scale, window, softcap)`.
         others: arguments of the interface that only transformers' own attention reads.
 
-    Returns the attention's output, and its weights where transformers returns them.
+    Returns the attention's output [b, n, h, e], and its weights where transformers returns them.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention is not None:

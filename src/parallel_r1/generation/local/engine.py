@@ -270,14 +270,14 @@ def _(query: Tensor, key: Tensor, value: Tensor, layer: int, scale: float, windo
 
 def _attention(
     module: torch.nn.Module,
-    query: Float[Tensor, "1 h n d"],
-    key: Float[Tensor, "1 k n d"],
-    value: Float[Tensor, "1 k n d"],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     scale: float,
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """The `attention` that an engine passes to its model."""
+    """The `attention` that an engine passes to its model; see `LocalEngine.attend` for the shapes."""
     # Outside a graph an operator would cost more than the call.
     attend: Callable[..., Tensor] = _operator if torch.compiler.is_compiling() else _attend
     return attend(query, key, value, module.layer_idx, scale, window, softcap)
