@@ -36,6 +36,7 @@ def test_the_tour_runs():
 
 def test_a_task_of_ones_own_is_one_file(monkeypatch):
     """Logic puzzles, loaded as a recipe loads them: no other file of the package knows them."""
+    load_task("countdown-easy")  # the tasks that ship register first; what this test adds is gone after it
     monkeypatch.setattr(TASKS, "_entries", dict(TASKS._entries))
     monkeypatch.setattr(TASKS, "_places", dict(TASKS._places))
     load_plugins(["my_task.py"], ROOT / "examples")
@@ -45,8 +46,11 @@ def test_a_task_of_ones_own_is_one_file(monkeypatch):
     assert problems["train"] != list(islice(problem_stream(task, "train", 1), 20))
     assert len({problem.prompt for split in problems.values() for problem in split}) == 60
     batch = problems["train"]
-    swapped = {"knight": "knave", "knave": "knight"}
-    others = [re.sub("knight|knave", lambda match: swapped[match[0]], problem.answer) for problem in batch]
+    others = []
+    for problem in batch:  # whatever the two kinds are called
+        one, two = re.search(r"is an? (\w+)/(\w+)", problem.prompt).groups()
+        swapped = {one: two, two: one}
+        others.append(re.sub(rf"\b({one}|{two})\b", lambda match, names=swapped: names[match[0]], problem.answer))
     reordered = [" and ".join(reversed(problem.answer.rstrip(".").split(", and "))) for problem in batch]
     answers = [f"So.\nFinal Answer: {problem.answer}" for problem in batch]
     assert verdicts(task, batch, answers) == [True] * 20

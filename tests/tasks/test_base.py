@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
 from itertools import islice
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 from conftest import ROOT
@@ -22,6 +24,7 @@ from parallel_r1.registry import load_plugins
 from parallel_r1.tasks.base import TASKS, epochs, load_task, problem_stream, statement_of, task, verdicts
 from parallel_r1.tasks.countdown import EASY, MEDIUM
 from parallel_r1.tasks.datasets.sources import DATA_DIR
+from parallel_r1.tasks.datasets.splits import Split
 from parallel_r1.tasks.suites import SUITES, open_source
 
 
@@ -113,6 +116,17 @@ def test_a_file_registers_a_task_that_recipes_and_teachers_name(tmp_path):
     echo = load_task("echo")
     assert [problem.answer for problem in islice(problem_stream(echo, "train", 3), 2)] == ["1", "1"]
     assert next(examples(Data(tasks={"echo": 1.0}), 0)).text == "1"
+
+
+def test_the_task_of_the_docs_works(tmp_path):
+    (text,) = re.findall(r"```python\n(.*?@task.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)
+    plugin(tmp_path, text)
+    sums = load_task("sums")
+    streams = {split: list(islice(problem_stream(sums, split, 0), 500)) for split in get_args(Split)}
+    ids = [{problem.id for problem in stream} for stream in streams.values()]
+    assert not ids[0] & ids[1] | ids[0] & ids[2] | ids[1] & ids[2]
+    batch = streams["test"][:2]
+    assert verdicts(sums, batch, [f"Final Answer: {batch[0].answer}", "Final Answer: -1"]) == [True, False]
 
 
 def test_a_task_object_is_its_own():

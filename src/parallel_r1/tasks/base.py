@@ -60,7 +60,7 @@ class Task(Protocol):
 
         Args:
             problems: one for every answer; several answers to one problem repeat it.
-            answers: answers[i] is the text of the trunk of an answer to problems[i]: what stands outside all paths.
+            answers: answers[i] is the trunk of an answer to problems[i]: its text outside all paths.
         """
         ...
 
@@ -221,12 +221,14 @@ def _construct(name: str, factory: Callable[[], Any]) -> Task:
         raise UserError(
             f"task '{name}' to be constructed without arguments", f"{place}: {error}", "give defaults to all of them"
         ) from error
-    made = _check(factory())
-    if made.name != name:
+    constructed = _check(factory())
+    if constructed.name != name:
         raise UserError(
-            f"the task registered as '{name}' to have that name", f"'{made.name}' at {place}", "make the two the same"
+            f"the task registered as '{name}' to have that name",
+            f"'{constructed.name}' at {place}",
+            "make the two the same",
         )
-    return made
+    return constructed
 
 
 def _check(candidate: Any) -> Task:
