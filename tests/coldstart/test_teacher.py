@@ -445,7 +445,10 @@ data = {{ file = "{tmp_path}/out/answers.parquet" }}
         (["--problems", "gsm8k", "--model", "m", "--out", "x"], "expected --base-url; found none"),
         (["--problems", "gsm8k", "--model", "m", "--out", "x", "--teacher", "me"], "one of server, self"),
         (["--problems", "gsm9k", "--model", "m", "--out", "x", "--base-url", "u"], "did you mean 'gsm8k'?"),
-        (["--problems", "gsm8k", "--model", "m", "--out", "x", "--base-url", "u", "--instruction-file", "no"], "no file no"),
+        (
+            ["--problems", "gsm8k", "--model", "m", "--out", "x", "--base-url", "u", "--instruction-file", "no"],
+            "no file no",
+        ),
         (
             ["--problems", "gsm8k", "--model", "m", "--out", "x", "--base-url", "u", "--instruction-file", "Makefile"],
             "an instruction with {problem} in it",
