@@ -31,17 +31,17 @@ def test_nothing_against_nothing_has_no_relative_difference():
     assert report.comparisons(none, [("b", "a")]) == ["t: b - a = +0.0 points [+0.0, +0.0], - relative"]
 
 
-def printed(renderable):
+def printed(renderable, styles=False):
     console = Console(width=80, record=True, file=StringIO())
     console.print(renderable)
-    return console.export_text(styles=True)
+    return console.export_text(styles=styles)
 
 
 def test_a_table_in_a_terminal():
     table = Table(("name", "pair", "n"), [("a [b]", "exact", "1"), ("c", "mismatch", "20")], "Title", names=2)
     lines = [line.rstrip() for line in printed(rich_table(table)).splitlines()]
     assert lines == ["Title", "name  pair      n", "a [b] exact     1", "c     mismatch 20"]
-    styled = printed(rich_table(table, ["", "bold"], {"exact": "green"}))
+    styled = printed(rich_table(table, ["", "bold"], {"exact": "green"}), styles=True)
     assert "\x1b[32mexact" in styled
     assert "\x1b[1mc" in styled
 
