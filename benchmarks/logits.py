@@ -21,6 +21,7 @@ from transformers import Qwen3ForCausalLM
 from parallel_r1.answers.trace import Span, Trace
 from parallel_r1.models.tiny import qwen3
 from parallel_r1.training.batch import collate, score
+from parallel_r1.training.sample import Sample
 
 VOCABULARY = 151_936
 WAYS = ("plain", "pieces")
@@ -31,7 +32,7 @@ def measure(way: str, tokens: int) -> tuple[float, float]:
     shape = {"hidden": 64, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 128}
     model = Qwen3ForCausalLM(qwen3(VOCABULARY, **shape, positions=tokens + 1))
     ids = torch.randint(10, VOCABULARY, (tokens + 1,), generator=torch.Generator().manual_seed(0))
-    batch = collate([Trace((int(ids[0]),), (Span(tuple(ids[1:].tolist()), (), True),))], "causal")
+    batch = collate([Sample(Trace((int(ids[0]),), (Span(tuple(ids[1:].tolist()), (), True),)))], "causal")
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before, started = highest(), time.perf_counter()

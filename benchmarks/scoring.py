@@ -27,6 +27,7 @@ from parallel_r1 import models
 from parallel_r1.answers.trace import Address, Span, Trace
 from parallel_r1.models import attention as attend
 from parallel_r1.training.batch import Batch, collate, score
+from parallel_r1.training.sample import Sample
 
 WAYS = ("causal", "ranges", "masked", "boolean")
 PROMPT = 64
@@ -57,7 +58,7 @@ def answer(tokens: int, vocabulary: int, cycle_tokens: int) -> Trace:
 
 def step(model: PreTrainedModel, trace: Trace, way: str) -> Callable[[], None]:
     """One training step without the optimiser."""
-    batch = collate([trace], "causal" if way == "causal" else "isolated")
+    batch = collate([Sample(trace)], "causal" if way == "causal" else "isolated")
     attend.CALL = 0 if way == "ranges" else sys.maxsize
 
     def logprobs(batch: Batch) -> torch.Tensor:
@@ -131,7 +132,7 @@ def measure(name: str, length: int, options: argparse.Namespace) -> dict[str, An
     times = alternate({way: partial(timed, way) for way in WAYS}, options.runs)
     attend.CALL = default
     started = time.perf_counter()
-    sight = collate([trace], "isolated").sight
+    sight = collate([Sample(trace)], "isolated").sight
     long = sight.is_long()
     return {
         "model": name,

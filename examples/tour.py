@@ -44,13 +44,13 @@ print("\nlargest difference of log-probabilities:", measure(policy, "isolated", 
 
 # 5. Rewards are functions; advantages compare the answers to one problem.
 reward = parse_reward("alternate(accuracy(), bonus(0.2), period=10, second=2)")
-rewards = [sum(reward(Outcome.of(rollout), 1).values()) for rollout in rollouts]
+rewards = [sum(reward(Outcome.of(rollout)).values()) for rollout in rollouts]
 groups = [rewards[start : start + 8] for start in range(0, len(rewards), 8)]
 advantages = [value for values in grpo.advantages(groups, GRPO()) for value in values]
 print("rewards", rewards[:8])
 
 # 6. One loss over one batch. Only sampled tokens count.
-batch = collate([rollout.trace for rollout in rollouts], EXACT_SCORER["isolated"], advantages)
+batch = collate([rollout.trace for rollout in rollouts], EXACT_SCORER["isolated"], advantages).to(policy.model.device)
 loss = partial(grpo.loss, settings=GRPO(clip_high=0.28))
 value, metrics = loss(score(policy.model, batch), batch, int(batch.sampled.sum()))
 value.backward()

@@ -35,3 +35,32 @@ def read_before(addresses: list[Address], i: int) -> list[int]:
 def views(mask: list[list[bool]]) -> list[list[int]]:
     """For every place of a row the places that it sees, itself included."""
     return [[j for j, seen in enumerate(row) if seen] for row in mask]
+
+
+def whole_answer_loss(answers, low, high, mean):
+    """The loss of GSPO (`mean`) and of RLOO: the mean over answers of the clipped surrogate, with the ratio of the
+    answer from the mean, or the sum, of its sampled tokens' log-ratios.
+
+    Args:
+        answers: for every answer its advantage and its tokens as (sampled, new, old): log-probabilities as
+            0-dimensional tensors and numbers.
+    """
+    total = 0.0
+    for advantage, tokens in answers:
+        log_ratio, count = 0.0, 0
+        for sampled, new, old in tokens:
+            if sampled:
+                log_ratio, count = log_ratio + (new - old), count + 1
+        ratio = (log_ratio / count if mean else log_ratio).exp()
+        clipped = min(max(ratio, 1 - low), 1 + high)
+        total = total + min(ratio * advantage, clipped * advantage)
+    return -total / len(answers)
+
+
+def leave_one_out(rewards):
+    """The advantage of every answer: its reward less the mean of the others'."""
+    advantages = []
+    for mine in range(len(rewards)):
+        others = [reward for other, reward in enumerate(rewards) if other != mine]
+        advantages.append(rewards[mine] - sum(others) / len(others))
+    return advantages

@@ -6,6 +6,7 @@ installed package announces its module under the entry-point group `parallel_r1.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -121,16 +122,23 @@ def load_plugins(imports: Iterable[str], folder: Path) -> list[str]:
 
 
 def _run(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Another module of this name may be there; the classes of this one must lead to its own file.
+    name = (
+        path.stem
+        if path.stem not in sys.modules
+        else f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    )
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # so that what it defines can be pickled
+    sys.modules[name] = module  # so that what it defines can be pickled
     try:
         spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except Exception as error:
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, UserError) or not isinstance(error, Exception):
+            raise
         raise _explain(error, path) from error
     return module
 

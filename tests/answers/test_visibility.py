@@ -10,6 +10,7 @@ from parallel_r1.answers.parser import parse, parse_text, text_pieces
 from parallel_r1.answers.trace import TRUNK
 from parallel_r1.answers.visibility import layout, pack, strangers
 from parallel_r1.training.batch import collate
+from parallel_r1.training.sample import Sample
 
 addresses = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=3).map(tuple)
 
@@ -150,7 +151,7 @@ def test_a_batch_holds_the_same_relation(tokenizer, tags, texts):
         parse(tokenizer.encode(text, add_special_tokens=False), tags, prompt_ids=tokenizer.encode("Use 1"))
         for text in texts
     ]
-    batch = collate(traces, "isolated")
+    batch = collate([Sample(trace) for trace in traces], "isolated")
     mask = batch.sight.mask()
     n = batch.token_ids.shape[1]
     assert torch.equal(create_mask(batch.sight.mask_mod(), len(traces), None, n, n, device="cpu"), mask)

@@ -243,7 +243,7 @@ def test_inspect():
         (("train", "recipes/tiny/demo.toml", "--set", "evaluation.samples=0"), "evaluation.samples"),
         (("train", "recipes/tiny/demo.toml", "--track", "tensorbord"), "'tensorboard', 'wandb', 'mlflow' or 'trackio'"),
         (("demo", "--set", "stages.hard.stop.evry=1"), "did you mean 'every'"),
-        (("train", "recipes/tiny/demo.toml", "--set", "model.attention=eager"), "sdpa"),
+        (("train", "recipes/tiny/demo.toml", "--set", "model.attention=eager"), "leave it out of [model]"),
         (("train", "recipes/tiny/demo.toml", "--set", "model.path=nowhere"), "nowhere"),
         (("sft", "recipes/tiny/demo.toml", "--set", "stages.cold-start.data.tasks={nothing=1}"), "nothing"),
         (("train", "recipes/tiny/demo.toml", "--set", "processes.count=2"), "torchrun --nproc_per_node 2"),
@@ -335,7 +335,7 @@ def test_study(tmp_path):
     assert "done," not in again
     assert again.splitlines()[1:] == [line for line in done.stdout.splitlines()[1:] if "seed 0" not in line]
     said = ("short, seed 0: hard", "memory for")  # whichever row comes to it first
-    refused(*words, "--set", "stages.hard.sampling.memory=41", cwd=tmp_path, said=said)
+    refused(*words, "--set", "engine.memory=41", cwd=tmp_path, said=said)
 
 
 def test_grade_reads_files_and_standard_input(tmp_path):

@@ -12,7 +12,8 @@ FORK = "<Parallel><Path>{}</Path><Path>{}</Path></Parallel>\n<Summary>s</Summary
 
 
 def judged(policy, text):
-    return judge(EASY.problem((3, 5, 7), 22), parse(policy.encode(text), policy.tags), EASY, policy)
+    (rollout,) = judge([(EASY.problem((3, 5, 7), 22), parse(policy.encode(text), policy.tags))], EASY, policy)
+    return rollout
 
 
 def test_habits_by_hand(frozen):

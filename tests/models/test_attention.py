@@ -15,6 +15,7 @@ from parallel_r1.answers.visibility import pack, stretches
 from parallel_r1.models import attention as attend
 from parallel_r1.models.attention import Ranges, Sight, capped, masked
 from parallel_r1.training.batch import collate, score
+from parallel_r1.training.sample import Sample
 
 scorers = st.sampled_from(["isolated", "replay", "causal"])
 rows = st.lists(st.lists(well_formed | anything, min_size=1, max_size=2), min_size=1, max_size=2)
@@ -196,10 +197,10 @@ def test_architectures_score_as_their_own_forward_does(tokenizer, tags, monkeypa
     trace = parse(tokenizer.encode(FORKED), tags)
     by_token = [span.address for span in trace.spans for _ in span.token_ids]
     assert sum(address == ((0, 0),) for address in by_token) > WINDOW
-    plain = collate([trace], "causal")
+    plain = collate([Sample(trace)], "causal")
     assert torch.allclose(score(model, plain), score(model, replace(plain, plain=False)), atol=1e-4)
     for scorer in ("isolated", "replay"):
-        batch = collate([trace], scorer)
+        batch = collate([Sample(trace)], scorer)
         (found,) = batch.gather(score(model, batch))
         for path in (((0, 0),), ((0, 1),)):
             before = range(by_token.index(((0, 0),)))

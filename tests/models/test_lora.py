@@ -5,14 +5,13 @@ import json
 import pytest
 import torch
 from architectures import random_model
-from common import RECIPE, STAGE, examples, force_forks, mismatch, prompts_of
+from common import RECIPE, STAGE, draw, examples, force_forks, mismatch, prompts_of, samples
 
 from parallel_r1 import errors, models
 from parallel_r1.answers.trace import EXACT_SCORER
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.parity import measure
 from parallel_r1.generation.local.engine import LocalEngine
-from parallel_r1.generation.scheduler import draw
 from parallel_r1.generation.settings import Budget, Sampling
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
@@ -20,7 +19,7 @@ from parallel_r1.models.settings import LoRA
 from parallel_r1.runs.curriculum import build_policy, check, load_checkpoint, train
 from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.recipe_file import load_recipe
-from parallel_r1.training.algorithms import sft
+from parallel_r1.training.algorithms.sft import CrossEntropy
 from parallel_r1.training.batch import collate, score
 from parallel_r1.training.learner import Learner
 from parallel_r1.training.loops import run_rl
@@ -97,7 +96,7 @@ def test_the_tags_rows_have_the_gradient_that_all_weights_would_give_them(tokeni
     whole = Policy(random_model("llama", len(tokenizer), tie_word_embeddings=tied), tokenizer, tags)
     part = adapted(random_model("llama", len(tokenizer), tie_word_embeddings=tied), tokenizer, tags)
     for policy in (whole, part):
-        batch = collate(examples(policy, stage), stage.scorer)
+        batch = collate(samples(examples(policy, stage)), stage.scorer)
         (score(policy.model, batch)[batch.sampled].sum()).backward()
     ids = sorted(tags.ids.values())
     for kind in ("get_input_embeddings", "get_output_embeddings"):
@@ -116,7 +115,7 @@ def test_only_the_adapter_learns_and_is_kept(lora):
     frozen = {name: weight.clone() for name, weight in model.named_parameters() if name not in names}
     before = adapters.weights(model)
     learner = Learner(model, stage, 2)
-    learner.update(examples(lora, stage), sft.loss)
+    learner.update(samples(examples(lora, stage)), CrossEntropy())
     assert all(torch.equal(weight, dict(model.named_parameters())[name]) for name, weight in frozen.items())
     after = adapters.weights(model)
     assert all(not torch.equal(before[name], after[name]) for name in names)
@@ -125,7 +124,7 @@ def test_only_the_adapter_learns_and_is_kept(lora):
     kept = sum(value.numel() for value in state["model"].values())
     assert kept < 0.2 * models.parameter_count(model)
     assert len(state["optimizer"]["state"]) == len(names)
-    learner.update(examples(lora, stage), sft.loss)
+    learner.update(samples(examples(lora, stage)), CrossEntropy())
     learner.restore(state | {"model": before})
     assert all(torch.equal(before[name], weight) for name, weight in adapters.weights(model).items())
 
@@ -138,7 +137,7 @@ def test_activations_that_are_computed_again_are_the_same(lora):
     for recompute in (False, True):
         adapters.set_weights(lora.model, start)
         learner = Learner(lora.model, stage.model_copy(update={"recompute": recompute}), 1)
-        norm = learner.update(traces, sft.loss)["gradient_norm"]
+        norm = learner.update(samples(traces), CrossEntropy())["gradient_norm"]
         found.append((norm, torch.cat([weight.flatten() for weight in adapters.weights(lora.model).values()])))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
@@ -154,7 +153,7 @@ def test_other_weights_speak_for_a_while(policy, with_adapter):
     learner = Learner(policy.model, stage, 2)
     reference = adapters.weights(policy.model)
     start = learner.logprobs(traces)
-    learner.update(traces, sft.loss)
+    learner.update(samples(traces), CrossEntropy())
     now, weights = learner.logprobs(traces), adapters.weights(policy.model)
     assert all(not torch.equal(ours, theirs) for ours, theirs in zip(now, start, strict=True))
     for _ in range(2):
@@ -175,7 +174,7 @@ def test_the_engine_reads_the_weights_that_learn(lora):
     traces = examples(lora, stage)
     learner = Learner(lora.model, stage, 2)
     for _ in range(2):
-        learner.update(traces, sft.loss)
+        learner.update(samples(traces), CrossEntropy())
         sampling = Sampling(paths=2, budget=Budget(total=60, critical_path=40, path=10))
         drawn = draw(engine, lora.tags, [[10, 11, 12]] * 2, sampling, 0, force=force_forks(lora.tags))
         scored = learner.logprobs(drawn)
@@ -247,7 +246,7 @@ def test_a_curriculum_goes_on_exactly_where_it_was(tmp_path, policy):
 
 def test_the_reference_is_where_the_stage_started(tmp_path, policy):
     """A second stage has an adapter that has learnt: the divergence from it is zero, from the bare model it is not."""
-    recipe = recipe_of(tmp_path, policy, "rank = 4", "stages.rl.grpo.minibatches=1", "stages.rl.optimizer.lr=1e-2")
+    recipe = recipe_of(tmp_path, policy, "rank = 4", "stages.rl.algorithm.minibatches=1", "stages.rl.optimizer.lr=1e-2")
     start = shaken(build_policy(recipe), 0.1)
     divergence = [metrics["reference_kl"] for metrics, *_ in run_rl(start, recipe.stages["rl"], 0)]
     assert abs(divergence[0]) <= 1e-6
@@ -257,7 +256,7 @@ def test_the_reference_is_where_the_stage_started(tmp_path, policy):
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ("dropout = 0.1", "what is sampled is what is scored"),
+        ("dropout = 0.1", r"leave it out of \[model.lora\]"),
         ("rank = 0", "greater than or equal to 1"),
         ("targets = []", "targets"),
         ("quantise = 'int3'", "nf4"),
@@ -340,6 +339,6 @@ def test_learning_in_4_bits(tmp_path, policy):
         stage = SFT(**{**STAGE, "optimizer": {"lr": 3e-2}})
         learner = Learner(found.model, stage, 6)
         traces = examples(found, stage)
-        losses[settings.quantise] = [learner.update(traces, sft.loss)["loss"] for _ in range(6)]
+        losses[settings.quantise] = [learner.update(samples(traces), CrossEntropy())["loss"] for _ in range(6)]
     assert losses["none"][-1] < losses["none"][0] - 0.5
     assert losses["nf4"] == pytest.approx(losses["none"], rel=0.05)

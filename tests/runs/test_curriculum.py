@@ -103,7 +103,7 @@ def test_a_stage_ends_when_a_figure_stops_rising_and_hands_its_best_weights_over
     most = 9 if steps == 8 else steps
     seen = []
     monkeypatch.setattr(curriculum, "evaluate", scripted(values, seen))
-    learns = ("stages.rl.grpo={entropy=0.1}", "stages.rl.optimizer.lr=1e-2")  # whatever the answers earn
+    learns = ("stages.rl.algorithm={entropy=0.1}", "stages.rl.optimizer.lr=1e-2")  # whatever the answers earn
     quick = ("stages.rl.problems=1", "stages.rl.group=2")
     recipe = make(tmp_path, RULE, f"stages.rl.steps={most}", "stages.plain.start=rl", *learns, *quick)
     run = RunFolder.create(tmp_path / "run", recipe)
@@ -242,9 +242,8 @@ def test_every_metric_is_in_the_docs(tmp_path, policy):
         tmp_path,
         RULE,
         "stages.rl.steps=2",
-        "stages.rl.grpo={kl=0.1,entropy=0.01,refill=1}",
+        "stages.rl.algorithm={kl=0.1,entropy=0.01,refill=1}",
         "stages.plain.scorer=isolated",
-        "stages.plain.allow_mismatch=true",
     )
     run = RunFolder.create(tmp_path / "run", recipe)
     train(recipe, policy, run, lambda row: None)

@@ -71,7 +71,7 @@ def test_the_names_that_trackers_show():
 def test_a_recipe_is_flat_for_trackers(tmp_path):
     found = flat(make(tmp_path).model_dump(mode="json", exclude_none=True))
     assert found["name"] == "small"
-    assert found["stages.rl.grpo.minibatches"] == 2
+    assert found["stages.rl.algorithm.minibatches"] == 2
     assert found["stages.sft.data.tasks.countdown-easy"] == 1.0
     assert json.loads(found["compare"]) == [["rl", "sft"]]
     assert all(isinstance(value, str | int | float) for value in found.values())
@@ -134,7 +134,7 @@ def test_tensorboard_has_every_number_once(begun):
     found = {name: [(each.step, each.value) for each in events.Scalars(name)] for name in events.Tags()["scalars"]}
     assert found == TOLD
     (config,) = (run.path / "tensorboard").rglob("hparams.yml")
-    assert "stages.rl.grpo.minibatches: 2" in config.read_text()
+    assert "stages.rl.algorithm.minibatches: 2" in config.read_text()
 
 
 def test_mlflow_goes_on_in_the_same_run(begun, tmp_path, monkeypatch):
@@ -148,7 +148,7 @@ def test_mlflow_goes_on_in_the_same_run(begun, tmp_path, monkeypatch):
     (experiment,) = client.search_experiments(filter_string="name = 'parallel-r1'")
     (one,) = client.search_runs([experiment.experiment_id])
     assert one.info.run_name == "run"
-    assert one.data.params["stages.rl.grpo.minibatches"] == "2"
+    assert one.data.params["stages.rl.algorithm.minibatches"] == "2"
     for name, points in TOLD.items():
         history = {(each.step, each.value) for each in client.get_metric_history(one.info.run_id, name)}
         assert history == set(points)
@@ -162,7 +162,7 @@ def test_wandb_offline(begun, monkeypatch):
     follow(run, recipe, ROWS)
     (file,) = (run.path / "wandb").glob(f"offline-run-*-{run.id}/*.wandb")
     sent = file.read_bytes()
-    for text in (*TOLD, "-0.25", "2.5", "parallel-r1", "stages.rl.grpo.minibatches"):
+    for text in (*TOLD, "-0.25", "2.5", "parallel-r1", "stages.rl.algorithm.minibatches"):
         assert text.encode() in sent
 
 
@@ -176,4 +176,4 @@ def test_trackio_goes_on_in_the_same_run(begun, tmp_path, monkeypatch):
     assert name == f"run-{run.id}"
     rows = SQLiteStorage.get_logs("parallel-r1", name)
     assert {metric: sorted({(row["step"], row[metric]) for row in rows if metric in row}) for metric in TOLD} == TOLD
-    assert SQLiteStorage.get_run_config("parallel-r1", name)["stages.rl.grpo.minibatches"] == 2
+    assert SQLiteStorage.get_run_config("parallel-r1", name)["stages.rl.algorithm.minibatches"] == 2

@@ -6,6 +6,7 @@ from itertools import groupby
 import oracles
 import pytest
 import torch
+from common import samples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from parallel_r1.answers.trace import TRUNK, Span, Trace
 from parallel_r1.models import attention as attend
 from parallel_r1.training import batch as batch_room
 from parallel_r1.training.batch import collate, score, split
+from parallel_r1.training.sample import Sample
 
 FORKED = (
     "try <Parallel><Path>3+5=8</Path><Path>5*7=35, 35-3=32 no</Path></Parallel>\n<Summary>c</Summary>\nFinal Answer: 8"
@@ -30,7 +32,7 @@ def traces_of(policy, texts=(FORKED, PLAIN, NESTED), sampler="isolated"):
 @torch.no_grad()
 def scores(policy, traces, scorer):
     """For each trace the log-probabilities of its answer's tokens."""
-    batch = collate(traces, scorer)
+    batch = collate(samples(traces), scorer)
     return batch.gather(score(policy.model, batch))
 
 
@@ -45,16 +47,16 @@ def test_rows_do_not_depend_on_each_other(frozen, scorer):
 def test_padding_is_never_seen(frozen):
     traces = traces_of(frozen)
     with torch.no_grad():
-        first = score(frozen.model, collate(traces, "isolated", pad_id=0))
-        other = score(frozen.model, collate(traces, "isolated", pad_id=77))
-    batch = collate(traces, "isolated")
+        first = score(frozen.model, collate(samples(traces), "isolated", pad_id=0))
+        other = score(frozen.model, collate(samples(traces), "isolated", pad_id=77))
+    batch = collate(samples(traces), "isolated")
     assert torch.allclose(first[batch.sampled], other[batch.sampled], atol=1e-6)
 
 
 def test_no_fork_no_difference(frozen):
     """Without a fork both scorers are plain causal scoring, bit for bit."""
     traces = traces_of(frozen, (PLAIN, PLAIN[:20]))
-    isolated, causal = collate(traces, "isolated"), collate(traces, "causal")
+    isolated, causal = collate(samples(traces), "isolated"), collate(samples(traces), "causal")
     assert isolated.plain
     assert causal.plain
     with torch.no_grad():
@@ -69,7 +71,7 @@ def test_no_fork_no_difference(frozen):
 
 def test_the_masked_forward_equals_the_plain_one_where_nothing_is_hidden(frozen):
     """The path with a mask and positions says the same as causal attention for an answer without a fork."""
-    batch = collate(traces_of(frozen, (PLAIN,)), "causal")
+    batch = collate(samples(traces_of(frozen, (PLAIN,))), "causal")
     with torch.no_grad():
         assert torch.allclose(score(frozen.model, batch), score(frozen.model, replace(batch, plain=False)), atol=1e-5)
 
@@ -124,9 +126,10 @@ def test_the_first_tag_of_a_later_path_is_predicted_where_the_path_leaves_its_th
 def test_values_of_tokens_go_to_their_places_and_back(frozen):
     traces = traces_of(frozen)
     values = [torch.arange(1.0, 1.0 + len(trace.token_ids)) + 1000 * index for index, trace in enumerate(traces)]
+    valued = [Sample(trace, 1.0 + i, old=values[i]) for i, trace in enumerate(traces)]
     for scorer in ("isolated", "replay", "causal"):
         for rows in (None, [3], [1, 2]):
-            batch = collate(traces, scorer, [1.0, 2.0, 3.0], old=values, rows=rows)
+            batch = collate(valued, scorer, rows=rows)
             for there, back in zip(values, batch.gather(batch.old), strict=True):
                 assert torch.equal(there, back)
             assert (batch.old > 0).sum() == sum(len(trace.token_ids) for trace in traces)
@@ -135,9 +138,37 @@ def test_values_of_tokens_go_to_their_places_and_back(frozen):
                 assert (found == weight).all()
 
 
+def test_a_sample_without_old_log_probabilities_has_those_it_was_sampled_with():
+    traces = [Trace((1,), (Span((2, 3), (), True, (-1.0, -2.0)), Span((4,), (), False)))] * 2
+    batch = collate([Sample(traces[0]), Sample(traces[1], old=torch.tensor([-5.0, -6.0, -7.0]))], "causal")
+    assert [old.tolist() for old in batch.gather(batch.old)] == [[-1, -2, 0], [-5, -6, -7]]
+    assert batch.gather(batch.behaviour)[1].tolist() == [-1, -2, 0]
+    assert (batch.reference == 0).all()
+
+
+@pytest.mark.parametrize("scorer", ["isolated", "replay", "causal"])
+@pytest.mark.parametrize("rows", [None, [3], [1, 2]])
+def test_sums_over_an_answer_and_one_value_for_all_its_tokens(frozen, scorer, rows):
+    """Side by side or not, with the copies that `replay` reads again or without; gradients included."""
+    batch = collate(samples(traces_of(frozen)), scorer, rows=rows)
+    values = torch.rand(batch.token_ids.shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    expected = [0.0] * 3
+    ends = torch.tensor(batch.sizes).cumsum(0).tolist()
+    for row, column in (batch.source >= 0).nonzero().tolist():
+        trace = next(i for i, end in enumerate(ends) if batch.source[row, column] < end)
+        expected[trace] += values[row, column].item()
+    sums = batch.sums(values)
+    assert sums.tolist() == pytest.approx(expected, rel=1e-5)
+    spread = batch.spread(torch.tensor([1.0, 2.0, 3.0]))
+    assert [set(part.tolist()) for part in batch.gather(spread)] == [{1.0}, {2.0}, {3.0}]
+    assert (spread[batch.source < 0] == 0).all()
+    (sums * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert torch.equal(values.grad, spread)
+
+
 def test_the_loss_mask_is_where_the_policy_drew(frozen):
     trace = traces_of(frozen)[0]
-    batch = collate([trace], "isolated")
+    batch = collate([Sample(trace)], "isolated")
     expected = [False] * len(trace.prompt_ids) + [s.sampled for s in trace.spans for _ in s.token_ids]
     assert batch.sampled[0].tolist() == expected
     given = [token for span in trace.spans if not span.sampled for token in span.token_ids]
@@ -177,7 +208,7 @@ def test_packed_answers_to_a_prompt_lie_together_and_share_it(answers, most):
     for [row] in chunks:
         prompts = [prompt for prompt, _ in (answers[index] for index in row)]
         assert len([*groupby(prompts)]) == len(set(prompts))
-        places = collate([traces[index] for index in row], "isolated", rows=[len(row)]).token_ids.shape[1]
+        places = collate([Sample(traces[index]) for index in row], "isolated", rows=[len(row)]).token_ids.shape[1]
         assert places == 5 * len(set(prompts)) + sum(answers[index][1] for index in row)
         assert places <= most or len(row) == 1
     for prompt in range(4):  # a prompt is there again only where its answers did not fit
@@ -189,7 +220,7 @@ def test_packed_answers_to_a_prompt_lie_together_and_share_it(answers, most):
 def test_micro_batches_are_cut_by_what_a_scorer_lays_out(frozen):
     """Under `replay` a row holds copies too."""
     (trace,) = traces_of(frozen, (FORKED,))
-    longest = collate([trace], "replay").token_ids.shape[1]
+    longest = collate([Sample(trace)], "replay").token_ids.shape[1]
     assert longest > len(trace.prompt_ids) + len(trace.token_ids)
     assert len(list(split([trace] * 2, "replay", 2 * longest))) == 1
     assert len(list(split([trace] * 2, "replay", 2 * longest - 1))) == 2
@@ -211,9 +242,7 @@ def test_loss_and_gradient_do_not_depend_on_packing_or_padding(policy, monkeypat
         policy.model.zero_grad()
         for rows in groups:
             members = [index for row in rows for index in row]
-            batch = collate(
-                [traces[i] for i in members], scorer, [weights[i] for i in members], rows=[len(row) for row in rows]
-            )
+            batch = collate([Sample(traces[i], weights[i]) for i in members], scorer, rows=[len(row) for row in rows])
             logprobs = score(policy.model, batch)
             (logprobs * batch.advantages).sum().backward()
             found.update(zip(members, batch.gather(logprobs.detach()), strict=True))
@@ -235,7 +264,8 @@ def test_logits_in_pieces_are_the_logits(policy, scorer, monkeypatch):
 
     def scored():
         policy.model.zero_grad()
-        values, entropies = batch_room.score_with_entropy(policy.model, collate(traces, scorer), (0.9, 30, 1.0, 0.0))
+        batch = collate(samples(traces), scorer)
+        values, entropies = batch_room.score_with_entropy(policy.model, batch, (0.9, 30, 1.0, 0.0))
         (values.nan_to_num(neginf=0.0).sum() + entropies.sum()).backward()
         gradient = torch.cat([parameter.grad.flatten() for parameter in policy.model.parameters()])
         return values.detach(), entropies.detach(), gradient
@@ -251,7 +281,7 @@ def test_logits_in_pieces_are_the_logits(policy, scorer, monkeypatch):
 def test_activations_that_are_computed_again_are_the_same(policy, scorer, long, monkeypatch):
     """Transformers would compute them again with its own attention, which knows nothing of forks."""
     monkeypatch.setattr(attend.Sight, "is_long", lambda self: long)
-    batch = collate(traces_of(policy, [NESTED, FORKED]), scorer)
+    batch = collate(samples(traces_of(policy, [NESTED, FORKED])), scorer)
 
     def gradient():
         policy.model.zero_grad()

@@ -2,27 +2,38 @@
 
 import math
 import warnings
+from dataclasses import replace
 
+import common
 import pytest
 import torch
 from architectures import random_model
-from common import STAGE, examples
+from common import STAGE
 from safetensors import safe_open
 
 from parallel_r1 import models
+from parallel_r1.answers.trace import Span, Trace
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
 from parallel_r1.models.settings import LoRA
-from parallel_r1.training.algorithms import sft
+from parallel_r1.training.algorithms.grpo import GRPO
+from parallel_r1.training.algorithms.gspo import GSPO
+from parallel_r1.training.algorithms.rloo import RLOO
+from parallel_r1.training.algorithms.sft import CrossEntropy
 from parallel_r1.training.learner import Learner
 from parallel_r1.training.optimizer import learning_rate, moments_of
+from parallel_r1.training.sample import Sample
 from parallel_r1.training.settings import SFT, Optimizer
+
+
+def examples(policy, stage, count=6):
+    return common.samples(common.examples(policy, stage, count))
 
 
 def weights_after(policy, stage, batches):
     start = {name: value.clone() for name, value in policy.model.state_dict().items()}
     learner = Learner(policy.model, stage, len(batches))
-    metrics = [learner.update(traces, sft.loss) for traces in batches]
+    metrics = [learner.update(samples, CrossEntropy()) for samples in batches]
     after = torch.cat([parameter.detach().flatten().clone() for parameter in policy.model.parameters()])
     policy.model.load_state_dict(start)
     return after, metrics
@@ -34,15 +45,15 @@ def test_the_update_does_not_depend_on_how_the_batch_is_cut_or_ordered(policy):
     whole = SFT(**STAGE, micro_tokens=100_000)
     pieces = whole.model_copy(update={"micro_tokens": 1})
     packed = whole.model_copy(update={"packing": True, "micro_tokens": 300})
-    traces = examples(policy, whole)
-    expected, metrics = weights_after(policy, whole, [traces])
+    samples = examples(policy, whole)
+    expected, metrics = weights_after(policy, whole, [samples])
     again = whole.model_copy(update={"recompute": True})
     for stage, order in (
-        (pieces, traces),
-        (packed, traces),
-        (again, traces),
-        (whole, traces[::-1]),
-        (pieces, traces[::-1]),
+        (pieces, samples),
+        (packed, samples),
+        (again, samples),
+        (whole, samples[::-1]),
+        (pieces, samples[::-1]),
     ):
         found, others = weights_after(policy, stage, [order])
         assert torch.allclose(found, expected, atol=1e-5)
@@ -53,7 +64,7 @@ def test_the_update_does_not_depend_on_how_the_batch_is_cut_or_ordered(policy):
 def test_log_probabilities_come_back_in_order(policy):
     """The same for every trace, however the batch is cut."""
     whole = SFT(**STAGE, micro_tokens=100_000)
-    traces = examples(policy, whole)
+    traces = common.examples(policy, whole)
     expected = Learner(policy.model, whole, 1).logprobs(traces)
     assert [len(each) for each in expected] == [len(trace.token_ids) for trace in traces]
     for change in ({"micro_tokens": 1}, {"micro_tokens": 300, "packing": True}):
@@ -63,13 +74,13 @@ def test_log_probabilities_come_back_in_order(policy):
 
 def test_a_trace_with_advantage_zero_counts_in_the_mean_only(policy):
     stage = SFT(**STAGE)
-    traces = examples(policy, stage, 2)
-    sizes = [sum(len(s.token_ids) for s in t.spans if s.sampled) for t in traces]
+    samples = examples(policy, stage, 2)
+    sizes = [sample.sampled for sample in samples]
     learner = Learner(policy.model, stage, 2)
-    lone = learner.update(traces[:1], sft.loss)["loss"]
+    lone = learner.update(samples[:1], CrossEntropy())["loss"]
     learner = Learner(policy.model, stage.model_copy(update={"optimizer": Optimizer(lr=1e-12)}), 2)
-    fresh = learner.update(traces[:1], sft.loss)["loss"]
-    both = learner.update(traces, sft.loss, advantages=[1.0, 0.0])["loss"]
+    fresh = learner.update(samples[:1], CrossEntropy())["loss"]
+    both = learner.update([samples[0], replace(samples[1], advantage=0.0)], CrossEntropy())["loss"]
     assert both == pytest.approx(fresh * sizes[0] / sum(sizes), rel=1e-4)
     assert lone != pytest.approx(both)
 
@@ -78,34 +89,66 @@ def test_a_batch_without_signal_changes_nothing(policy):
     stage = SFT(**STAGE)
     before = torch.cat([parameter.detach().flatten().clone() for parameter in policy.model.parameters()])
     learner = Learner(policy.model, stage.model_copy(update={"optimizer": Optimizer(schedule="cosine")}), 2)
-    rates = [learner.update(examples(policy, stage, 2), sft.loss, advantages=[0.0, 0.0])["lr"] for _ in range(2)]
+    dead = [replace(sample, advantage=0.0) for sample in examples(policy, stage, 2)]
+    rates = [learner.update(dead, CrossEntropy())["lr"] for _ in range(2)]
     assert rates == [1e-4, 5e-5]  # the schedule goes on
     assert torch.equal(before, torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()]))
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_many_end_the_stage(policy):
     stage = SFT(**STAGE)
-    traces = examples(policy, stage, 2)
+    samples = examples(policy, stage, 2)
     learner = Learner(policy.model, stage, 20)
 
     def weights():
         return torch.cat([parameter.detach().flatten().clone() for parameter in policy.model.parameters()])
 
-    def broken(logprobs, batch, tokens):
-        return logprobs.sum() * math.nan, {}
+    class Broken(CrossEntropy):
+        def loss(self, logprobs, batch, tokens, entropies=None):
+            return logprobs.sum() * math.nan, {}
+
+    broken = Broken()
 
     before = weights()
     with warnings.catch_warnings(action="error"):
-        found = learner.update(traces, broken)
+        found = learner.update(samples, broken)
     assert found["skipped"] == 1
     assert all(map(math.isfinite, found.values()))
     assert torch.equal(before, weights())
-    assert "skipped" not in learner.update(traces, sft.loss)
+    assert "skipped" not in learner.update(samples, CrossEntropy())
     assert not torch.equal(before, weights())
     for _ in range(4):
-        learner.update(traces, broken)
+        learner.update(samples, broken)
     with pytest.raises(FloatingPointError, match="5 updates in a row"):
-        learner.update(traces, broken)
+        learner.update(samples, broken)
+
+
+@pytest.mark.parametrize("algorithm", [CrossEntropy(), GRPO(), GRPO(kl=0.1, entropy=0.1), GSPO(), RLOO()])
+def test_an_update_without_a_sampled_token_changes_nothing(policy, algorithm):
+    """All tokens were given, so there is no token to take a mean over; or there is no sample at all."""
+    stage = SFT(**STAGE)
+    learner = Learner(policy.model, stage.model_copy(update={"optimizer": Optimizer(schedule="cosine")}), 2)
+    before = policy.model.get_input_embeddings().weight.detach().clone()
+    trace = Trace((1, 2), (Span((3, 4, 5), (), False),))
+    rates = [learner.update(batch, algorithm) for batch in ([Sample(trace, 1.0), Sample(trace, -1.0)], [])]
+    assert rates == [{"lr": 1e-4}, {"lr": 5e-5}]
+    assert torch.equal(before, policy.model.get_input_embeddings().weight)
+
+
+def test_an_update_whose_loss_is_not_finite_is_skipped(policy):
+    """Although its gradient is: the weights stay, and what is reported is finite."""
+
+    class Infinite(CrossEntropy):
+        def loss(self, logprobs, batch, tokens, entropies=None):
+            value, _ = super().loss(logprobs, batch, tokens)
+            return value, {"loss": math.inf}
+
+    stage = SFT(**STAGE)
+    before = policy.model.get_input_embeddings().weight.detach().clone()
+    metrics = Learner(policy.model, stage, 2).update(examples(policy, stage, 2), Infinite())
+    assert metrics["skipped"] == 1
+    assert set(metrics) == {"lr", "gradient_norm", "skipped"}
+    assert torch.equal(before, policy.model.get_input_embeddings().weight)
 
 
 def test_what_a_stage_says_of_its_updates_is_done(policy):
@@ -121,16 +164,19 @@ def test_what_a_stage_says_of_its_updates_is_done(policy):
     learner.accelerator.clip_grad_norm_ = lambda parameters, most: norms.append(most) or clip(parameters, most)
     passes = []
 
-    def loss(logprobs, batch, tokens):
-        passes.append(len(batch.sizes))
-        return sft.loss(logprobs, batch, tokens)
+    class Counting(CrossEntropy):
+        def loss(self, logprobs, batch, tokens, entropies=None):
+            passes.append(len(batch.sizes))
+            return super().loss(logprobs, batch, tokens)
 
-    traces = examples(policy, stage, 3)
-    precise = Learner(policy.model, stage.model_copy(update={"precision": "fp32"}), 1).logprobs(traces)
-    rough = learner.logprobs(traces)
+    samples = examples(policy, stage, 3)
+    precise = Learner(policy.model, stage.model_copy(update={"precision": "fp32"}), 1).logprobs(
+        [sample.trace for sample in samples]
+    )
+    rough = learner.logprobs([sample.trace for sample in samples])
     gap = max((one - two).abs().max().item() for one, two in zip(precise, rough, strict=True))
     assert 1e-4 < gap < 0.5
-    assert [learner.update(traces, loss)["lr"] for _ in range(3)] == pytest.approx([5e-4, 1e-3, 1e-3])
+    assert [learner.update(samples, Counting())["lr"] for _ in range(3)] == pytest.approx([5e-4, 1e-3, 1e-3])
     assert passes == [1] * 9
     assert norms == [0.01] * 3
 
@@ -153,14 +199,14 @@ def test_moments_that_are_carried_on_are_those_of_one_long_stage(policy):
 
     def in_two(carried):
         learner = Learner(policy.model, stage, 2)
-        for traces in batches[:2]:
-            learner.update(traces, sft.loss)
+        for samples in batches[:2]:
+            learner.update(samples, CrossEntropy())
         moments = moments_of(learner.state())
         learner = Learner(policy.model, stage, 2)
         if carried:
             learner.carry(dict(reversed(moments.items())))
-        for traces in batches[2:]:
-            learner.update(traces, sft.loss)
+        for samples in batches[2:]:
+            learner.update(samples, CrossEntropy())
         found = torch.cat([parameter.detach().flatten().clone() for parameter in policy.model.parameters()])
         policy.model.load_state_dict(start)
         return moments, found
@@ -201,9 +247,9 @@ def test_the_rows_of_the_tags_learn_at_their_own_rate(tokenizer, tags, tied, kep
 
     seen = [0]
     learner.optimizer.optimizer.register_step_pre_hook(follow)
-    traces = examples(policy, stage, 8)
+    samples = examples(policy, stage, 8)
     for part in range(4):
-        learner.update(traces[2 * part : 2 * part + 2], sft.loss)
+        learner.update(samples[2 * part : 2 * part + 2], CrossEntropy())
     assert seen == [4]
     for (rows, _), expected, chosen in zip(tables, hand, is_tag, strict=True):
         assert torch.allclose(rows.double(), expected, atol=1e-6)
@@ -214,7 +260,7 @@ def test_tied_weights_stay_tied(policy, tmp_path):
     """Through training, on disk, and when they are loaded again."""
     model, stage = policy.model, SFT(**STAGE)
     before = model.lm_head.weight.detach().clone()
-    Learner(model, stage, 1).update(examples(policy, stage), sft.loss)
+    Learner(model, stage, 1).update(examples(policy, stage), CrossEntropy())
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert not torch.equal(model.lm_head.weight, before)
     models.save(policy, tmp_path)

@@ -5,7 +5,6 @@ import json
 import math
 import random
 import re
-from functools import partial
 from itertools import cycle, islice
 from statistics import fmean
 from types import SimpleNamespace
@@ -15,24 +14,24 @@ import processes
 import pytest
 import torch
 import victim
-from common import RECIPE, STAGE, force_forks, make
+from common import RECIPE, STAGE, Forcing, force_forks, make
 from conftest import small_model
 from pydantic import ValidationError
 
 from parallel_r1 import models
 from parallel_r1.answers.rollout import Group, read_jsonl
 from parallel_r1.errors import UserError
-from parallel_r1.generation import scheduler as fork_join
-from parallel_r1.generation.local.engine import LocalEngine
+from parallel_r1.generation.generator import make_generator
 from parallel_r1.generation.settings import Sampling
 from parallel_r1.models.policy import Policy
+from parallel_r1.report.progress import figures
 from parallel_r1.runs.curriculum import build_policy, check, train
 from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.recipe_file import load_recipe
 from parallel_r1.tasks.base import load_task
 from parallel_r1.tasks.countdown import EASY
 from parallel_r1.training import loops as train_room
-from parallel_r1.training.algorithms import sft
+from parallel_r1.training.algorithms.sft import CrossEntropy
 from parallel_r1.training.learner import Learner
 from parallel_r1.training.loops import draw_groups, run_rl, run_sft
 from parallel_r1.training.settings import RL, SFT
@@ -41,14 +40,14 @@ from parallel_r1.training.settings import RL, SFT
 @pytest.mark.parametrize("rule", [False, True])
 def test_a_run_that_diverges_keeps_and_names_its_last_good_weights(tmp_path, monkeypatch, rule):
     """Those before the first update that was skipped, whatever a stop rule thinks is best."""
-    learnt, calls = sft.loss, []
+    learnt, calls = CrossEntropy.loss, []
 
-    def loss(logprobs, batch, tokens):
+    def loss(self, logprobs, batch, tokens, entropies=None):
         calls.append(tokens)
-        found, metrics = learnt(logprobs, batch, tokens)
+        found, metrics = learnt(self, logprobs, batch, tokens)
         return found * (1 if len(calls) <= 3 else math.nan), metrics
 
-    monkeypatch.setattr(sft, "loss", loss)
+    monkeypatch.setattr(CrossEntropy, "loss", loss)
     stop = ["stages.sft.stop={task='countdown-easy',every=1,problems=1,samples=1,patience=9}"] if rule else []
     recipe = make(tmp_path, "stages.sft.steps=9", "evaluation.tasks=[]", *stop).only("sft")
     run = RunFolder.create(tmp_path / "run", recipe)
@@ -60,11 +59,11 @@ def test_a_run_that_diverges_keeps_and_names_its_last_good_weights(tmp_path, mon
 
 
 def test_weights_that_are_no_numbers_are_not_good(tmp_path, monkeypatch):
-    def loss(logprobs, batch, tokens):
+    def loss(self, logprobs, batch, tokens, entropies=None):
         policy.model.get_input_embeddings().weight.data.fill_(math.nan)
         return logprobs.sum() * math.nan, {}
 
-    monkeypatch.setattr(sft, "loss", loss)
+    monkeypatch.setattr(CrossEntropy, "loss", loss)
     recipe = make(tmp_path, "stages.sft.steps=9")
     run = RunFolder.create(tmp_path / "run", recipe)
     policy = build_policy(recipe)
@@ -99,15 +98,15 @@ def test_what_a_recipe_says_reaches_the_update(policy, tmp_path, monkeypatch):
     """Reward and step, group, weights of answers, clip range and all else of the loss, whole groups a mini-batch."""
     seen = []
 
-    def update(self, traces, loss, **columns):
-        seen.append((traces, loss.keywords["settings"], columns))
+    def update(self, samples, algorithm):
+        seen.append((samples, algorithm))
         return {"lr": 0.0}
 
     monkeypatch.setattr(Learner, "update", update)
     stage = rl_stage(
         tmp_path,
         "stages.rl.reward='switch(accuracy(wrong=-1), accuracy(wrong=-3), at=1)'",
-        "stages.rl.grpo={minibatches=2,std='none',average='constant',clip_low=0.1,clip_high=0.3,correction=2.0}",
+        "stages.rl.algorithm={minibatches=2,std='none',average='constant',clip_low=0.1,clip_high=0.3,correction=2.0}",
         "stages.rl.problems=4",
         "stages.rl.steps=2",
     )
@@ -118,15 +117,17 @@ def test_what_a_recipe_says_reaches_the_update(policy, tmp_path, monkeypatch):
         groups = {rollout.trace.prompt_ids: [] for rollout in rollouts}
         for rollout in rollouts:
             groups[rollout.trace.prompt_ids].append(rollout.reward)
-        parts = [{trace.prompt_ids for trace in traces} for traces, *_ in seen]
+        parts = [{sample.trace.prompt_ids for sample in samples} for samples, _ in seen]
         assert [len(part) for part in parts] == [2, 2]
         assert not parts[0] & parts[1]
-        for traces, settings, columns in seen:
-            assert settings == stage.grpo
-            assert columns["advantages"] == [rewards[id(t)] - fmean(groups[t.prompt_ids]) for t in traces]
+        for samples, algorithm in seen:
+            assert algorithm == stage.algorithm
+            traces = [sample.trace for sample in samples]
+            earned = [rewards[id(t)] - fmean(groups[t.prompt_ids]) for t in traces]
+            assert [sample.advantage for sample in samples] == earned
             sampled = [sum(len(span.token_ids) for span in t.spans if span.sampled) for t in traces]
-            assert columns["weights"] == [fmean(sampled) / stage.sampling.budget.total] * len(traces)
-            assert "old" not in columns
+            assert [sample.weight for sample in samples] == [fmean(sampled) / stage.sampling.budget.total] * len(traces)
+            assert all(sample.old is None and sample.reference is None for sample in samples)
         seen.clear()
 
 
@@ -141,8 +142,8 @@ class Coin:
     def problems(self, split, seed):
         return self.asked
 
-    def verify(self, problem, trunk):
-        return next(self.verdicts)
+    def verify(self, problems, answers):
+        return [next(self.verdicts) for _ in answers]
 
 
 def test_in_bf16_ratios_are_to_what_the_learner_says_itself(policy, tmp_path):
@@ -150,7 +151,9 @@ def test_in_bf16_ratios_are_to_what_the_learner_says_itself(policy, tmp_path):
     kept = {}
 
     def step(precision):
-        stage = rl_stage(tmp_path, f"stages.rl.precision={precision}", "stages.rl.grpo={clip_low=1e-6,clip_high=1e-6}")
+        stage = rl_stage(
+            tmp_path, f"stages.rl.precision={precision}", "stages.rl.algorithm={clip_low=1e-6,clip_high=1e-6}"
+        )
         return next(run_rl(copy.deepcopy(policy), stage, 0)).metrics
 
     with patch.object(train_room, "load_task", lambda *_: Coin()):
@@ -171,7 +174,7 @@ def rl_stage(tmp_path, *overrides):
 
 def test_groups_without_signal_are_refilled(policy, tmp_path, monkeypatch):
     """Whatever a group earns by its problem: the first problem of every draw has equal rewards."""
-    stage = rl_stage(tmp_path, "stages.rl.grpo.refill=2", "stages.rl.problems=4")
+    stage = rl_stage(tmp_path, "stages.rl.algorithm.refill=2", "stages.rl.problems=4")
     task = load_task(stage.task)
     dead = set()
 
@@ -182,7 +185,7 @@ def test_groups_without_signal_are_refilled(policy, tmp_path, monkeypatch):
         return Group(members.problem, tuple(r.rewarded({"a": float(i)}) for i, r in enumerate(members.rollouts)))
 
     source = task.problems("train", 0)
-    groups, thrown = draw_groups(policy, task, source, stage, rewarded, 0, LocalEngine(policy.model))
+    groups, thrown = draw_groups(policy, task, source, stage, rewarded, 0, make_generator(policy))
     assert thrown == 1
     assert len(groups) == 4
     assert not dead & {members.problem.id for members in groups}
@@ -192,7 +195,7 @@ def test_groups_without_signal_are_refilled(policy, tmp_path, monkeypatch):
     def alike(members):
         return Group(members.problem, tuple(rollout.rewarded({"a": 1.0}) for rollout in members.rollouts))
 
-    groups, thrown = draw_groups(policy, task, source, stage, alike, 0, LocalEngine(policy.model))
+    groups, thrown = draw_groups(policy, task, source, stage, alike, 0, make_generator(policy))
     assert (len(groups), thrown) == (4, 8)  # the last try is kept as it is
 
 
@@ -203,10 +206,12 @@ def test_groups_without_signal_are_refilled(policy, tmp_path, monkeypatch):
         (["entropy=0.01"], {"entropy"}),
         (["std=batch", "average=answers", "refill=1"], {"thrown_groups"}),
         (["std=none", "average=constant", "truncated=false"], set()),
+        (["name=gspo", "kl=0.1", "entropy=0.01"], {"reference_kl", "entropy", "clip_fraction"}),
+        (["name=rloo", "kl=0.1", "entropy=0.01", "refill=1"], {"reference_kl", "entropy", "thrown_groups"}),
     ],
 )
 def test_every_member_of_the_family_runs(policy, tmp_path, changes, measured):
-    stage = rl_stage(tmp_path, *(f"stages.rl.grpo.{change}" for change in changes), "stages.rl.steps=2")
+    stage = rl_stage(tmp_path, *(f"stages.rl.algorithm.{change}" for change in changes), "stages.rl.steps=2")
     before = torch.cat([parameter.detach().flatten().clone() for parameter in policy.model.parameters()])
     rows = [metrics for metrics, *_ in run_rl(policy, stage, 0)]
     assert measured <= set(rows[0])
@@ -218,15 +223,59 @@ def test_every_member_of_the_family_runs(policy, tmp_path, changes, measured):
         assert not torch.equal(before, after)
 
 
+@pytest.mark.parametrize("name", ["grpo", "gspo", "rloo"])
+def test_every_algorithm_learns_from_rewards(policy, tmp_path, monkeypatch, name):
+    """Two updates from a batch, the second with ratios that are not 1; the algorithm needs no more than its name."""
+    monkeypatch.setattr(train_room, "load_task", lambda *_: Coin())
+    stage = rl_stage(tmp_path, f"stages.rl.algorithm={{name='{name}',minibatches=2}}", "stages.rl.steps=2")
+    assert stage.algorithm.name == name
+    assert stage.updates == 4
+    before = policy.model.get_input_embeddings().weight.detach().clone()
+    rows = [step.metrics for step in run_rl(policy, stage, 0)]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert all(row["gradient_norm"] > 0 for row in rows)
+    assert not torch.equal(before, policy.model.get_input_embeddings().weight)
+    assert policy.version == 4
+
+
+def test_the_old_log_probabilities_and_the_reference_are_where_the_algorithm_needs_them(policy, tmp_path, monkeypatch):
+    """Those of the scorer before the step and of where the stage started, at every sample of every mini-batch."""
+    seen = []
+    monkeypatch.setattr(Learner, "update", lambda self, samples, algorithm: seen.extend(samples) or {"lr": 0.0})
+    monkeypatch.setattr(train_room, "load_task", lambda *_: Coin())
+    stage = rl_stage(tmp_path, "stages.rl.algorithm={minibatches=2,kl=0.1}", "stages.rl.precision=bf16")
+    next(run_rl(policy, stage, 0))
+    assert len(seen) == stage.problems * stage.group
+    scored = Learner(policy.model, stage, 1).logprobs([sample.trace for sample in seen])
+    for sample, values in zip(seen, scored, strict=True):
+        for column in (sample.old, sample.reference):  # nothing was learnt, so the policy is its own reference
+            assert torch.allclose(column, values, atol=0.1)
+            assert len(column) == len(sample.trace.token_ids)
+
+
+def test_a_step_whose_loss_is_not_a_number_is_skipped_and_shown(policy, monkeypatch):
+    """The row has no loss, `skipped` counts it, and the line that a terminal shows says so."""
+
+    def loss(self, logprobs, batch, tokens, entropies=None):
+        return logprobs.sum() * math.nan, {"loss": math.nan}
+
+    monkeypatch.setattr(CrossEntropy, "loss", loss)
+    step = next(run_sft(policy, SFT(**STAGE), 0))
+    assert step.metrics["skipped"] == 1
+    assert "loss" not in step.metrics
+    assert figures(step.metrics).startswith("no update  parallel")
+    assert step.rollouts == []
+
+
 def test_what_was_cut_is_not_learnt_from_if_a_recipe_says_so(policy, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(Learner, "update", lambda self, traces, loss, **columns: seen.append(traces) or {"lr": 0.0})
+    monkeypatch.setattr(Learner, "update", lambda self, samples, algorithm: seen.append(samples) or {"lr": 0.0})
     for truncated in (True, False):
-        stage = rl_stage(tmp_path, f"stages.rl.grpo.truncated={str(truncated).lower()}", "stages.rl.steps=1")
+        stage = rl_stage(tmp_path, f"stages.rl.algorithm.truncated={str(truncated).lower()}", "stages.rl.steps=1")
         (_, rollouts, _), *_ = run_rl(policy, stage, 0)
         cut = {id(rollout.trace) for rollout in rollouts if rollout.trace.finish == "length"}
         assert cut
-        learnt = {id(trace) for traces in seen for trace in traces}
+        learnt = {id(sample.trace) for samples in seen for sample in samples}
         assert learnt == {id(rollout.trace) for rollout in rollouts} - (set() if truncated else cut)
         seen.clear()
 
@@ -242,7 +291,7 @@ def test_sft_learns(policy):
 def test_the_rate_of_the_tags_reaches_every_kind_of_stage(tokenizer, tags, tmp_path, name, run):
     moves = {}
     for rate in (1, 50):
-        changes = [f"stages.{name}.optimizer={{lr=1e-4,tags={rate}}}", "stages.rl.grpo={entropy=0.01}"]
+        changes = [f"stages.{name}.optimizer={{lr=1e-4,tags={rate}}}", "stages.rl.algorithm={entropy=0.01}"]
         model = small_model(tokenizer)
         table = model.get_input_embeddings().weight
         before = table.detach().clone()
@@ -361,12 +410,6 @@ def test_mistakes_are_found_before_anything_is_loaded(tmp_path, override, said):
     assert said in str(caught.value)
 
 
-def test_the_attention_implementation_is_checked(tmp_path):
-    for attention in ("eager", "flex_attention", "flash_attention_2"):
-        with pytest.raises(UserError, match="sdpa"):
-            build_policy(make(tmp_path, f"model.attention={attention}"))
-
-
 def test_a_checkpoint_keeps_the_weights(tmp_path):
     recipe = make(tmp_path)
     policy = build_policy(recipe)
@@ -383,8 +426,7 @@ def repeating(task, problems):
 
 def test_a_mismatch_is_measured_at_every_step(policy, monkeypatch):
     """The paper's Seen variant: sampled blind, scored causally. What differs is logged, and where."""
-    forced = partial(fork_join.draw, force=force_forks(policy.tags))
-    monkeypatch.setattr("parallel_r1.generation.rollouts.draw", forced)
+    monkeypatch.setattr(train_room, "make_generator", lambda policy, engine: Forcing(policy, force_forks(policy.tags)))
     problems = list(islice(EASY.problems("train", 0), 2))
     # A problem that comes three times in a step makes one larger group.
     monkeypatch.setattr(train_room, "load_task", lambda name, _: repeating(EASY, [problems[0]] * 3 + [problems[1]]))
@@ -397,9 +439,7 @@ def test_a_mismatch_is_measured_at_every_step(policy, monkeypatch):
         "sampling": {"sampler": "causal_join", "paths": 3, "budget": {"critical_path": 40, "path": 12}},
         "reward": "accuracy()",
     }
-    mixed = RL.model_validate(
-        {**stage, "scorer": "causal", "allow_mismatch": True, "grpo": {"correction": 2.0, "minibatches": 2}}
-    )
+    mixed = RL.model_validate({**stage, "scorer": "causal", "algorithm": {"correction": 2.0, "minibatches": 2}})
     for row, *_ in run_rl(policy, mixed, 0):
         assert 1e-2 < row["mismatch_mean"] < row["mismatch_max"]
         assert row["mismatch_after_fork"] > 1e-2

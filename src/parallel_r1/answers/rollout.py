@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from parallel_r1 import files
 from parallel_r1.answers.trace import Defect, Span, Trace
 from parallel_r1.answers.upgrade import texts_of_spans
 from parallel_r1.errors import UserError
@@ -146,16 +147,12 @@ def read_jsonl(path: Path) -> Iterator[Rollout]:
     Raises:
         UserError: a line that is no rollout; says which.
     """
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    "a rollout per line, as a run writes them",
-                    f"{path}:{number}: {error!r}",
-                    "give a file from a run's rollouts/ folder",
-                ) from error
+    fix = "give a file from a run's rollouts/ folder"
+    for number, row in files.read_jsonl(path, fix=fix):
+        try:
+            yield from_json(row)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError("a rollout per line, as a run writes them", f"{path}:{number}: {error!r}", fix) from error
 
 
 def group(rollouts: Sequence[Rollout]) -> list[Group]:

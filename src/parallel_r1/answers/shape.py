@@ -2,40 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from parallel_r1.answers.parser import parse_text, text_pieces
+from parallel_r1.answers.rollout import Rollout
+from parallel_r1.answers.syntax import without_tags
+from parallel_r1.answers.trace import Address
 from parallel_r1.errors import need
 
 
 def need_sacrebleu() -> None:
-    """Refuse to begin what measures how alike paths are without the package that does it.
+    """Refuse to measure how alike paths are without the package that computes BLEU.
 
     Raises:
-        UserError: it is not installed.
+        UserError: sacrebleu is not installed.
     """
-    need("sacrebleu", "which says how alike paths are", "rewards")
+    need("sacrebleu", "which computes BLEU", "rewards")
 
 
-def self_bleu(text: str) -> float:
-    """How alike the paths of a fork are, 0 .. 1: the BLEU of each path against its siblings, as a mean over the paths
-    and then over the forks that have siblings. 0 if there is none. Source: Texygen (arXiv 1802.01886)."""
-    from sacrebleu import sentence_bleu
+def paths_of_rollout(rollout: Rollout) -> tuple[tuple[str, ...], ...]:
+    """Texts of the paths of every fork, read from the spans; see `path_texts`."""
+    return path_texts(zip((span.address for span in rollout.trace.spans), rollout.texts, strict=True))
 
+
+def paths_of_text(text: str) -> tuple[tuple[str, ...], ...]:
+    """The same for an answer that has no spans because no model of ours wrote it, such as a teacher's."""
+    return path_texts(zip(parse_text(text).addresses, (words for words, _ in text_pieces(text)), strict=True))
+
+
+def path_texts(pieces: Iterable[tuple[Address, str]]) -> tuple[tuple[str, ...], ...]:
+    """Texts of the paths of every fork, without tags. Forks and paths stand in reading order of their first text.
+
+    Args:
+        pieces: address and text of parts of the answer in reading order. Text inside a nested fork belongs to the
+            nested fork only. A path without text is left out.
+    """
     forks: dict[int, dict[int, str]] = {}
-    for (words, piece), address in zip(text_pieces(text), parse_text(text).addresses, strict=True):
-        if address and piece.tag is None:
+    for address, part in pieces:
+        words = without_tags(part, "")
+        if address and words:
             fork, path = address[-1]
             paths = forks.setdefault(fork, {})
             paths[path] = paths.get(path, "") + words
-    found = [
+    return tuple(tuple(paths.values()) for paths in forks.values())
+
+
+def self_bleu(forks: Iterable[Sequence[str]]) -> float:
+    """How alike sibling paths are, 0 .. 1: BLEU of every path against its siblings, averaged over the paths of a fork
+    and then over the forks with at least two paths; 0 without such a fork. Source: Texygen (arXiv 1802.01886).
+
+    Args:
+        forks: texts of the paths of every fork.
+    """
+    from sacrebleu import sentence_bleu
+
+    scores = [
         fmean(sentence_bleu(path, [*paths[:at], *paths[at + 1 :]]).score / 100 for at, path in enumerate(paths))
-        for paths in (list(fork.values()) for fork in forks.values())
+        for paths in forks
         if len(paths) > 1
     ]
-    return fmean(found) if found else 0.0
+    return fmean(scores) if scores else 0.0
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,8 @@ def generate(
     )
     from parallel_r1 import models
     from parallel_r1.answers.visibility import latency
-    from parallel_r1.generation.local.engine import LocalEngine
+    from parallel_r1.generation.generator import Request, make_generator
     from parallel_r1.generation.rollouts import check_length
-    from parallel_r1.generation.scheduler import draw
     from parallel_r1.report.answers import LiveAnswer
 
     quiet()
@@ -59,15 +58,7 @@ def generate(
     check_length(policy, len(prompt_ids), sampling)
 
     def drawn(on_token: Any = None) -> Any:
-        return draw(
-            LocalEngine(policy.model),
-            policy.tags,
-            [prompt_ids],
-            sampling,
-            seed,
-            on_token=on_token,
-            decode=policy.decode,
-        )[0]
+        return make_generator(policy).traces([Request(prompt_ids, sampling, f"{seed}/0")], on_token=on_token)[0]
 
     if as_json:
         trace = drawn()
@@ -149,23 +140,21 @@ def score(
     as_json: options.AsJson = False,
 ) -> None:
     """What answers earn under a reward, and what for: one line for each, its terms add up to its reward."""
+    from parallel_r1.training.rewards.base import apply_reward
     from parallel_r1.training.rewards.language import parse_reward
-    from parallel_r1.training.rewards.outcome import Outcome
 
-    earn = parse_reward(reward)
+    parsed = parse_reward(reward)
     if not file.is_file():
         raise UserError("a file of rollouts", f"no file {file}", "check the path")
-    from parallel_r1.answers.rollout import read_jsonl
+    from parallel_r1.answers.rollout import group, read_jsonl
 
-    for rollout in read_jsonl(file):
-        terms = earn(Outcome.of(rollout), step)
+    rollouts = list(read_jsonl(file))
+    rewarded = {members.problem.id: iter(apply_reward(members, parsed, step).rollouts) for members in group(rollouts)}
+    for problem in (rollout.problem.id for rollout in rollouts):  # in the order of the file
+        terms = next(rewarded[problem]).terms or {}
+        total = sum(terms.values())
         if as_json:
-            print(json.dumps({"id": rollout.problem.id, "reward": sum(terms.values()), "terms": terms}))
+            print(json.dumps({"id": problem, "reward": total, "terms": terms}))
         else:
             parts = "  ".join(f"{name} {value:+.3f}" for name, value in terms.items())
-            console.print(
-                f"{sum(terms.values()):+.3f}  {parts}  [{rollout.problem.id}]",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            console.print(f"{total:+.3f}  {parts}  [{problem}]", markup=False, highlight=False, soft_wrap=True)

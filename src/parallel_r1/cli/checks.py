@@ -14,6 +14,7 @@ import typer
 from parallel_r1.cli import options
 from parallel_r1.cli.app import app, console, one_of, quiet
 from parallel_r1.errors import UserError
+from parallel_r1.files import numbered_lines, parse_object
 
 
 @app.command()
@@ -70,17 +71,17 @@ def lines(file: str) -> Iterator[bytes]:
     if file != "-" and not Path(file).is_file():
         raise UserError("a JSONL file, or - for standard input", f"no file {file}", "check the path")
     with sys.stdin.buffer if file == "-" else Path(file).open("rb") as stream:
-        yield from (line for line in stream if line.strip())
+        yield from (line for _, line in numbered_lines(stream))
 
 
 def _check_line(line: bytes) -> dict[str, Any]:
     from parallel_r1.answers.parser import parse_text
 
     try:
-        text = json.loads(line)["text"]
+        text = parse_object(line)["text"]
         if not isinstance(text, str):
             raise TypeError(f"text is {type(text).__name__}, not a string")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         at = error.pos if isinstance(error, json.JSONDecodeError) else 0
         message = 'expected {"text": ..}, found ' + f"{type(error).__name__}: {error}"
         defect = {"kind": "broken-line", "at": at, "message": message}
@@ -127,11 +128,11 @@ def _read_answer(line: bytes) -> dict[str, Any]:
     from parallel_r1.tasks.grading.extract import final_answer
 
     try:
-        row = json.loads(line)
+        row = parse_object(line)
         text, gold = row["text"], row["answer"]
         if not isinstance(text, str) or not isinstance(gold, str):
             raise TypeError(f"text is {type(text).__name__}, answer is {type(gold).__name__}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         message = 'expected {"text": .., "answer": ..}, found ' + f"{type(error).__name__}: {error}"
         return {"correct": False, "found": None, "answer": "", "error": message}
     known = {"id": row["id"]} if "id" in row else {}

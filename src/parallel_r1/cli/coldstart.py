@@ -102,7 +102,7 @@ def coldstart(
     from parallel_r1.coldstart.collect import ANSWERS, Collection, Limits, problems_of
     from parallel_r1.coldstart.filters import Sieve
     from parallel_r1.coldstart.journal import Ask, Journal
-    from parallel_r1.tasks.base import load_task
+    from parallel_r1.tasks.base import load_task, statement_of
     from parallel_r1.tasks.datasets.rows import check_writable
 
     check_writable(out / ANSWERS)
@@ -116,6 +116,7 @@ def coldstart(
     else:
         from parallel_r1 import models
         from parallel_r1.coldstart.ask_self import Own
+        from parallel_r1.generation.settings import Engine
 
         quiet()
         sampling = sampling_of(
@@ -123,15 +124,14 @@ def coldstart(
             paths=paths,
             temperature=temperature,
             top_p=top_p,
-            rows=rows,
             total=total,
             critical_path=critical_path,
             path_tokens=path_tokens,
             forks=forks,
         )
-        asked = Own(models.load(model), model, sampling, seed)
-    tasks = {name.strip(): load_task(name.strip(), hold_back=True) for name in problems.split(",")}
-    asked_for = [(each, task.statement(each)) for task in tasks.values() for each in problems_of(task, seed, limit)]
+        asked = Own(models.load(model), model, sampling, seed, Engine(rows=rows))
+    tasks = {name.strip(): load_task(name.strip(), hold_back=True, data_dir=data_dir) for name in problems.split(",")}
+    asked_for = [(each, statement_of(task, each)) for task in tasks.values() for each in problems_of(task, seed, limit)]
     asks = [Ask(problem, statement, sample) for sample in range(samples) for problem, statement in asked_for]
 
     from parallel_r1.report.progress import AskProgress

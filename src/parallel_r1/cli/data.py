@@ -32,19 +32,10 @@ NewFile = Annotated[Path, typer.Option("--out", help="A new .jsonl or .parquet f
 Column = Annotated[str, typer.Option(help="The column with the answers.")]
 
 
-def _use(folder: Path | None) -> None:
-    """Every part of the program asks the environment where the data lie."""
-    if folder is not None:
-        from parallel_r1.tasks.datasets.sources import FOLDER
-
-        os.environ[FOLDER] = str(folder)
-
-
 DataDir = Annotated[
     Path | None,
     typer.Option(
         "--data-dir",
-        callback=_use,
         help="A folder with files such as gsm8k_train.parquet, instead of the hub. Default: $PARALLEL_R1_DATA.",
     ),
 ]
@@ -55,7 +46,7 @@ def check(name: Name, data_dir: DataDir = None, as_json: options.AsJson = False)
     """Report every damaged problem of a set: what kind of damage, how many, which."""
     from parallel_r1.tasks.datasets.damage import MEANING, find
 
-    records = _open(name)[1]
+    records = _open(name, data_dir)[1]
     _report(name, records, find(records), MEANING, as_json)
 
 
@@ -75,9 +66,9 @@ def clean(
     for kind in keep or []:
         one_of("--keep", kind, Kind)
     cleaning.check_vacant(out)
-    source, records = _open(name)
+    source, records = _open(name, data_dir)
     benchmarks = _names(against)
-    cleaned = cleaning.clean(records, _benchmarks(benchmarks), keep or [])
+    cleaned = cleaning.clean(records, _benchmarks(benchmarks, data_dir), keep or [])
     card = cleaning.write(cleaned, source, benchmarks, out)
     for kind, count in sorted(cleaned.dropped.items(), key=lambda item: -item[1]):
         console.print(f"{count:6,}  {kind}", highlight=False)
@@ -98,8 +89,8 @@ def decontaminate(
     """Report every problem of a set that is in a benchmark: the same text, the same words, or a run of 13 words."""
     from parallel_r1.tasks.datasets.overlap import MEANING, overlaps
 
-    records = _open(name)[1]
-    found = overlaps(records, _benchmarks(_names(against)))
+    records = _open(name, data_dir)[1]
+    found = overlaps(records, _benchmarks(_names(against), data_dir))
     _report(name, records, found, MEANING, as_json)
     if not as_json:
         hit = Counter(benchmark for benchmark, _ in {(each.benchmark, each.other) for each in found})
@@ -185,7 +176,7 @@ def _read(file: Path, out: Path, column: str) -> list[dict[str, Any]]:
             raise UserError(
                 f"a text in the column {column}",
                 f"columns {', '.join(row)} in row {number} of {file}",
-                "name another --column, or mend that row",
+                "name another --column, or correct that row",
             )
     return rows
 
@@ -196,22 +187,22 @@ def _write(out: Path, rows: list[dict[str, Any]]) -> None:
     write_file(out, rows)
 
 
-def _open(name: str) -> tuple[Source, list[Record]]:
-    from parallel_r1.tasks.datasets.sources import open_source
+def _open(name: str, data_dir: Path | None) -> tuple[Source, list[Record]]:
+    from parallel_r1.tasks.suites import open_source
 
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network every try would be a line
-    source = open_source(name)
-    return source, source.records(*source.first)
+    source = open_source(name, data_dir)
+    return source, source.records(*source.main_splits)
 
 
 def _names(against: str) -> list[str]:
     return [name.strip() for name in against.split(",") if name.strip()]
 
 
-def _benchmarks(names: Iterable[str]) -> list[Record]:
-    from parallel_r1.tasks.datasets.sources import open_source
+def _benchmarks(names: Iterable[str], data_dir: Path | None) -> list[Record]:
+    from parallel_r1.tasks.suites import open_source
 
-    return [record for name in names for record in open_source(name).records("test")]
+    return [record for name in names for record in open_source(name, data_dir).records("test")]
 
 
 def _report(name: str, records: list[Record], found: list[Any], meaning: dict[str, str], as_json: bool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel_r1.answers.rollout import Rollout, read_jsonl
-from parallel_r1.answers.shape import mean, self_bleu
+from parallel_r1.answers.shape import mean, paths_of_rollout, self_bleu
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def habits(rollouts: Sequence[Rollout], step: int) -> Habits:
     """Measure the answers of one step, at least one."""
     forked = [rollout for rollout in rollouts if rollout.trace.forks]
     positions = [at / rollout.total for rollout in forked for at in rollout.trace.fork_at]
-    likeness = mean(self_bleu(rollout.text) for rollout in forked)
+    likeness = mean(self_bleu(paths_of_rollout(rollout)) for rollout in forked)
     return Habits(step, len(forked) / len(rollouts), mean(positions), likeness)
 
 

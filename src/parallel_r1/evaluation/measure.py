@@ -13,10 +13,12 @@ from parallel_r1.answers.rollout import Problem, Rollout, group
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.settings import Evaluation
 from parallel_r1.evaluation.statistics import interval
+from parallel_r1.generation.generator import Generator
 from parallel_r1.generation.rollouts import answer
 from parallel_r1.generation.settings import Sampling
 from parallel_r1.models.policy import Policy
-from parallel_r1.tasks.base import Split, Task, load_task
+from parallel_r1.tasks.base import Split, Task, load_task, problem_stream
+from parallel_r1.tasks.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def held_out(task: Task, count: int, seed: int, split: Split = "test") -> list[P
     Raises:
         UserError: the task has no problem in this split, or generates problems without end but too few different ones.
     """
-    source = task.problems(split, seed)
+    source = problem_stream(task, split, seed)
     problems: dict[str, Problem] = {}
     for problem in islice(source, 20 * count + 1000):
         problems.setdefault(problem.id, problem)
@@ -114,12 +116,22 @@ def held_out(task: Task, count: int, seed: int, split: Split = "test") -> list[P
 
 
 def evaluate(
-    policy: Policy, task_name: str, settings: Evaluation, sampling: Sampling, stage: str = "", split: Split = "test"
+    policy: Policy,
+    task_name: str,
+    settings: Evaluation,
+    sampling: Sampling,
+    stage: str = "",
+    split: Split = "test",
+    *,
+    prompt: Prompt | None = None,
+    generator: Generator | None = None,
 ) -> Result:
     """Draw answers to held-out problems of a task and measure them."""
     task = load_task(task_name)
     problems = held_out(task, settings.problems, settings.seed, split)
-    return summarise(answer(policy, task, problems, settings.samples_of(task_name), sampling, settings.seed), stage)
+    samples = settings.samples_of(task_name)
+    rollouts = answer(policy, task, problems, samples, sampling, settings.seed, prompt=prompt, generator=generator)
+    return summarise(rollouts, stage)
 
 
 def summarise(rollouts: Sequence[Rollout], stage: str = "") -> Result:

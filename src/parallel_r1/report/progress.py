@@ -81,9 +81,10 @@ class RunProgress:
 
 def figures(row: dict[str, Any]) -> str:
     """Reward or loss of a step, parallel ratio and speed, as a few words."""
-    first = (
-        f"reward {row['reward']:+.2f}  accuracy {row['accuracy']:.2f}" if "reward" in row else f"loss {row['loss']:.3f}"
-    )
+    if "reward" in row:
+        first = f"reward {row['reward']:+.2f}  accuracy {row['accuracy']:.2f}"
+    else:
+        first = f"loss {row['loss']:.3f}" if "loss" in row else "no update"
     return f"{first}  parallel {row['parallel_ratio']:.2f}  {row['tokens_per_second']:,.0f} tokens/s"
 
 

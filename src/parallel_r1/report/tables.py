@@ -18,7 +18,7 @@ from parallel_r1.evaluation import tables
 from parallel_r1.evaluation.measure import Result
 from parallel_r1.runs.estimate import Memory, Plan
 from parallel_r1.table import Table
-from parallel_r1.training.mismatch import Parity
+from parallel_r1.training.mismatch import Mismatch
 
 
 def rich_table(table: Table, row_styles: Sequence[str] = (), cell_styles: Mapping[str, str] | None = None) -> RichTable:
@@ -91,7 +91,7 @@ def _memory(plan: Plan) -> RichTable:
     return rich_table(Table(("GB", *(stage.name for stage in plan.stages)), rows), styles)
 
 
-def print_parity(console: Console, pairs: Sequence[Parity]) -> None:
+def print_parity(console: Console, pairs: Sequence[Mismatch]) -> None:
     """Print how far the log-probabilities of samplers and scorers are apart, in nats."""
     rows = []
     for pair in pairs:

@@ -21,7 +21,7 @@ from rich.filesize import decimal
 from parallel_r1.answers.rollout import Rollout, write_jsonl
 from parallel_r1.distributed import by_first
 from parallel_r1.errors import UserError
-from parallel_r1.files import move, whole, write_text, written
+from parallel_r1.files import move, read_jsonl, whole, write_json, write_text, written
 from parallel_r1.models.lora import save
 from parallel_r1.models.policy import Policy
 from parallel_r1.runs.recipe import Recipe
@@ -158,8 +158,7 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; one that was broken off is left out."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return [row for _, row in read_jsonl(file, drop_unfinished=True)] if file.is_file() else []
 
     @by_first
     def rewind(self, step: int) -> None:
@@ -293,8 +292,3 @@ def environment() -> dict[str, Any]:
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as a JSON file, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1))

@@ -51,8 +51,8 @@ def entropy(rows: list[Row]) -> str | None:
     began, now = _began(rows, "surprise"), _now(rows, "surprise")
     if now < 0.2 * began:
         return (
-            f"entropy collapse: {now:.3f} nats a token, it began with {began:.3f}. Raise grpo.clip_high or "
-            "grpo.entropy, or lower optimizer.lr"
+            f"entropy collapse: {now:.3f} nats a token, it began with {began:.3f}. Raise algorithm.clip_high or "
+            "algorithm.entropy, or lower optimizer.lr"
         )
     return None
 
@@ -65,7 +65,7 @@ def dead(rows: list[Row]) -> str | None:
         fix = "harder" if accuracy > 0.5 else "easier"
         return (
             f"dead groups: in {now:.0%} of the groups all answers earn the same, at {accuracy:.0%} accuracy. Take "
-            f"{fix} problems, larger groups, or grpo.refill"
+            f"{fix} problems, larger groups, or algorithm.refill"
         )
     return None
 
@@ -79,7 +79,7 @@ def mismatch(rows: list[Row]) -> str | None:
     if now > max(0.05, 3 * began):
         return (
             f"mismatch growth: sampler and scorer differ by {now:.3f} nats a token, it began with {began:.3f}. Use the "
-            "sampler's exact scorer, or grpo.correction"
+            "sampler's exact scorer, or algorithm.correction"
         )
     return None
 

@@ -10,10 +10,26 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from parallel_r1.errors import UserError, nearest
+from parallel_r1.registry import load_plugins
 from parallel_r1.runs.recipe import Recipe
-from parallel_r1.training.settings import RL, SFT, Stage
+from parallel_r1.training.algorithms.base import ALGORITHMS, UNKNOWN_NAME, PolicyGradient
+from parallel_r1.training.settings import DEFAULT_ALGORITHM, RL, SFT, Stage
 
 S = TypeVar("S", bound=BaseModel)
+
+
+MOVED = {
+    "sampling.rows": "engine.rows, for all stages",
+    "sampling.memory": "engine.memory, for all stages",
+    "sampling.compile": "engine.compile, for all stages",
+    "sampling.instruction": "prompt.instruction",
+    "sampling.final": "prompt.final_answer",
+    "grpo": "algorithm",
+    "allow_mismatch": "no key any more: a scorer that is written down is used as it is",
+}
+"""Keys of a stage that have another place since version 0.2, and that place."""
+GONE = {"model.attention": "model", "model.lora.dropout": "model.lora"}
+"""Keys that had one legal value, and the table that they were in."""
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -58,8 +74,36 @@ def make_recipe(tree: dict[str, Any], path: Path, overrides: Sequence[str]) -> R
     """
     for override in overrides:
         apply_override(tree, override)
+    _refuse_old_keys(tree, path)
+    if isinstance(tree.get("imports"), list) and all(isinstance(name, str) for name in tree["imports"]):
+        tree["imports"] = load_plugins(tree["imports"], path.parent)
     _spread_defaults(tree, path)
     return validated(Recipe, tree, path)
+
+
+def _refuse_old_keys(tree: dict[str, Any], path: Path) -> None:
+    """Say the new key of one that has moved or gone."""
+    stages = tree.get("stages", {})
+    tables = {"defaults": tree.get("defaults"), **(stages if isinstance(stages, dict) else {})}
+    for table, stage in tables.items():
+        where = "defaults" if table == "defaults" else f"stages.{table}"
+        for key, new in MOVED.items():
+            if _holds(stage, key):
+                raise UserError(f"the keys of version 0.2 in {path}", f"{where}.{key}", f"it is {new} now")
+    for key, table in GONE.items():
+        if _holds(tree, key):
+            raise UserError(
+                f"the keys of version 0.2 in {path}", key, f"leave it out of [{table}]: it had one legal value"
+            )
+
+
+def _holds(tree: Any, key: str) -> bool:
+    """Whether nested tables have a dotted key."""
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
 
 
 def validated(section: type[S], tree: dict[str, Any], path: Path) -> S:
@@ -71,7 +115,7 @@ def validated(section: type[S], tree: dict[str, Any], path: Path) -> S:
     try:
         return section.model_validate(tree)
     except ValidationError as error:
-        raise _explain(error, path, section) from error
+        raise _explain(error, path, section, tree) from error
 
 
 def _spread_defaults(tree: dict[str, Any], path: Path) -> None:
@@ -122,7 +166,7 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(error: ValidationError, path: Path, section: type[BaseModel]) -> UserError:
+def _explain(error: ValidationError, path: Path, section: type[BaseModel], tree: dict[str, Any]) -> UserError:
     """The first problem of a file as one line."""
     # A key that nobody knows comes first: it may be the misspelt name of one that is said to be missing.
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
@@ -130,10 +174,13 @@ def _explain(error: ValidationError, path: Path, section: type[BaseModel]) -> Us
     # The third place inside a stage is its kind, which a recipe does not write there.
     where = ".".join(str(part) for at, part in enumerate(first["loc"]) if at != 2 or first["loc"][0] != "stages")
     if first["type"] == "extra_forbidden":
-        known = _fields_at(first["loc"][:-1], section)
+        known = _fields_at(first["loc"][:-1], section, tree)
         if section is Recipe and len(first["loc"]) == 1:
             known += ["defaults", "extends"]
         return UserError("a known key", f"'{where}' in {path}", nearest(str(first["loc"][-1]), known))
+    if first["type"] == UNKNOWN_NAME:
+        named = first["ctx"]
+        return UserError(f"a known {named['kind']}", f"'{named['name']}' in {where} of {path}", named["advice"])
     if first["type"] == "union_tag_not_found":
         return UserError(
             "a kind, 'sft' or 'rl', in every stage", f"none in {where} of {path}", "is the name of the stage misspelt?"
@@ -143,14 +190,22 @@ def _explain(error: ValidationError, path: Path, section: type[BaseModel]) -> Us
     return UserError(f"a valid {what}", f"{path}: {where or what}{found}", message)
 
 
-def _fields_at(location: tuple[int | str, ...], section: type[BaseModel]) -> list[str]:
-    """The keys that the section at a location of a validation error may have."""
-    for part in location:
-        if part in ("sft", "rl"):
+def _fields_at(location: tuple[int | str, ...], section: type[BaseModel], tree: Any) -> list[str]:
+    """The keys that the section at a location of a validation error may have.
+
+    Args:
+        tree: what was validated; the fields of an algorithm depend on the name in its table.
+    """
+    for at, part in enumerate(location):
+        if at == 2 and location[0] == "stages":  # the kind of a stage, which is no key
             section = SFT if part == "sft" else RL
-        elif part in section.model_fields:
+            continue
+        tree = tree.get(part) if isinstance(tree, dict) else None
+        if part in section.model_fields:
             kinds = [kind for kind in _kinds(section.model_fields[str(part)].annotation)]
             section = kinds[0] if kinds else section
+    if issubclass(section, PolicyGradient) and isinstance(tree, dict):
+        return ["name", *ALGORITHMS[tree.get("name", DEFAULT_ALGORITHM)].model_fields]
     return list(section.model_fields)
 
 

@@ -1,4 +1,4 @@
-"""Traces to tensors under a named scorer; the only border between Python objects and tensors."""
+"""Samples as tensors, laid out for a scorer, and the log-probabilities of their tokens."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ from parallel_r1.answers.visibility import Layout, Run, arrange, pack
 from parallel_r1.generation.distribution import RAW, Decoding, log_probabilities
 from parallel_r1.models import attention as attend
 from parallel_r1.models.attention import Sight
+from parallel_r1.training.sample import Sample
 
 LOGITS = 2**24
-"""Logits that exist at once while a batch is scored."""
+"""Number of logits held in memory at once while a batch is scored."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts and answers in rows, padded on the right. b rows, n places, a addresses.
+    """Prompts and answers in rows, padded on the right: b rows, n places, a addresses.
 
     Attributes:
         token_ids: the tokens.
         positions: their positions.
-        previous: for every place the one that predicts it: the latest before it that it sees, itself if there is none.
-        address_ids: for every place the row of its address in `sees`; padding has its own address, seen by none.
+        previous: index of the nearest earlier visible place, which predicts this one; its own index if there is none.
+        address_ids: the index of each place's address in `sees`. Padding has an address of its own that no token sees.
         sees: whether tokens of two addresses may see each other.
-        source: which token stands there, counted through the answers of all traces; -1 for prompts, for copies that
-            a scorer reads again, and for padding. Every token of an answer has exactly one place.
-        sizes: by trace, the tokens of its answer.
-        sampled: True where the policy drew the token: the only places with a loss.
-        behaviour: log-probabilities under the policy that drew the tokens; 0 where unknown or not sampled.
-        old: log-probabilities under the scorer before the update that the batch is for; `behaviour` unless given.
-        reference: log-probabilities under the policy that the stage started from; 0 unless given.
-        advantages, weights: those of the trace that the token is of; 0 outside answers.
-        plain: every row is one sequence without a fork, so ordinary causal attention says the same.
+        source: the index of each place's token, counted through the answers of all samples; -1 for prompts, padding and
+            the copies that a scorer reads again. Every token of an answer has exactly one place.
+        sizes: number of tokens of each sample's answer.
+        sampled: True where the policy sampled the token: only these places have a loss.
+        behaviour: log-probabilities that the tokens were sampled with; 0 where unknown or not sampled.
+        old: log-probabilities under the scorer before the step; `behaviour` unless the sample has its own.
+        reference: log-probabilities under the policy that the stage started from; 0 if the sample has none.
+        advantages, weights: those of the token's sample; 0 outside answers.
+        plain: no row has a fork or a second sequence, so ordinary causal attention gives the same result.
     """
 
     token_ids: Int[Tensor, "b n"]
@@ -66,82 +67,72 @@ class Batch:
         return Sight(self.address_ids, self.positions, self.sees)
 
     def gather(self, values: Float[Tensor, "b n"]) -> list[Float[Tensor, " _"]]:
-        """What stands at the places of each trace's answer, in the order of `trace.token_ids`: one array a trace."""
+        """The values of each sample's answer, in the order of `trace.token_ids`."""
         flat = values.new_zeros(sum(self.sizes))
         flat[self.source[self.source >= 0]] = values[self.source >= 0]
         return list(flat.split(self.sizes))
 
+    def sums(self, values: Float[Tensor, "b n"]) -> Float[Tensor, " s"]:
+        """Sum over the tokens of each sample's answer, wherever in the rows they lie."""
+        return torch.stack([answer.sum() for answer in self.gather(values)])
+
+    def spread(self, values: Float[Tensor, " s"]) -> Float[Tensor, "b n"]:
+        """One value per sample, at every place of its answer; 0 elsewhere."""
+        by_token = values.repeat_interleave(torch.tensor(self.sizes, device=values.device))
+        return torch.cat([by_token, by_token.new_zeros(1)])[self.source]  # source -1 reads the last one
+
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device."""
-        moved: dict[str, Any] = {name: each.to(device) for name, each in vars(self).items() if torch.is_tensor(each)}
-        return replace(self, **moved)
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)
+        }
+        return replace(self, **tensors)
 
 
-def collate(
-    traces: Sequence[Trace],
-    scorer: Scorer,
-    advantages: Sequence[float] | None = None,
-    pad_id: int = 0,
-    *,
-    weights: Sequence[float] | None = None,
-    old: Sequence[Float[Tensor, " _"]] | None = None,
-    reference: Sequence[Float[Tensor, " _"]] | None = None,
-    rows: Sequence[int] | None = None,
-) -> Batch:
-    """Lay traces out as one batch.
+def collate(samples: Sequence[Sample], scorer: Scorer, pad_id: int = 0, *, rows: Sequence[int] | None = None) -> Batch:
+    """Lay samples out as one batch.
 
     Args:
-        traces: at least one.
-        scorer: who sees whom.
-        advantages, weights: one per trace; ones if None.
+        samples: at least one.
+        scorer: decides who sees whom.
         pad_id: any valid token id; padding is never seen and never scored.
-        old, reference: for each trace one log-probability per token of its answer, as `Batch.gather` makes them.
-        rows: how many traces lie side by side in each row, in the order of `traces`; one in each if None. Neighbours
+        rows: number of samples side by side in each row, in the order of `samples`; one per row if None. Neighbours
             with the same prompt share it.
     """
+    traces = [sample.trace for sample in samples]
     sizes = [len(trace.token_ids) for trace in traces]
-    ends = np.cumsum(sizes)
-    tokens = [np.array((*trace.prompt_ids, *trace.token_ids), dtype=np.int64) for trace in traces]
-    answer = [  # for every token of a prompt and its answer, which answer token it is
-        np.concatenate([np.full(len(trace.prompt_ids), -1), np.arange(end - size, end)])
-        for trace, size, end in zip(traces, sizes, ends, strict=True)
-    ]
     rest = iter(range(len(traces)))
     members = [list(islice(rest, count)) for count in rows or [1] * len(traces)]
     layouts = [
         pack([[_runs(traces[i]) for i in family] for _, family in groupby(row, lambda i: traces[i].prompt_ids)], scorer)
         for row in members
     ]
-    filled = list(zip(members, layouts, strict=True))
-    source = _padded(
-        [np.where(laid.drawn, np.concatenate([answer[i] for i in row])[laid.source], -1) for row, laid in filled], -1
-    )
-    spans = [span for trace in traces for span in trace.spans]
-    known = _spread(
-        [span.logprobs if span.sampled and span.logprobs else [0.0] * len(span.token_ids) for span in spans], source
-    )
-
-    def each(values: Sequence[float] | None) -> Float[Tensor, "b n"]:
-        ones = values or [1.0] * len(traces)
-        return _spread([[value] * size for value, size in zip(ones, sizes, strict=True)], source)
-
+    token_ids, answer_index = _tokens(traces, members, layouts)
+    source = _padded(answer_index, -1)
+    behaviour = [_behaviour(trace) for trace in traces]
+    old = [
+        sampled_with if sample.old is None else sample.old.tolist()
+        for sample, sampled_with in zip(samples, behaviour, strict=True)
+    ]
+    reference = [
+        [0.0] * size if sample.reference is None else sample.reference.tolist()
+        for sample, size in zip(samples, sizes, strict=True)
+    ]
     return Batch(
-        token_ids=_padded([np.concatenate([tokens[i] for i in row])[laid.source] for row, laid in filled], pad_id),
-        positions=_padded([laid.positions for laid in layouts], 0),
+        token_ids=_padded(token_ids, pad_id),
+        positions=_padded([layout.positions for layout in layouts], 0),
         previous=_previous(layouts),
-        address_ids=_padded([laid.address_ids for laid in layouts], max(len(laid.sees) for laid in layouts)),
-        sees=_relations([laid.sees for laid in layouts]),
+        address_ids=_padded([layout.address_ids for layout in layouts], max(len(layout.sees) for layout in layouts)),
+        sees=_relations([layout.sees for layout in layouts]),
         source=source,
         sizes=tuple(sizes),
-        sampled=_spread([[float(span.sampled)] * len(span.token_ids) for span in spans], source).bool(),
-        behaviour=known,
-        old=known if old is None else _spread([each.tolist() for each in old], source),
-        reference=_spread(
-            [[0.0] * size for size in sizes] if reference is None else [x.tolist() for x in reference], source
-        ),
-        advantages=each(advantages),
-        weights=each(weights),
-        plain=all(laid.sees.all() for laid in layouts),
+        sampled=_spread([[float(s.sampled)] * len(s.token_ids) for t in traces for s in t.spans], source).bool(),
+        behaviour=_spread(behaviour, source),
+        old=_spread(old, source),
+        reference=_spread(reference, source),
+        advantages=_spread([[s.advantage] * size for s, size in zip(samples, sizes, strict=True)], source),
+        weights=_spread([[s.weight] * size for s, size in zip(samples, sizes, strict=True)], source),
+        plain=all(layout.sees.all() for layout in layouts),
     )
 
 
@@ -150,33 +141,59 @@ def _runs(trace: Trace) -> list[Run]:
     return [(TRUNK, len(trace.prompt_ids)), *trace.runs]
 
 
+def _tokens(
+    traces: Sequence[Trace], members: Sequence[Sequence[int]], layouts: Sequence[Layout]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The token ids of every row, and of which token of the answers each of them is the one place; -1 for others."""
+    ends = np.cumsum([len(trace.token_ids) for trace in traces])
+    tokens = [np.array((*trace.prompt_ids, *trace.token_ids), dtype=np.int64) for trace in traces]
+    in_answers = [
+        np.concatenate([np.full(len(trace.prompt_ids), -1), np.arange(end - len(trace.token_ids), end)])
+        for trace, end in zip(traces, ends, strict=True)
+    ]
+    token_ids, source = list[np.ndarray](), list[np.ndarray]()
+    for row, layout in zip(members, layouts, strict=True):
+        token_ids.append(np.concatenate([tokens[i] for i in row])[layout.source])
+        source.append(np.where(layout.drawn, np.concatenate([in_answers[i] for i in row])[layout.source], -1))
+    return token_ids, source
+
+
+def _behaviour(trace: Trace) -> list[float]:
+    """The log-probability that every token of an answer was sampled with; 0 where unknown or given."""
+    return [
+        value
+        for span in trace.spans
+        for value in (span.logprobs if span.sampled and span.logprobs else [0.0] * len(span.token_ids))
+    ]
+
+
 def _padded(rows: Sequence[np.ndarray], fill: int) -> Int[Tensor, "b n"]:
     """Rows of different lengths as one tensor."""
-    whole = np.full((len(rows), max(map(len, rows))), fill, dtype=np.int64)
-    for row, values in zip(whole, rows, strict=True):
+    padded = np.full((len(rows), max(map(len, rows))), fill, dtype=np.int64)
+    for row, values in zip(padded, rows, strict=True):
         row[: len(values)] = values
-    return torch.from_numpy(whole)
+    return torch.from_numpy(padded)
 
 
 def _previous(layouts: Sequence[Layout]) -> Int[Tensor, "b n"]:
-    """Who predicts each place; a place that nobody predicts stands for itself."""
-    found = _padded([laid.previous for laid in layouts], -1)
-    return torch.where(found < 0, torch.arange(found.shape[1]), found)
+    """The place that predicts each place; its own index where no place does."""
+    previous = _padded([layout.previous for layout in layouts], -1)
+    return torch.where(previous < 0, torch.arange(previous.shape[1]), previous)
 
 
 def _relations(tables: Sequence[Bool[np.ndarray, "_ _"]]) -> Bool[Tensor, "b a a"]:
     """The rows' relations with one more address, that of padding."""
     most = 1 + max(map(len, tables))
-    whole = np.zeros((len(tables), most, most), dtype=bool)
-    whole[:, -1, -1] = True
-    for row, table in zip(whole, tables, strict=True):
+    relations = np.zeros((len(tables), most, most), dtype=bool)
+    relations[:, -1, -1] = True
+    for row, table in zip(relations, tables, strict=True):
         row[: len(table), : len(table)] = table
-    return torch.from_numpy(whole)
+    return torch.from_numpy(relations)
 
 
 def _spread(values: Sequence[Sequence[float]], source: Int[Tensor, "b n"]) -> Float[Tensor, "b n"]:
-    """Values of the answers' tokens, one after the other, at their places; 0 elsewhere."""
-    flat = torch.tensor([*chain.from_iterable(values), 0.0])  # the last one stands at source -1
+    """One value per token of the answers, at the tokens' places; 0 elsewhere."""
+    flat = torch.tensor([*chain.from_iterable(values), 0.0])  # source -1 reads the last one
     return flat[source]
 
 
@@ -184,24 +201,14 @@ def split(
     traces: Sequence[Trace], scorer: Scorer, most_tokens: int, *, packing: bool = False
 ) -> Iterator[list[list[int]]]:
     """Indices of traces in micro-batches of at most `most_tokens` padded places; a micro-batch is a list of rows. A
-    trace that is longer has a micro-batch of its own.
+    longer trace has a micro-batch of its own.
 
-    Without packing a row has one trace, and similar lengths lie together. With packing a micro-batch is one row of
-    traces side by side, those with the same prompt as one: each, the longest first, goes where it first fits.
+    Without packing every row has one trace, and traces of similar length lie together. With packing a micro-batch is
+    one row of traces side by side, where those with the same prompt share it; rows are filled first-fit decreasing.
     """
     lengths = [sum(piece.stop - piece.start for piece in arrange(_runs(trace), scorer)) for trace in traces]
     if packing:
-        families: dict[tuple[int, ...], list[int]] = {}
-        for index, trace in enumerate(traces):
-            families.setdefault(trace.prompt_ids, []).append(index)
-        together: list[list[int]] = []
-        sizes: list[int] = []
-        for prompt, members in families.items():
-            answers = [lengths[index] - len(prompt) for index in members]
-            for row in _first_fit(answers, most_tokens - len(prompt)):
-                together.append([members[each] for each in row])
-                sizes.append(len(prompt) + sum(answers[each] for each in row))
-        yield from ([[*chain.from_iterable(together[each] for each in row)]] for row in _first_fit(sizes, most_tokens))
+        yield from ([row] for row in _packed(traces, lengths, most_tokens))
         return
     chunk: list[list[int]] = []
     for index in _longest_first(lengths):
@@ -213,19 +220,33 @@ def split(
         yield chunk
 
 
+def _packed(traces: Sequence[Trace], lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
+    """Indices of traces in rows: first the answers to one prompt are put together, then these units fill the rows."""
+    families: dict[tuple[int, ...], list[int]] = {}
+    for index, trace in enumerate(traces):
+        families.setdefault(trace.prompt_ids, []).append(index)
+    units: list[list[int]] = []
+    sizes: list[int] = []
+    for prompt, members in families.items():
+        answers = [lengths[index] - len(prompt) for index in members]
+        for unit in _first_fit(answers, most_tokens - len(prompt)):
+            units.append([members[member] for member in unit])
+            sizes.append(len(prompt) + sum(answers[member] for member in unit))
+    yield from ([*chain.from_iterable(units[unit] for unit in row)] for row in _first_fit(sizes, most_tokens))
+
+
 def _longest_first(lengths: Sequence[int]) -> list[int]:
-    """The indices of lengths, those of equal ones in order."""
+    """The indices of lengths, the longest first; equal ones stay in order."""
     return sorted(range(len(lengths)), key=lambda index: -lengths[index])
 
 
 def _first_fit(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """The indices of lengths in rows of at most `most`: each, the longest first, goes to the first row that has room.
-    What is longer has a row of its own."""
+    """Indices of lengths in rows of at most `most` by first-fit decreasing. What is longer has a row of its own."""
     rows: list[list[int]] = []
     used: list[int] = []
     fit = last = 0
     for index in _longest_first(lengths):
-        first = fit if lengths[index] == last else 0  # the rows before it had no room for that length
+        first = fit if lengths[index] == last else 0  # this length did not fit into the rows before
         last = lengths[index]
         fit = next((row for row in range(first, len(used)) if used[row] + last <= most), len(rows))
         if fit == len(rows):
@@ -237,17 +258,17 @@ def _first_fit(lengths: Sequence[int], most: int) -> list[list[int]]:
 
 
 def score(model: PreTrainedModel, batch: Batch, shape: Decoding = RAW) -> Float[Tensor, "b n"]:
-    """Log-probability of every token of the answers under a model, in nats, each at its place; 0 elsewhere, and for a
-    token that nothing stands before.
+    """Log-probability of every token of the answers under a model, in nats; 0 at other places, and for a token that no
+    place predicts.
 
-    A token is predicted from the token before it in the text that it sees, `Batch.previous`. In a row that is the
-    token beside it, but not for the first of a later path. Logits are made only where an answer's token is predicted,
-    and of a few places at a time: they take the most memory.
+    A token is predicted from the nearest earlier place that it sees, `Batch.previous`. For most tokens that is the
+    place beside it, but not for the first token of a later path. Logits take the most memory, so they are computed only
+    where a token of an answer is predicted, and for a few places at a time.
 
     Args:
         model: loaded with `models.load`.
-        batch: under its scorer.
-        shape: of the distribution to score; the raw policy unless it is what `decoding` says of a sampling.
+        batch: laid out for the scorer.
+        shape: temperature and filters of the distribution to score; the raw policy by default.
     """
     return score_with_entropy(model, batch, shape, entropy=False)[0]
 
@@ -255,7 +276,7 @@ def score(model: PreTrainedModel, batch: Batch, shape: Decoding = RAW) -> Float[
 def score_with_entropy(
     model: PreTrainedModel, batch: Batch, shape: Decoding = RAW, *, entropy: bool = True
 ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"] | None]:
-    """`score`, and the entropy of each distribution, in nats, in the same places."""
+    """`score`, and the entropy of the distribution of every token, in nats, at the same places."""
     places = torch.arange(batch.source.shape[1], device=batch.source.device)
     predicted = (batch.source >= 0) & (batch.previous != places)
     body = model.get_decoder()
@@ -263,30 +284,30 @@ def score_with_entropy(
         hidden = body(input_ids=batch.token_ids, use_cache=False).last_hidden_state
     else:
         hidden = attend.forward(body, batch.token_ids, batch.sight).last_hidden_state
-    asking = hidden[predicted.nonzero()[:, 0], batch.previous[predicted]]
+    predicting = hidden[predicted.nonzero()[:, 0], batch.previous[predicted]]
     tokens = batch.token_ids[predicted]
 
-    def read(asking: Float[Tensor, "p d"], tokens: Int[Tensor, " p"]) -> Float[Tensor, "k p"]:
-        logprobs = log_probabilities(head(model, asking), shape)
-        found = [logprobs.gather(-1, tokens[:, None])[:, 0]]
+    def read(predicting: Float[Tensor, "p d"], tokens: Int[Tensor, " p"]) -> Float[Tensor, "k p"]:
+        logprobs = log_probabilities(head(model, predicting), shape)
+        figures = [logprobs.gather(-1, tokens[:, None])[:, 0]]
         if entropy:
-            known = logprobs.masked_fill(logprobs.isneginf(), 0.0)  # a token that is filtered out adds nothing
-            found.append(-(known * logprobs.exp()).sum(-1))
-        return torch.stack(found)
+            finite = logprobs.masked_fill(logprobs.isneginf(), 0.0)  # a token that is filtered out adds nothing
+            figures.append(-(finite * logprobs.exp()).sum(-1))
+        return torch.stack(figures)
 
     size = max(1, LOGITS // model.config.get_text_config().vocab_size)
-    pieces = zip(asking.split(size), tokens.split(size), strict=True)
-    if len(asking) <= size:
-        values = read(asking, tokens)
+    if len(predicting) <= size:
+        values = read(predicting, tokens)
     else:  # the backward pass computes the logits of a piece again
+        pieces = zip(predicting.split(size), tokens.split(size), strict=True)
         values = torch.cat([checkpoint(read, *piece, use_reentrant=False) for piece in pieces], dim=1)
-    found = torch.zeros(len(values), *predicted.shape, device=values.device)
-    found[:, predicted] = values
-    return found[0], found[1] if entropy else None
+    scored = torch.zeros(len(values), *predicted.shape, device=values.device)
+    scored[:, predicted] = values
+    return scored[0], scored[1] if entropy else None
 
 
 def head(model: PreTrainedModel, hidden: Float[Tensor, "p d"]) -> Float[Tensor, "p v"]:
-    """Logits of a model that `models.load` takes, from the last hidden states."""
+    """Logits from the last hidden states, for all models that `models.load` takes."""
     logits = model.get_output_embeddings()(hidden)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -1,9 +1,10 @@
-"""The loops: supervised fine-tuning and reinforcement learning."""
+"""The training loops: supervised fine-tuning and reinforcement learning, as generators of steps."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from math import isfinite
@@ -11,30 +12,42 @@ from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
 from parallel_r1 import distributed as processes
 from parallel_r1.answers.rollout import Group, Problem, Rollout, group
 from parallel_r1.coldstart import examples as coldstart
+from parallel_r1.coldstart.examples import Example
+from parallel_r1.generation.backend import Counts
 from parallel_r1.generation.distribution import decoding
-from parallel_r1.generation.local.engine import LocalEngine, compiled
+from parallel_r1.generation.generator import Generator, make_generator
 from parallel_r1.generation.rollouts import answer
+from parallel_r1.generation.settings import Engine
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
-from parallel_r1.tasks.base import Task, load_task
-from parallel_r1.training.algorithms import grpo, sft
+from parallel_r1.tasks.base import Task, epochs, load_task, problem_stream
+from parallel_r1.training.algorithms.sft import CrossEntropy
 from parallel_r1.training.learner import Learner
-from parallel_r1.training.mismatch import compare
+from parallel_r1.training.mismatch import measure_mismatch
+from parallel_r1.training.rewards.base import apply_reward
 from parallel_r1.training.rewards.language import parse_reward
-from parallel_r1.training.rewards.outcome import Outcome, Reward
+from parallel_r1.training.rewards.outcome import Reward
+from parallel_r1.training.sample import Sample
 from parallel_r1.training.settings import RL, SFT
 
 State = dict[str, Any]
-"""Tensors and numbers that a file holds."""
+"""Tensors and numbers that a file can hold."""
 T = TypeVar("T")
 
 
-class Update(NamedTuple):
-    """A step of a stage: its metrics, its answers (none in sft), and what is needed to go on after it."""
+class Step(NamedTuple):
+    """One step of a stage.
+
+    Attributes:
+        metrics: numbers by name, as docs/recipes.md lists them.
+        rollouts: the judged and rewarded answers of the step; none in sft.
+        state: returns all that is needed to go on after this step; call it before the next one is taken.
+    """
 
     metrics: dict[str, Any]
     rollouts: list[Rollout]
@@ -42,7 +55,7 @@ class Update(NamedTuple):
 
 
 class Source(Iterator[T]):
-    """An endless source that counts what was taken, so that a run can go on where it was broken off."""
+    """An endless source that counts the items taken, so that an interrupted run can go on with the next one."""
 
     def __init__(self, items: Iterator[T], taken: int = 0) -> None:
         self.items, self.taken = items, taken
@@ -65,8 +78,11 @@ def snapshot(policy: Policy, learner: Learner, step: int, source: Source[Any]) -
 
 
 def resume(policy: Policy, learner: Learner, state: State | None, moments: State | None) -> tuple[int, int]:
-    """Restore what `snapshot` said, or else carry on the moments of the stage before, if they are given; the steps
-    done and the items taken from the source."""
+    """Restore a `snapshot`; without one, start with the moments of the stage before, if given.
+
+    Returns:
+        The steps done and the items taken from the source.
+    """
     if state is None:
         learner.carry(moments or {})
         return 0, 0
@@ -85,19 +101,27 @@ def run_sft(
     moments: State | None = None,
     *,
     shard: bool = False,
-) -> Iterator[Update]:
-    """Imitate the stage's examples. Changes the policy in place and yields every step; goes on from a `state`, or else
-    with the `moments` of the stage before."""
-    learner = Learner(policy.model, stage, stage.steps, tag_ids=policy.tags.ids.values(), shard=shard)
+    examples: Sequence[Example] | None = None,
+) -> Iterator[Step]:
+    """Imitate the stage's examples. Changes the policy in place and yields every step.
+
+    Args:
+        state: go on after this step's state.
+        moments: the optimiser's moments to start with if there is no state.
+        shard: give every process only a share of the learning weights.
+        examples: the answers to imitate, in place of those that `stage.data` names.
+    """
+    learner = Learner(policy.model, stage, stage.updates, tag_ids=policy.tags.ids.values(), shard=shard)
     done, taken = resume(policy, learner, state, moments)
-    source = Source(coldstart.examples(stage.data, seed, stage.hold_back), taken)
+    endless = epochs(examples, seed) if examples else coldstart.examples(stage.data, seed, stage.hold_back)
+    source = Source(endless, taken)
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
         traces = [
-            coldstart.to_trace(example, policy, stage.sampling.sampler, stage.sampling.instruction)
+            coldstart.to_trace(example, policy, stage.sampling.sampler, stage.prompt.instruction)
             for example in islice(source, stage.batch)
         ]
-        metrics = learner.update(traces, sft.loss)
+        metrics = learner.update([Sample(trace) for trace in traces], CrossEntropy())
         policy.version += 1
         seconds = time.perf_counter() - started
         tokens = sum(len(trace.prompt_ids) + len(trace.token_ids) for trace in traces)
@@ -108,7 +132,7 @@ def run_sft(
             "tokens_per_second": tokens / seconds,
             "seconds": seconds,
         }
-        yield Update(row, [], partial(snapshot, policy, learner, step, source))
+        yield Step(row, [], partial(snapshot, policy, learner, step, source))
 
 
 def run_rl(
@@ -119,79 +143,55 @@ def run_rl(
     moments: State | None = None,
     *,
     shard: bool = False,
-) -> Iterator[Update]:
-    """Draw answers, reward them, learn. Changes the policy in place and yields every step; goes on from a `state`, or
-    else with the `moments` of the stage before.
+    engine: Engine | None = None,
+    task: Task | None = None,
+    reward: Reward | None = None,
+) -> Iterator[Step]:
+    """Sample answers, reward them, learn from them. Changes the policy in place and yields every step.
 
-    Where the scorer is not the sampler's exact partner, or scores in bf16 what was drawn in fp32, every step first
-    measures how far apart they are, and ratios are to what the scorer says."""
-    task, reward = load_task(stage.task, stage.hold_back), parse_reward(stage.reward)
-    settings = stage.grpo
-    learner = Learner(
-        policy.model,
-        stage,
-        stage.steps * settings.minibatches,
-        decoding(stage.sampling),
-        tag_ids=policy.tags.ids.values(),
-        shard=shard,
-    )
-    loss = partial(grpo.loss, settings=settings)
-    reference = adapters.weights(policy.model) if settings.kl else None
-    forward = compiled(policy.model) if stage.sampling.compile else None
+    Args:
+        state: go on after this step's state.
+        moments: the optimiser's moments to start with if there is no state.
+        shard: give every process only a share of the learning weights.
+        engine: what draws the answers; the defaults if None.
+        task, reward: in place of those that the stage names.
+    """
+    task = task or load_task(stage.task, stage.hold_back)
+    reward = reward or parse_reward(stage.reward)
+    algorithm, tag_ids = stage.algorithm, policy.tags.ids.values()
+    learner = Learner(policy.model, stage, stage.updates, decoding(stage.sampling), tag_ids=tag_ids, shard=shard)
+    reference = adapters.weights(policy.model) if "reference" in algorithm.needs else None
+    generator = make_generator(policy, engine)
     done, taken = resume(policy, learner, state, moments)
-    source = Source(task.problems("train", seed), taken)
+    source = Source(problem_stream(task, "train", seed), taken)
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
-        engine = LocalEngine(policy.model, forward=forward)
-        groups, thrown = draw_groups(
-            policy, task, source, stage, partial(reward_group, reward=reward, step=step), seed, engine
-        )
-        sampled = time.perf_counter()
-        if not any(span.sampled for each in groups for rollout in each.rollouts for span in rollout.trace.spans):
-            raise FloatingPointError("no answer with a token: the model's logits are no numbers")
-        credit = grpo.advantages([[rollout.reward or 0.0 for rollout in each.rollouts] for each in groups], settings)
-        traces = [rollout.trace for members in groups for rollout in members.rollouts]
-        columns: dict[str, Sequence[Any]] = {"advantages": [value for values in credit for value in values]}
-        mismatch = {}
-        if not stage.is_exact or stage.precision == "bf16":
-            columns["old"] = learner.logprobs(traces)
-            found = compare(traces, columns["old"], policy.tags, stage.scorer)
-            mismatch = {f"mismatch_{name}": value for name, value in found.differences().items() if isfinite(value)}
-        if reference is not None:
-            columns["reference"] = learner.logprobs(traces, reference)
-        group_of = [number for number, members in enumerate(groups) for _ in members.rollouts]
+        generator.counts = Counts()
+        rewarded = partial(apply_reward, reward=reward, step=step)
+        groups, thrown = draw_groups(policy, task, source, stage, rewarded, seed, generator)
+        sampling_seconds = time.perf_counter() - started
+        check_sampled(groups)
+        credited, mismatch = add_logprobs(algorithm.credit(groups), learner, stage, policy, reference)
         updates = []
-        for part in range(settings.minibatches):
-            mine = [
-                index
-                for index, trace in enumerate(traces)
-                if group_of[index] % settings.minibatches == part and (settings.truncated or trace.finish != "length")
-            ]
-            lengths = [sum(len(span.token_ids) for span in traces[index].spans if span.sampled) for index in mine]
-            weights = grpo.weights(lengths, settings, stage.sampling.budget.total)
-            those = {name: [column[index] for index in mine] for name, column in columns.items()}
-            updates.append(learner.update([traces[index] for index in mine], loss, weights=weights, **those))
+        for samples in algorithm.updates(credited, stage.sampling.budget.total):
+            updates.append(learner.update(samples, algorithm))
             policy.version += 1
         seconds = time.perf_counter() - started
         rollouts = [rollout for members in groups for rollout in members.rollouts]
-        counts = processes.gather([engine.counts])
         row = {
             "stage_step": step,
             **describe(rollouts),
-            "dead_groups": fmean(not any(values) for values in credit),
+            "dead_groups": fmean(not any(sample.advantage for sample in samples) for samples in credited),
             "thrown_groups": thrown,
             **means(updates),
             **mismatch,
-            "sampled": sum(len(span.token_ids) for trace in traces for span in trace.spans if span.sampled),
-            "prefilled": sum(each.prefilled for each in counts),
-            "decoded": sum(each.decoded for each in counts),
-            "peak_kv": max(each.peak_kv for each in counts),
-            "preempted": sum(each.preempted for each in counts),
+            "sampled": sum(Sample(rollout.trace).sampled for rollout in rollouts),
+            **describe_counts(generator.counts),
             "tokens_per_second": sum(rollout.total for rollout in rollouts) / seconds,
-            "sampling_seconds": sampled - started,
+            "sampling_seconds": sampling_seconds,
             "seconds": seconds,
         }
-        yield Update(row, rollouts, partial(snapshot, policy, learner, step, source))
+        yield Step(row, rollouts, partial(snapshot, policy, learner, step, source))
 
 
 def draw_groups(
@@ -201,19 +201,28 @@ def draw_groups(
     stage: RL,
     rewarded: Callable[[Group], Group],
     seed: int,
-    engine: LocalEngine,
+    generator: Generator,
 ) -> tuple[list[Group], int]:
-    """The groups of a step with their rewards, and how many were thrown away because all their answers earned the same
-    and there was another try."""
+    """The rewarded groups of a step, and how many groups were replaced because all their answers earned the same."""
     kept: list[Group] = []
     thrown = 0
-    for attempt in range(stage.grpo.refill + 1):
+    refill = stage.algorithm.refill
+    for attempt in range(refill + 1):
         problems = list(islice(source, stage.problems - len(kept)))
         again = f"/{attempt}" if attempt else ""
-        drawn = answer(policy, task, problems, stage.group, stage.sampling, f"{seed}/{policy.version}{again}", engine)
+        drawn = answer(
+            policy,
+            task,
+            problems,
+            stage.group,
+            stage.sampling,
+            f"{seed}/{policy.version}{again}",
+            prompt=stage.prompt,
+            generator=generator,
+        )
         groups = [rewarded(members) for members in group(drawn)]
-        live = [each for each in groups if len({rollout.reward for rollout in each.rollouts}) > 1]
-        last = attempt == stage.grpo.refill
+        live = [members for members in groups if len({rollout.reward for rollout in members.rollouts}) > 1]
+        last = attempt == refill
         kept += groups if last else live
         thrown += 0 if last else len(groups) - len(live)
         if len(kept) >= stage.problems:
@@ -221,18 +230,55 @@ def draw_groups(
     return kept, thrown
 
 
-def reward_group(members: Group, reward: Reward, step: int) -> Group:
-    """A group with its rewards at a 1-based step."""
-    rewarded = (rollout.rewarded(reward(Outcome.of(rollout), step)) for rollout in members.rollouts)
-    return Group(members.problem, tuple(rewarded))
+def check_sampled(groups: Sequence[Group]) -> None:
+    """Refuse a step without a sampled token.
+
+    Raises:
+        FloatingPointError: the logits of the model are not numbers, which ends every answer at once.
+    """
+    spans = (span for members in groups for rollout in members.rollouts for span in rollout.trace.spans)
+    if not any(span.sampled for span in spans):
+        raise FloatingPointError("no answer with a token: the model's logits are no numbers")
+
+
+def add_logprobs(
+    credited: Sequence[Sequence[Sample]],
+    learner: Learner,
+    stage: RL,
+    policy: Policy,
+    reference: Mapping[str, Tensor] | None,
+) -> tuple[list[list[Sample]], dict[str, float]]:
+    """The samples with the log-probabilities that the algorithm needs, and the mismatch of sampler and scorer.
+
+    Where the scorer is the sampler's exact partner and as precise, the log-probabilities that answers were sampled with
+    serve as the old ones. Elsewhere the learner scores the answers before the step: ratios are to its own
+    log-probabilities, and their distance from the sampler's is measured.
+
+    Args:
+        credited: samples of every group.
+        reference: the weights of the reference policy, if the algorithm needs one.
+    """
+    samples = [sample for members in credited for sample in members]
+    traces = [sample.trace for sample in samples]
+    mismatch = {}
+    if "old" in stage.algorithm.needs and (not stage.is_exact or stage.precision == "bf16"):
+        scored = learner.logprobs(traces)
+        samples = [replace(sample, old=values) for sample, values in zip(samples, scored, strict=True)]
+        differences = measure_mismatch(traces, scored, policy.tags, stage.scorer).differences()
+        mismatch = {f"mismatch_{name}": value for name, value in differences.items() if isfinite(value)}
+    if reference is not None:
+        scored = learner.logprobs(traces, reference)
+        samples = [replace(sample, reference=values) for sample, values in zip(samples, scored, strict=True)]
+    rest = iter(samples)
+    return [list(islice(rest, len(members))) for members in credited], mismatch
 
 
 def means(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The metrics of a step's updates: each as a mean over those that have it; of `skipped` the share."""
-    found = {key: fmean(update[key] for update in updates if key in update) for key in chain(*updates)}
-    if "skipped" in found:
-        found["skipped"] = sum("skipped" in update for update in updates) / len(updates)
-    return found
+    """The metrics of a step: the mean of every metric over the updates that have it; of `skipped` the share."""
+    averages = {key: fmean(update[key] for update in updates if key in update) for key in chain(*updates)}
+    if "skipped" in averages:
+        averages["skipped"] = sum("skipped" in update for update in updates) / len(updates)
+    return averages
 
 
 def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -254,4 +300,16 @@ def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "total": fmean(rollout.total for rollout in rollouts),
         "surprise": -fmean(logprobs),
         "cut": fmean(rollout.trace.finish == "length" for rollout in rollouts),
+    }
+
+
+def describe_counts(mine: Counts) -> dict[str, int]:
+    """What the generators of all processes did in a step: tokens prefilled and decoded, the most KV entries held,
+    answers preempted."""
+    counts = processes.gather([mine])
+    return {
+        "prefilled": sum(count.prefilled for count in counts),
+        "decoded": sum(count.decoded for count in counts),
+        "peak_kv": max(count.peak_kv for count in counts),
+        "preempted": sum(count.preempted for count in counts),
     }

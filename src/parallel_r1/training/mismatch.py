@@ -1,4 +1,4 @@
-"""How far the log-probabilities that answers were drawn with are from what a scorer says."""
+"""How far the log-probabilities that answers were sampled with are from a scorer's."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from parallel_r1.answers.trace import EXACT_SCORER, Sampler, Scorer, Trace
 
 
 @dataclass(frozen=True)
-class Parity:
-    """Differences of sampler's and scorer's log-probabilities, in nats, over sampled tokens.
+class Mismatch:
+    """Absolute differences between a sampler's and a scorer's log-probabilities, in nats, over sampled tokens.
 
     Attributes:
+        sampler: how the answers were sampled.
+        scorer: how they were scored.
         exact: whether the scorer is the sampler's exact partner, so that only rounding may differ.
-        max_abs, mean_abs: over all of them.
-        after_fork: mean over the first sampled token of every path; None if no path was opened.
-        after_join: mean over the first sampled token of every summary; None if there was none.
-        tokens: how many were compared.
+        max_abs, mean_abs: over all sampled tokens.
+        after_fork: mean over the first sampled token of every path; None without a path.
+        after_join: mean over the first sampled token of every summary; None without a summary.
+        tokens: number of sampled tokens.
 
     Source: section 3 of the Parallel-R1 paper (arXiv 2509.07980) leaves the pairs `causal_join` + `causal` and
     `causal_join` + `isolated` uncorrected.
@@ -37,7 +39,7 @@ class Parity:
     tokens: int
 
     def differences(self) -> dict[str, float]:
-        """The figures that there are, by name."""
+        """The differences that are not None, by name."""
         named = {
             "mean": self.mean_abs,
             "max": self.max_abs,
@@ -47,26 +49,28 @@ class Parity:
         return {name: value for name, value in named.items() if value is not None}
 
 
-def compare(traces: Sequence[Trace], scored: Sequence[Tensor], tags: Tags, scorer: Scorer) -> Parity:
-    """Compare the log-probabilities that answers were drawn with, with what a scorer says of their tokens.
+def measure_mismatch(traces: Sequence[Trace], scored: Sequence[Tensor], tags: Tags, scorer: Scorer) -> Mismatch:
+    """Compare the log-probabilities that answers were sampled with, with those of a scorer.
 
     Args:
         traces: at least one, all of the same sampler.
-        scored: for each trace one log-probability per token of its answer.
+        scored: a log-probability for every token of every answer.
+        tags: the token ids of the tags.
+        scorer: the scorer that they come from.
     """
     sampler = traces[0].sampler
     differences: list[Tensor] = []
     after_fork: list[Tensor] = []
     after_join: list[Tensor] = []
     for trace, values in zip(traces, scored, strict=True):
-        known = [value for span in trace.spans for value in span.logprobs or [0.0] * len(span.token_ids)]
+        behaviour = [value for span in trace.spans for value in span.logprobs or [0.0] * len(span.token_ids)]
         sampled = torch.tensor([span.sampled for span in trace.spans for _ in span.token_ids])
-        difference = (values.cpu() - torch.tensor(known)).abs()
+        difference = (values.cpu() - torch.tensor(behaviour)).abs()
         differences.append(difference[sampled])
         after_fork.append(difference[_first_sampled(trace, (tags.ids[PATH_OPEN],))])
         after_join.append(difference[_first_sampled(trace, tags.join)])
     compared = torch.cat(differences)
-    return Parity(
+    return Mismatch(
         sampler,
         scorer,
         exact=EXACT_SCORER[sampler] == scorer,
@@ -83,7 +87,7 @@ def _mean(values: Tensor) -> float | None:
 
 
 def _first_sampled(trace: Trace, after: tuple[int, ...]) -> list[int]:
-    """Places in the answer of sampled tokens that come right after some tokens."""
+    """Indices in the answer of sampled tokens that follow the tokens `after`."""
     token_ids = trace.token_ids
     sampled = [span.sampled for span in trace.spans for _ in span.token_ids]
     size = len(after)

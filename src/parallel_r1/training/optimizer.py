@@ -1,4 +1,4 @@
-"""AdamW, the rate it learns at, and what it remembers."""
+"""AdamW, its learning rate and its moments."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from parallel_r1.training.settings import Optimizer
 
 
 def build_optimizer(model: PreTrainedModel, settings: Optimizer, tag_ids: Collection[int] = ()) -> torch.optim.AdamW:
-    """AdamW, whose state knows its parameters by name; embeddings, norms and biases are not decayed, and the rows of
-    some tokens have a rate of their own."""
+    """AdamW whose state has the parameters' names. Embeddings, norms and biases have no weight decay, and the rows of
+    `tag_ids` learn at `settings.tags` times the rate."""
     tables = adapters.embedding_rows(model)
-    named, rows = list(adapters.learning(model).items()), {id(each) for each, _ in tables}
-    decayed = [(name, each) for name, each in named if each.ndim >= 2 and id(each) not in rows]
-    rest = [(name, each) for name, each in named if each.ndim < 2 or id(each) in rows]
+    named, rows = list(adapters.learning(model).items()), {id(table) for table, _ in tables}
+    decayed = [(name, weight) for name, weight in named if weight.ndim >= 2 and id(weight) not in rows]
+    rest = [(name, weight) for name, weight in named if weight.ndim < 2 or id(weight) in rows]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    # One kernel for all. On a CPU it changes last bits and saves too little to count.
+    # One kernel for all parameters. On a CPU it would change the last bits of results and save little.
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=torch.cuda.is_available())
     for table, tokens in tables if settings.tags != 1 else ():
         chosen = torch.isin(tokens, torch.tensor(sorted(tag_ids), device=tokens.device))
-        optimizer.register_step_post_hook(partial(_hasten, rows=table, chosen=chosen, factor=settings.tags))
+        optimizer.register_step_post_hook(partial(_speed_up, rows=table, chosen=chosen, factor=settings.tags))
     return optimizer
 
 
 @torch.no_grad()
-def _hasten(
+def _speed_up(
     optimizer: torch.optim.Optimizer,
     arguments: Any,
     keywords: Any,
@@ -43,8 +43,8 @@ def _hasten(
     chosen: Bool[Tensor, " r"],
     factor: float,
 ) -> None:
-    """After a step of AdamW without decay, let some rows go on to where `factor` times the learning rate had led. To
-    scale their gradients would not do it: Adam divides by their size."""
+    """After a step of AdamW without decay, move some rows on to where `factor` times the learning rate would have led.
+    Scaling their gradients has no such effect: Adam divides by their size."""
     settings, state = optimizer.param_groups[1], optimizer.state[rows]
     (first, second), step = settings["betas"], float(state["step"])
     mine = processes.own(processes.like(chosen, rows))
@@ -54,19 +54,20 @@ def _hasten(
 
 
 def moments_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What the optimiser remembers of each parameter, by name, in a learner's state."""
+    """The moments of every parameter, by name, in a learner's state."""
     optimizer = state["optimizer"]
-    return {name: optimizer["state"][place] for name, place in _places(optimizer) if place in optimizer["state"]}
+    moments = optimizer["state"]
+    return {name: moments[index] for name, index in parameter_indices(optimizer) if index in moments}
 
 
-def _places(optimizer: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """The names of parameters with their places in an optimiser's state."""
+def parameter_indices(optimizer: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The names of the parameters with their indices in an optimiser's state."""
     for group in optimizer["param_groups"]:
         yield from zip(group["param_names"], group["params"], strict=True)
 
 
 def learning_rate(settings: Optimizer, updates: int) -> Callable[[int], float]:
-    """The factor on the learning rate before update 0, 1, ..: a linear warm-up, then constant or half a cosine to 0."""
+    """The factor on the learning rate at update 0, 1, ..: a linear warm-up, then constant or half a cosine to 0."""
     warmup = round(settings.warmup * updates)
 
     def factor(update: int) -> float:

@@ -1,27 +1,34 @@
-"""What a recipe may say of a stage: its data, how it learns, when it stops."""
+"""The settings of a stage in a recipe: its data, how it learns, when it stops."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from parallel_r1.answers.trace import EXACT_SCORER, Scorer
 from parallel_r1.coldstart.settings import Data
 from parallel_r1.generation.settings import Sampling
 from parallel_r1.settings import Count, Decay, Section, Share
+from parallel_r1.tasks.prompts import Prompt
+from parallel_r1.training.algorithms.base import PolicyGradient, from_table
+from parallel_r1.training.algorithms.grpo import GRPO
+
+DEFAULT_ALGORITHM = GRPO.name
+"""The algorithm of an rl stage that names none."""
 
 
 class Optimizer(Section):
     """AdamW with a warm-up and a constant or cosine learning rate.
 
     Attributes:
-        embeddings: which rows of the embedding table learn: all, or those of tokens that are used in the batch. The
-            softmax pushes every row a little, and Adam makes a large step of a small push, so training on a narrow
-            task wrecks the rows of tokens that it never uses; `used` keeps them.
-        carry: go on with the moments that the optimiser of the stage before ended with, instead of none.
-        tags: the rows of the six tags, in the embedding table and in a head of its own, learn at this multiple of `lr`.
-            At a rate that suits a pretrained model, rows that are new to it hardly move.
+        clip: upper limit of the gradient's norm.
+        embeddings: which rows of the embedding table learn: all, or only rows of tokens used in the batch. The softmax
+            gives every row a small gradient, and Adam makes a large step of it, so training on a narrow task ruins the
+            rows of tokens that it never uses; `used` leaves them as they are.
+        carry: start with the moments that the optimiser of the stage before ended with, instead of none.
+        tags: multiple of `lr` for the rows of the six tags, in the embedding table and in an untied head. At a rate
+            that suits a pretrained model, rows that are new to it hardly move.
     """
 
     lr: Annotated[float, Field(gt=0)] = 1e-4
@@ -36,16 +43,17 @@ class Optimizer(Section):
 
 
 class Stop(Section):
-    """When a stage ends before its last step: a figure of validation problems has not risen for a while. The weights
-    that it hands over are those of the best validation.
+    """When a stage ends before its last step: a metric on validation problems has stopped rising. The stage then hands
+    over the weights of the best validation.
 
     Attributes:
-        task: whose validation problems; an rl stage's own if left out.
+        task: the task whose validation problems are used; an rl stage's own if left out.
         metric: what should rise: mean@k, pass@k or the parallel ratio.
         every: steps between two validations; the last step of the stage has one too.
-        patience: the stage ends after so many validations in a row without a gain.
-        min_gain: how much more than at the last gain is a gain.
-        problems, samples: how many problems a validation has, and answers to each.
+        patience: the stage ends after this many validations in a row without a gain.
+        min_gain: a gain is a value more than this above that of the last gain.
+        problems: number of validation problems.
+        samples: number of answers to every problem.
     """
 
     task: str
@@ -58,21 +66,23 @@ class Stop(Section):
 
 
 class Stage(Section):
-    """What every stage has.
+    """The settings that all stages share.
 
     Attributes:
         start: the stage whose weights it continues, or "base"; the stage before it if None.
-        steps: optimiser updates.
+        steps: number of steps.
         stop: when it ends earlier; never if None.
-        hold_back: whether the validation problems of its tasks are kept out of training. All stages of a recipe with a
-            stop rule do.
-        scorer: how answers are scored; must be the sampler's exact partner unless `allow_mismatch`.
-        micro_tokens: padded tokens of one forward pass.
-        packing: lay several answers side by side in a row, so that short ones need no padding and those to one prompt
-            share it. The loss is the same.
-        precision: of forward passes in training; weights and optimiser stay fp32.
-        recompute: compute activations again in the backward pass instead of keeping them: less memory, a third more
-            time.
+        hold_back: keep the validation problems of its tasks out of training. All stages of a recipe with a stop rule
+            do.
+        scorer: how answers are scored; the sampler's exact partner if left out. Another one asks for a mismatch, which
+            is then measured at every step.
+        prompt: text around every problem, and where its final answer may stand.
+        micro_tokens: most padded tokens in one forward pass.
+        packing: put several answers side by side in a row, so that short ones need no padding and answers to one
+            prompt share it. The loss is the same.
+        precision: of forward passes in training; weights and optimiser stay in fp32.
+        recompute: compute activations again in the backward pass instead of keeping them: less memory, about a third
+            more time.
     """
 
     start: str | None = None
@@ -80,8 +90,8 @@ class Stage(Section):
     stop: Stop | None = None
     hold_back: bool = False
     scorer: Scorer = "isolated"
-    allow_mismatch: bool = False
     sampling: Sampling = Sampling()
+    prompt: Prompt = Prompt()
     optimizer: Optimizer = Optimizer()
     micro_tokens: Count = 4096
     packing: bool = False
@@ -93,66 +103,63 @@ class Stage(Section):
         """Whether the scorer repeats what the sampler did."""
         return EXACT_SCORER[self.sampling.sampler] == self.scorer
 
-    @model_validator(mode="after")
-    def exact(self) -> Stage:
-        if not self.is_exact and not self.allow_mismatch:
-            exact = EXACT_SCORER[self.sampling.sampler]
-            raise ValueError(
-                f"sampler '{self.sampling.sampler}' needs scorer '{exact}', found '{self.scorer}'; "
-                "set allow_mismatch = true to study the difference"
-            )
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def exact_by_default(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "scorer" in values:
+            return values
+        sampling = values.get("sampling", Sampling())
+        sampler = sampling.get("sampler", "isolated") if isinstance(sampling, dict) else sampling.sampler
+        return {**values, "scorer": EXACT_SCORER.get(sampler, "isolated")}
 
 
 class SFT(Stage):
-    """Supervised fine-tuning."""
+    """Supervised fine-tuning; every step is one update.
+
+    Attributes:
+        data: the answers to imitate.
+        batch: number of answers in a step.
+    """
 
     kind: Literal["sft"]
     data: Data
     batch: Count = 64
 
-
-class GRPO(Section):
-    """Group-relative policy optimisation and its family.
-
-    Attributes:
-        clip_low, clip_high: the ratio of new to old probability counts within [1 - clip_low, 1 + clip_high].
-        std: what divides rewards less their group's mean: the standard deviation of the group's rewards (GRPO), of the
-            whole batch's (PAPO), or nothing (Dr. GRPO).
-        average: what the loss is a mean over: all sampled tokens (DAPO), answers, each a mean over its own tokens
-            (GRPO as first published), or a constant, all that `budget.total` allows (Dr. GRPO).
-        minibatches: optimiser updates from one batch of answers; 1 is strictly on-policy.
-        refill: how often problems whose answers all earned the same are replaced by new ones before a step goes on
-            with what it has (DAPO's dynamic sampling).
-        truncated: whether answers that were cut by the budget are learnt from.
-        kl: weight of the divergence from the policy that the stage started from (k3 estimate); 0 keeps no reference.
-        entropy: weight of a bonus for the entropy of what was sampled from.
-        correction: the largest importance weight of a token whose sampler is not the scorer's exact partner; no
-            weights if None.
-    """
-
-    clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
-    clip_high: Annotated[float, Field(gt=0)] = 0.2
-    std: Literal["group", "batch", "none"] = "group"
-    average: Literal["tokens", "answers", "constant"] = "tokens"
-    minibatches: Count = 1
-    refill: Annotated[int, Field(ge=0)] = 0
-    truncated: bool = True
-    kl: Annotated[float, Field(ge=0)] = 0.0
-    entropy: Annotated[float, Field(ge=0)] = 0.0
-    correction: Annotated[float, Field(gt=0)] | None = None
+    @property
+    def updates(self) -> int:
+        """Optimiser updates over all steps."""
+        return self.steps
 
 
 class RL(Stage):
-    """Reinforcement learning. `steps` counts batches of answers; each makes `grpo.minibatches` updates."""
+    """Reinforcement learning. A step samples one batch of answers and makes `algorithm.minibatches` updates.
+
+    Attributes:
+        task: where problems come from and who judges the answers.
+        reward: an expression of the reward language.
+        problems: number of problems in a step.
+        group: number of answers to every problem.
+        algorithm: advantages and loss; `algorithm.name` is one that `@algorithm` registered.
+        save_rollouts_every: steps after which the answers of a step are saved.
+    """
 
     kind: Literal["rl"]
     task: str
     reward: str = "accuracy()"
     problems: Count = 16
     group: Annotated[int, Field(ge=2)] = 8
-    grpo: GRPO = GRPO()
+    algorithm: SerializeAsAny[PolicyGradient] = GRPO()
     save_rollouts_every: Count = 10
+
+    @property
+    def updates(self) -> int:
+        """Optimiser updates over all steps."""
+        return self.steps * self.algorithm.minibatches
+
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def algorithm_by_name(cls, table: Any) -> Any:
+        return from_table(table, DEFAULT_ALGORITHM)
 
     @model_validator(mode="before")
     @classmethod
@@ -165,12 +172,12 @@ class RL(Stage):
     def explores(self) -> RL:
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature must be above 0: greedy answers to a problem are all the same")
-        if self.grpo.kl and self.sampling.filters:
+        if "reference" in self.algorithm.needs and self.sampling.filters:
             raise ValueError(
-                "grpo.kl needs top_k, top_p and min_p off: what one policy filters out diverges without end"
+                "algorithm.kl needs top_k, top_p and min_p off: the divergence from a reference policy is infinite "
+                "where one of the two filters a token out"
             )
-        if self.problems % self.grpo.minibatches:
-            raise ValueError(
-                f"problems ({self.problems}) must be divisible by grpo.minibatches ({self.grpo.minibatches})"
-            )
+        minibatches = self.algorithm.minibatches
+        if self.problems % minibatches:
+            raise ValueError(f"problems ({self.problems}) must be divisible by algorithm.minibatches ({minibatches})")
         return self

@@ -2,43 +2,23 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
-from datasets import Dataset
+from against_trl import LONGEST, gradient, grpo_trainer, plain_traces, trl_inputs
+from common import samples
 from hypothesis import given
 from hypothesis import strategies as st
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 from parallel_r1.answers.trace import Span, Trace
 from parallel_r1.generation.distribution import log_probabilities
-from parallel_r1.training.algorithms import grpo, sft
+from parallel_r1.training.algorithms.grpo import GRPO
+from parallel_r1.training.algorithms.gspo import GSPO
+from parallel_r1.training.algorithms.rloo import RLOO
+from parallel_r1.training.algorithms.sft import CrossEntropy
 from parallel_r1.training.batch import collate, score, score_with_entropy
-from parallel_r1.training.settings import GRPO
-
-
-def plain_traces(policy, count=6):
-    """Answers without a fork, of different lengths behind prompts of different lengths, drawn by nobody: the
-    behaviour log-probabilities are the policy's, disturbed, so that ratios fall on both sides of the clip range."""
-    generator = torch.Generator().manual_seed(0)
-    traces = []
-    for index in range(count):
-        prompt = tuple(policy.encode("Use 3, 5, 7 to make 22.\n" * (1 + index % 2)))
-        answer = tuple(torch.randint(10, 200, (5 + 3 * index,), generator=generator).tolist())
-        batch = collate([Trace(prompt, (Span(answer, (), True),))], "causal")
-        with torch.no_grad():
-            exact = score(policy.model, batch)[0, len(prompt) :]
-        noise = 0.3 * torch.randn(len(answer), generator=generator)
-        traces.append(Trace(prompt, (Span(answer, (), True, tuple((exact + noise).tolist())),)))
-    return traces
-
-
-def gradient(model):
-    return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
-
-
-LONGEST = 40
+from parallel_r1.training.sample import Sample
 
 
 @pytest.mark.parametrize("kl", [0.0, 0.3])
@@ -51,63 +31,26 @@ def test_loss_and_gradient_equal_trl(policy, tmp_path, low, high, average, their
     tokens = sum(lengths)
     reference = [torch.tensor(trace.spans[0].logprobs).flip(0) - 0.1 for trace in traces]
 
-    settings = GRPO(clip_low=low, clip_high=high, average=average, kl=kl)
-    weights = grpo.weights(lengths, settings, LONGEST)
-    batch = collate(traces, "causal", advantages, weights=weights, reference=reference)
-    ours, metrics = grpo.loss(score(policy.model, batch), batch, tokens, settings)
+    algorithm = GRPO(clip_low=low, clip_high=high, average=average, kl=kl)
+    columns = zip(traces, advantages, algorithm.weights(lengths, LONGEST), reference, strict=True)
+    batch = collate([Sample(trace, *values, reference=given) for trace, *values, given in columns], "causal")
+    ours, metrics = algorithm.loss(score(policy.model, batch), batch, tokens)
     ours.backward()
     our_gradient = gradient(policy.model)
     policy.model.zero_grad()
     assert 0.05 < metrics["clip_fraction"] < 0.95
 
-    trainer = GRPOTrainer(
-        model=policy.model,
-        reward_funcs=lambda completions, **_: [0.0] * len(completions),
-        args=GRPOConfig(
-            output_dir=str(tmp_path),
-            loss_type=theirs,
-            beta=0.0,
-            max_completion_length=LONGEST,
-            epsilon=low,
-            epsilon_high=high,
-            use_cpu=True,
-            report_to=[],
-            per_device_train_batch_size=2,
-            num_generations=2,
-            bf16=False,
-        ),
-        train_dataset=Dataset.from_dict({"prompt": ["x"]}),
-        processing_class=policy.tokenizer,
-    )
+    trainer = GRPOTrainer(**grpo_trainer(policy, tmp_path, loss_type=theirs, epsilon=low, epsilon_high=high))
     trainer.beta = kl  # with it from the start it would load a reference, whose log-probabilities are given here
-    longest_prompt = max(len(trace.prompt_ids) for trace in traces)
-    longest = max(len(trace.token_ids) for trace in traces)
-    pad = policy.tokenizer.pad_token_id
-    left = [longest_prompt - len(trace.prompt_ids) for trace in traces]
-    right = [longest - len(trace.token_ids) for trace in traces]
-    inputs = {
-        "prompt_ids": torch.tensor([[pad] * n + [*t.prompt_ids] for n, t in zip(left, traces, strict=True)]),
-        "prompt_mask": torch.tensor([[0] * n + [1] * len(t.prompt_ids) for n, t in zip(left, traces, strict=True)]),
-        "completion_ids": torch.tensor([[*t.token_ids] + [pad] * n for n, t in zip(right, traces, strict=True)]),
-        "completion_mask": torch.tensor([[1] * len(t.token_ids) + [0] * n for n, t in zip(right, traces, strict=True)]),
-        "old_per_token_logps": torch.tensor(
-            [[*t.spans[0].logprobs] + [0.0] * n for n, t in zip(right, traces, strict=True)]
-        ),
-        "ref_per_token_logps": torch.stack(
-            [torch.nn.functional.pad(row, (0, n)) for n, row in zip(right, reference, strict=True)]
-        ),
-        "advantages": torch.tensor(advantages),
-        "num_items_in_batch": torch.tensor(float(tokens)),
-    }
     policy.model.eval()
-    theirs = trainer._compute_loss(policy.model, inputs)
+    theirs = trainer._compute_loss(policy.model, trl_inputs(policy, traces, advantages, reference))
     theirs.backward()
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
     assert torch.allclose(our_gradient, gradient(policy.model), atol=1e-6)
 
 
 def advantages(rewards, std="group"):
-    return grpo.advantages([rewards], GRPO(std=std))[0]
+    return GRPO(std=std).advantages([rewards])[0]
 
 
 def test_advantages_by_hand():
@@ -121,7 +64,7 @@ def test_advantages_by_hand():
 
 def test_the_deviation_of_the_whole_batch_keeps_small_differences_small():
     groups = [[1.0, -1.0], [1.2, 1.0], [1.0, 1.0]]
-    found = grpo.advantages(groups, GRPO(std="batch"))
+    found = GRPO(std="batch").advantages(groups)
     scale = torch.tensor(groups).std().item()
     assert found[0] == pytest.approx([1 / scale, -1 / scale], rel=1e-4)
     assert found[1] == pytest.approx([0.1 / scale, -0.1 / scale], rel=1e-4)
@@ -138,7 +81,7 @@ def test_what_the_loss_is_a_mean_over(lengths):
     """The weights of all tokens, divided by the tokens of the batch: shares of the loss."""
 
     def shares(average):
-        weights = grpo.weights(lengths, GRPO(average=average), most=50)
+        weights = GRPO(average=average).weights(lengths, longest=50)
         return [weight * length / sum(lengths) for weight, length in zip(weights, lengths, strict=True)]
 
     assert shares("tokens") == pytest.approx([length / sum(lengths) for length in lengths])
@@ -148,7 +91,7 @@ def test_what_the_loss_is_a_mean_over(lengths):
 
 def test_the_entropy_bonus_is_that_of_the_distribution(policy):
     """Against the entropy of torch's own distribution; its gradient is that of the plain sum."""
-    batch = collate(plain_traces(policy, 2), "causal")
+    batch = collate(samples(plain_traces(policy, 2)), "causal")
     logits = policy.model(batch.token_ids).logits
     for shape in ((0.7, 20, 1.0, 0.0), (0.7, 0, 1.0, 0.0)):
         logprobs, entropies = score_with_entropy(policy.model, batch, shape)
@@ -160,8 +103,8 @@ def test_the_entropy_bonus_is_that_of_the_distribution(policy):
         assert (entropies[batch.source < 0] == 0).all()
     tokens = int(batch.sampled.sum())
     same = replace(batch, old=logprobs.detach())
-    plain, _ = grpo.loss(logprobs, same, tokens, GRPO())
-    paid, metrics = grpo.loss(logprobs, same, tokens, GRPO(entropy=0.1), entropies)
+    plain, _ = GRPO().loss(logprobs, same, tokens)
+    paid, metrics = GRPO(entropy=0.1).loss(logprobs, same, tokens, entropies)
     assert metrics["entropy"] == pytest.approx(entropies.sum().item() / tokens)
     assert paid.item() == pytest.approx(plain.item() - 0.1 * metrics["entropy"], abs=1e-6)
     (gained,) = torch.autograd.grad(plain - paid, policy.model.get_input_embeddings().weight, retain_graph=True)
@@ -173,21 +116,17 @@ def test_the_entropy_bonus_is_that_of_the_distribution(policy):
 def test_the_first_update_has_ratio_one(policy):
     """Drawn by the policy itself, the loss is minus the token-weighted mean advantage and nothing is clipped."""
     traces = plain_traces(policy, 2)
-    batch = collate(traces, "causal", [1.0, -1.0])
+    batch = collate([Sample(traces[0], 1.0), Sample(traces[1], -1.0)], "causal")
     logprobs = score(policy.model, batch)
     same = collate(
         [
-            Trace(
-                t.prompt_ids,
-                (Span(t.token_ids, (), True, tuple(row[len(t.prompt_ids) :][: len(t.token_ids)].tolist())),),
-            )
-            for t, row in zip(traces, logprobs, strict=True)
+            Sample(replace(trace, spans=(replace(trace.spans[0], logprobs=tuple(values.tolist())),)), advantage)
+            for trace, values, advantage in zip(traces, batch.gather(logprobs), (1.0, -1.0), strict=True)
         ],
         "causal",
-        [1.0, -1.0],
     )
     lengths = [len(trace.token_ids) for trace in traces]
-    loss, metrics = grpo.loss(logprobs, same, sum(lengths), GRPO())
+    loss, metrics = GRPO().loss(logprobs, same, sum(lengths))
     assert loss.item() == pytest.approx(-(lengths[0] - lengths[1]) / sum(lengths), abs=1e-5)
     assert metrics["clip_fraction"] == 0
     assert metrics["mismatch_mean"] == pytest.approx(0, abs=1e-6)
@@ -196,21 +135,21 @@ def test_the_first_update_has_ratio_one(policy):
 def test_a_mismatch_is_weighed_by_truncated_importance():
     """Drawn with probabilities e^-1 and e^-3, scored with e^-2 and e^-1: the weights are e^-1 and, cut, 2."""
     trace = Trace((1,), (Span((2, 3), (), True, (-1.0, -3.0)),))
-    batch = collate([trace], "causal", [1.0], old=[torch.tensor([-2.0, -1.0])])
+    batch = collate([Sample(trace, old=torch.tensor([-2.0, -1.0]))], "causal")
     logprobs = batch.old.clone().requires_grad_()
-    plain, metrics = grpo.loss(logprobs, batch, 2, GRPO())
+    plain, metrics = GRPO().loss(logprobs, batch, 2)
     assert plain.item() == pytest.approx(-1)
     assert metrics["mismatch_mean"] == pytest.approx(1.5)
     assert metrics["mismatch_max"] == pytest.approx(2)
-    weighed, _ = grpo.loss(logprobs, batch, 2, GRPO(correction=2.0))
+    weighed, _ = GRPO(correction=2.0).loss(logprobs, batch, 2)
     weighed.backward()
     weights = [0.0, math.exp(-1), 2.0]
     assert weighed.item() == pytest.approx(-sum(weights) / 2)
     assert logprobs.grad[0].tolist() == pytest.approx([-weight / 2 for weight in weights])
 
 
-@pytest.mark.parametrize("loss", [sft.loss, partial(grpo.loss, settings=GRPO())])
-def test_given_tokens_have_no_gradient(policy, loss):
+@pytest.mark.parametrize("objective", [CrossEntropy(), GRPO(), GSPO(average="tokens"), RLOO()])
+def test_given_tokens_have_no_gradient(policy, objective):
     """With the loss's own gradient on log-probabilities: zero wherever a token was given."""
     trace = plain_traces(policy, 1)[0]
     span = trace.spans[0]
@@ -219,9 +158,9 @@ def test_given_tokens_have_no_gradient(policy, loss):
         Span(span.token_ids[:cut], (), False),
         Span(span.token_ids[cut:], (), True, span.logprobs[cut:]),
     )
-    batch = collate([Trace(trace.prompt_ids, halves)], "causal")
+    batch = collate([Sample(Trace(trace.prompt_ids, halves))], "causal")
     logprobs = score(policy.model, batch).detach().requires_grad_()
-    loss(logprobs, batch, 3)[0].backward()
+    objective.loss(logprobs, batch, 3)[0].backward()
     assert (logprobs.grad[~batch.sampled] == 0).all()
     assert (logprobs.grad[batch.sampled] != 0).any()
 
@@ -230,7 +169,7 @@ def test_a_token_that_a_filter_leaves_out_is_not_learnt_from(policy):
     """The scorer would not have drawn one token before the step, and another after it: no loss, gradient or metric of
     the others is lost, and the first counts for nothing."""
     traces = plain_traces(policy, 2)
-    batch = collate(traces, "causal", [1.0, -1.0])
+    batch = collate([Sample(traces[0], 1.0), Sample(traces[1], -1.0)], "causal")
     first, second = (index.tolist() for index in batch.sampled.nonzero()[[0, 1]])
     old = batch.old.clone()
     old[tuple(first)] = -math.inf
@@ -238,15 +177,15 @@ def test_a_token_that_a_filter_leaves_out_is_not_learnt_from(policy):
     gone = torch.zeros_like(batch.sampled)
     gone[tuple(first)] = gone[tuple(second)] = True
     logprobs = score(policy.model, batch).masked_fill(gone, -math.inf).detach().requires_grad_()
-    for settings in (GRPO(), GRPO(correction=2.0)):
+    for algorithm in (GRPO(), GRPO(correction=2.0), GSPO(), RLOO()):
         logprobs.grad = None
-        value, metrics = grpo.loss(logprobs, batch, 10, settings)
+        value, metrics = algorithm.loss(logprobs, batch, 10)
         value.backward()
         assert value.isfinite()
         assert all(map(math.isfinite, metrics.values()))
         assert logprobs.grad.isfinite().all()
         assert logprobs.grad[tuple(first)] == 0
     known = replace(batch, sampled=batch.sampled & ~gone)
-    assert grpo.loss(logprobs, known, 10, GRPO())[1]["mismatch_mean"] == pytest.approx(
-        grpo.loss(logprobs, batch, 10, GRPO())[1]["mismatch_mean"]
+    assert GRPO().loss(logprobs, known, 10)[1]["mismatch_mean"] == pytest.approx(
+        GRPO().loss(logprobs, batch, 10)[1]["mismatch_mean"]
     )

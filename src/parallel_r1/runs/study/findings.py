@@ -17,8 +17,7 @@ from jaxtyping import Float
 from parallel_r1.evaluation.measure import Result
 from parallel_r1.evaluation.statistics import holm, interval, sign_flip_test
 from parallel_r1.evaluation.tables import percent, results_table
-from parallel_r1.files import write_text
-from parallel_r1.runs.folder import write_json
+from parallel_r1.files import write_json, write_text
 from parallel_r1.runs.study.rows import Cell
 from parallel_r1.table import Table
 
