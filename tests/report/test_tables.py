@@ -7,7 +7,7 @@ from parallel_r1.evaluation.measure import Result
 from parallel_r1.report.curves import picture
 from parallel_r1.report.tables import print_parity, rich_table
 from parallel_r1.table import Table
-from parallel_r1.training.mismatch import Parity
+from parallel_r1.training.mismatch import Mismatch
 
 
 def result(stage, by_problem):
@@ -48,7 +48,7 @@ def test_a_table_in_a_terminal():
 
 def test_parity_is_printed():
     console = Console(width=80, record=True, file=StringIO())
-    pairs = [Parity("isolated", "isolated", True, 1e-6, 1e-7, None, 2e-7, 300)]
+    pairs = [Mismatch("isolated", "isolated", True, 1e-6, 1e-7, None, 2e-7, 300)]
     print_parity(console, pairs)
     words = console.export_text().splitlines()[-1].split()
     assert words == ["isolated", "isolated", "exact", "1.0e-06", "1.0e-07", "-", "2.0e-07", "300"]
