@@ -8,8 +8,7 @@ from parallel_r1.answers.parser import parse
 from parallel_r1.answers.rollout import Problem, Rollout, from_json, group, read_jsonl, to_json, write_jsonl
 from parallel_r1.answers.trace import Defect, Span, Trace
 from parallel_r1.errors import UserError
-from parallel_r1.generation.local.engine import LocalEngine
-from parallel_r1.generation.scheduler import draw
+from parallel_r1.generation.generator import Request, make_generator
 from parallel_r1.generation.settings import Budget, Sampling
 
 
@@ -71,16 +70,15 @@ def test_old_rows_of_drawn_answers(tiny):
     """Paths that a budget cut, and a `<Parallel>` beyond the budget: what a sampler writes and a parser does not."""
     stray, close = tiny.tags.ids["<Parallel>"], tiny.tags.ids["</Summary>"]
     trunk = {1: stray, 7: close, 8: stray, 14: close, 15: stray}  # a join is 3 tokens
+
+    def force(address, size):
+        return None if address else trunk.get(size)
+
     budget = Budget(total=200, critical_path=120, path=6, forks=2)
     for sampler in ("isolated", "causal_join"):
-        drawn = draw(
-            LocalEngine(tiny.model),
-            tiny.tags,
-            [tiny.encode("Use 3, 5, 7 to make 22.\n")] * 8,
-            Sampling(sampler=sampler, paths=3, budget=budget),
-            0,
-            force=lambda answer, address, size: None if address else trunk.get(size),
-        )
+        sampling = Sampling(sampler=sampler, paths=3, budget=budget)
+        prompt = tiny.encode("Use 3, 5, 7 to make 22.\n")
+        drawn = make_generator(tiny).traces([Request(prompt, sampling, f"0/{index}", force) for index in range(8)])
         assert any(trace.forks == 2 and trace.trunk_ids.count(stray) > 2 for trace in drawn)
         assert any(
             not span.sampled and span.token_ids == (tiny.tags.ids["</Path>"],) for t in drawn for span in t.spans

@@ -7,7 +7,7 @@ from parallel_r1.evaluation.measure import Result
 from parallel_r1.report.curves import picture
 from parallel_r1.report.tables import print_parity, rich_table
 from parallel_r1.table import Table
-from parallel_r1.training.mismatch import Parity
+from parallel_r1.training.mismatch import Mismatch
 
 
 def result(stage, by_problem):
@@ -31,24 +31,24 @@ def test_nothing_against_nothing_has_no_relative_difference():
     assert report.comparisons(none, [("b", "a")]) == ["t: b - a = +0.0 points [+0.0, +0.0], - relative"]
 
 
-def printed(renderable):
+def printed(renderable, styles=False):
     console = Console(width=80, record=True, file=StringIO())
     console.print(renderable)
-    return console.export_text(styles=True)
+    return console.export_text(styles=styles)
 
 
 def test_a_table_in_a_terminal():
     table = Table(("name", "pair", "n"), [("a [b]", "exact", "1"), ("c", "mismatch", "20")], "Title", names=2)
     lines = [line.rstrip() for line in printed(rich_table(table)).splitlines()]
     assert lines == ["Title", "name  pair      n", "a [b] exact     1", "c     mismatch 20"]
-    styled = printed(rich_table(table, ["", "bold"], {"exact": "green"}))
+    styled = printed(rich_table(table, ["", "bold"], {"exact": "green"}), styles=True)
     assert "\x1b[32mexact" in styled
     assert "\x1b[1mc" in styled
 
 
 def test_parity_is_printed():
     console = Console(width=80, record=True, file=StringIO())
-    pairs = [Parity("isolated", "isolated", True, 1e-6, 1e-7, None, 2e-7, 300)]
+    pairs = [Mismatch("isolated", "isolated", True, 1e-6, 1e-7, None, 2e-7, 300)]
     print_parity(console, pairs)
     words = console.export_text().splitlines()[-1].split()
     assert words == ["isolated", "isolated", "exact", "1.0e-06", "1.0e-07", "-", "2.0e-07", "300"]

@@ -14,6 +14,7 @@ from parallel_r1.coldstart.filters import MEANING, Reason, Sieve, Statistics, Ve
 from parallel_r1.coldstart.journal import Ask, Journal, Key, Response
 from parallel_r1.errors import UserError
 from parallel_r1.files import write_text
+from parallel_r1.table import Table
 from parallel_r1.tasks.base import Task, problem_stream
 from parallel_r1.tasks.datasets.rows import write_file
 
@@ -245,17 +246,18 @@ def card(folder: Path, collection: Collection, sources: Sequence[Statistics]) ->
         f"* All responses are in `responses.jsonl`: {collection.tokens:,} tokens. Why one is not kept"
         f" is in `{REJECTED}`.",
         "",
-        "| | " + " | ".join(source.source for source in sources) + " |",
-        "|---|" + "---|" * len(sources),
-        *("| " + " | ".join([name, *(value(source) for source in sources)]) + " |" for name, value in ROWS.items()),
-        *(
-            "| " + " | ".join([MEANING[reason], *(f"{source.reasons.get(reason, 0):,}" for source in sources)]) + " |"
-            for reason in MEANING
-            if any(reason in source.reasons for source in sources)
-        ),
-        "",
+        statistics_table(sources).markdown(),
     ]
     return "\n".join(lines)
+
+
+def statistics_table(sources: Sequence[Statistics]) -> Table:
+    """One column per source: its statistics, and how many responses were not kept for which reason."""
+    rows = [(name, *map(value, sources)) for name, value in ROWS.items()]
+    for reason, meaning in MEANING.items():
+        if any(reason in source.reasons for source in sources):
+            rows.append((meaning, *(f"{source.reasons.get(reason, 0):,}" for source in sources)))
+    return Table(("", *(source.source for source in sources)), rows)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,8 +11,8 @@ from rich.filesize import decimal
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from parallel_r1.coldstart import collect
-from parallel_r1.coldstart.filters import MEANING, Statistics
+from parallel_r1.coldstart.collect import statistics_table
+from parallel_r1.coldstart.filters import Statistics
 from parallel_r1.errors import Missing
 from parallel_r1.evaluation import tables
 from parallel_r1.evaluation.measure import Result
@@ -56,11 +56,8 @@ def print_results(console: Console, results: Sequence[Result], pairs: Sequence[t
 
 def print_collected(console: Console, statistics: Sequence[Statistics]) -> None:
     """Print how many responses of a teacher were kept, and why the others were not, one column per source."""
-    rows = [(name, *map(value, statistics)) for name, value in collect.ROWS.items()]
-    for reason, meaning in MEANING.items():
-        if any(reason in source.reasons for source in statistics):
-            rows.append((meaning, *(f"{source.reasons.get(reason, 0):,}" for source in statistics)))
-    console.print(rich_table(Table(("", *(Path(source.source).name for source in statistics)), rows)))
+    table = statistics_table(statistics)
+    console.print(rich_table(replace(table, header=tuple(Path(name).name for name in table.header))))
 
 
 def print_plan(console: Console, plan: Plan, missing: Sequence[Missing]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from parallel_r1.errors import UserError
 from parallel_r1.files import write_text
+from parallel_r1.table import Table
 from parallel_r1.tasks.datasets.damage import REPAIRED, Damage, find, repair
 from parallel_r1.tasks.datasets.overlap import Overlap, overlaps
 from parallel_r1.tasks.datasets.rows import check_new, write_file
@@ -82,6 +83,7 @@ def describe(cleaned: Cleaned, source: Source, benchmarks: Sequence[str], path: 
     rows += [
         (f"{kind} overlap", count, "dropped") for kind, count in sorted(cleaned.dropped.items()) if kind not in damaged
     ]
+    table = [(kind, f"{count:,}", outcome) for kind, count, outcome in rows]
     splits = Counter(record.split for record in cleaned.records)
     lines = [
         f"# {path.stem}",
@@ -95,10 +97,7 @@ def describe(cleaned: Cleaned, source: Source, benchmarks: Sequence[str], path: 
         f"* Compared with: {', '.join(benchmarks) or 'no benchmark'}",
         "* Columns: id, problem (the whole statement), answer, source, split",
         "",
-        "| kind | problems | what was done with them |",
-        "|---|---|---|",
-        *(f"| {kind} | {count:,} | {outcome} |" for kind, count, outcome in rows),
-        "",
+        Table(("kind", "problems", "what was done with them"), table).markdown(),
         "A problem can be in several rows. Train on it with the task name",
         f"`{path.suffix[1:]}:{path.name}`, with the path as seen from where the command runs.",
         "",
