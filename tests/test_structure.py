@@ -12,6 +12,7 @@ SOURCE = ROOT / "src" / "parallel_r1"
 ORDER = [
     "errors",
     "files",
+    "table",
     "distributed",
     "settings",
     "registry",

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from strategies import anything, well_formed
 
-from parallel_r1.answers.parser import DEEPEST, parse, parse_text, text_pieces, trunk
+from parallel_r1.answers.parser import parse, parse_text, text_pieces, trunk
+from parallel_r1.answers.scanner import DEEPEST
 from parallel_r1.answers.trace import TRUNK, Span, Trace
 
 GOOD = "so <Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>c</Summary> Final Answer: 1"
@@ -164,3 +165,11 @@ def test_a_space_that_a_tokenizer_drops_in_front_stays():
 
     trace = Trace((1,), tuple(Span((token,), (), True) for token in range(3)))
     assert trace.texts(decode) == ("a", " b", " c")
+
+
+@given(well_formed)
+def test_forks_and_their_places_are_read_from_the_spans(tokenizer, tags, text):
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    trace = parse(token_ids, tags)
+    assert trace.fork_at == [at for at, token in enumerate(token_ids) if token == tags.ids["<Parallel>"]]
+    assert trace.forks == len(trace.fork_at) == len(parse_text(text).fork_at)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import combinations, cycle
 from math import comb
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from parallel_r1.answers.parser import parse
 from parallel_r1.answers.rollout import Problem
 from parallel_r1.answers.trace import Span, Trace
 from parallel_r1.errors import UserError
-from parallel_r1.evaluation.measure import compare, evaluate, held_out, pass_at, summarise
+from parallel_r1.evaluation.measure import evaluate, held_out, pass_at, summarise
 from parallel_r1.evaluation.settings import Evaluation
 from parallel_r1.generation.rollouts import answer, judge
 from parallel_r1.generation.settings import Budget, Sampling
@@ -48,9 +49,23 @@ def test_a_summary_by_hand(frozen):
 
 def test_a_comparison_is_paired(frozen):
     better, worse = summarise(rollouts(frozen, [4, 2], 4)), summarise(rollouts(frozen, [2, 0], 4))
-    found = compare(better, worse)
-    assert found.mean == found.low == found.high == 0.5
-    assert found.relative == 2.0
+    difference = better.compare(worse)
+    assert difference.mean == difference.low == difference.high == 0.5
+    assert difference.relative == 2.0
+
+
+def test_a_comparison_with_nothing_right_has_no_relative_difference(frozen):
+    none, some = summarise(rollouts(frozen, [0, 0], 4)), summarise(rollouts(frozen, [4, 0], 4))
+    assert none.compare(none).relative is None
+    assert some.compare(none).relative is None
+    assert none.compare(some).relative == -1.0
+
+
+def test_results_on_different_problems_are_not_compared(frozen):
+    ours = summarise(rollouts(frozen, [4, 0], 4))
+    theirs = replace(ours, task="other", by_problem={"x": 1.0})
+    with pytest.raises(UserError, match="countdown-easy and other without a problem in common"):
+        ours.compare(theirs)
 
 
 def test_answers_inside_a_path_do_not_count(frozen):

@@ -185,7 +185,7 @@ def test_given_tokens_are_marked(frozen):
     for span in trace.spans:
         if not span.sampled:
             assert span.logprobs is None
-            assert set(span.token_ids) <= {*tags.ids.values(), *tags.newline}
+            assert set(span.token_ids) <= {*tags.ids.values(), *tags.gap}
         else:
             assert len(span.logprobs) == len(span.token_ids)
             assert tags.ids["</Parallel>"] not in span.token_ids or parse_ids(trace.token_ids, tags).defects
@@ -265,7 +265,7 @@ def test_tags_in_a_prompt_are_text(frozen, sampler):
     engine, force = LocalEngine(frozen.model), force_forks(frozen.tags)
     traces = draw(engine, frozen.tags, [prompt] * 3, sampling, 0, force=force)
     assert mismatch(frozen, traces, EXACT_SCORER[sampler]) <= 1e-4
-    newline = frozen.tags.newline[0]
+    newline = frozen.tags.gap[0]
     (plain,) = draw(engine, frozen.tags, [prompt], sampling, 0, force=lambda _, __, size: newline if size % 3 else None)
     assert (plain.forks, plain.well_formed, plain.spans[0].address) == (0, True, TRUNK)
     assert mismatch(frozen, [plain], EXACT_SCORER[sampler]) == mismatch(frozen, [plain], "causal") <= 1e-4

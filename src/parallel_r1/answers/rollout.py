@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from parallel_r1.answers.parser import parse_text, text_pieces
-from parallel_r1.answers.syntax import JOIN_TEXT, PATH_CLOSE, PATH_OPEN
-from parallel_r1.answers.trace import Address, Defect, Span, Trace
+from parallel_r1.answers.trace import Defect, Span, Trace
+from parallel_r1.answers.upgrade import texts_of_spans
 from parallel_r1.errors import UserError
 
 
@@ -122,7 +120,7 @@ def from_json(row: dict[str, Any]) -> Rollout:
     if all("text" in span for span in row["spans"]):
         texts = tuple(span["text"] for span in row["spans"])
     else:
-        texts = _cut_text(row["text"], spans)
+        texts = texts_of_spans(row["text"], trace)
     problem = Problem(row["id"], row["prompt"], row["answer"], row["source"])
     return Rollout(problem, trace, texts, row["correct"], row["critical_path"], row["total"], row["terms"])
 
@@ -133,37 +131,6 @@ def _span_from_json(row: dict[str, Any]) -> Span:
     return Span(
         tuple(row["ids"]), address, row["sampled"], *(None if column is None else tuple(column) for column in columns)
     )
-
-
-def _cut_text(text: str, spans: Sequence[Span]) -> tuple[str, ...]:
-    """Cut the text of an answer into the texts of its spans without a tokenizer: at its tags.
-
-    Only rollout files whose spans have no text need it. Where the tags in the text do not show the structure of the
-    spans (a stray `<Path>` beyond the fork budget), the first span gets all of the text.
-    """
-
-    def paths(address: Address) -> list[int]:
-        return [path for _, path in address]  # a stray <Parallel> in the text shifts the numbers of its forks
-
-    pieces = zip(parse_text(text).addresses, (words for words, _ in text_pieces(text)), strict=True)
-    written = [
-        (address, "".join(words for _, words in run)) for address, run in groupby(pieces, key=lambda piece: piece[0])
-    ]
-    runs = [(address, list(run)) for address, run in groupby(spans, key=lambda span: span.address)]
-    if [paths(address) for address, _ in written] != [paths(address) for address, _ in runs]:
-        return (text, *[""] * (len(spans) - 1)) if spans else ()
-    return tuple(part for (_, words), (_, run) in zip(written, runs, strict=True) for part in _cut_run(words, run))
-
-
-def _cut_run(text: str, spans: Sequence[Span]) -> list[str]:
-    """Cut the text of neighbouring spans with one address: a given span at the start is `<Path>` or a join, one at the
-    end is `</Path>`, and the rest was sampled."""
-    head = next((tag for tag in (JOIN_TEXT, PATH_OPEN) if text.startswith(tag)), "")
-    parts = [head] if len(spans) > 1 and not spans[0].sampled else []
-    rest = text.removeprefix(head) if parts else text
-    tail = [PATH_CLOSE] if len(spans) - len(parts) > 1 and not spans[-1].sampled and rest.endswith(PATH_CLOSE) else []
-    parts.append(rest.removesuffix(PATH_CLOSE) if tail else rest)
-    return [*parts, *[""] * (len(spans) - len(parts) - len(tail)), *tail]
 
 
 def write_jsonl(path: Path, rollouts: Iterable[Rollout]) -> None:

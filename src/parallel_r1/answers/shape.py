@@ -68,13 +68,13 @@ def self_bleu(forks: Iterable[Sequence[str]]) -> float:
 
 @dataclass(frozen=True)
 class Shape:
-    """How an answer is built.
+    """Forks, paths and words of an answer.
 
     Attributes:
-        paths: of every fork, how many.
-        words: all of them, without the tags.
-        inside: those in paths.
-        first: where its first fork opens, 0 at the start and 1 at the end; None if there is none.
+        paths: number of paths of every fork.
+        words: number of words, without tags.
+        inside: number of words in paths.
+        first: character at which the first fork opens, as a share of the text, 0 .. 1; None without a fork.
     """
 
     paths: tuple[int, ...]
@@ -84,21 +84,21 @@ class Shape:
 
 
 def shape(text: str) -> Shape:
-    """How an answer is built."""
-    found = parse_text(text)
+    """Forks, paths and words of an answer that has no spans because no model of ours wrote it, such as a teacher's."""
+    structure = parse_text(text)
     counts = [
-        (0 if piece.tag else len(words.split()), bool(address))
-        for (words, piece), address in zip(text_pieces(text), found.addresses, strict=True)
+        (0 if symbol.tag else len(words.split()), bool(address))
+        for (words, symbol), address in zip(text_pieces(text), structure.addresses, strict=True)
     ]
     return Shape(
-        tuple(found.paths),
+        tuple(structure.paths),
         sum(words for words, _ in counts),
         sum(words for words, within in counts if within),
-        found.fork_at[0] / len(text) if found.fork_at else None,
+        structure.fork_at[0] / len(text) if structure.fork_at else None,
     )
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """Their mean; None if there is none."""
-    found = list(values)
-    return fmean(found) if found else None
+    """Arithmetic mean; None without values."""
+    numbers = list(values)
+    return fmean(numbers) if numbers else None

@@ -50,7 +50,7 @@ def generate(
     from parallel_r1.generation.local.engine import LocalEngine
     from parallel_r1.generation.rollouts import check_length
     from parallel_r1.generation.scheduler import draw
-    from parallel_r1.report import terminal as display
+    from parallel_r1.report.answers import LiveAnswer
 
     quiet()
     policy = models.load(model)
@@ -73,7 +73,7 @@ def generate(
         trace = drawn()
     else:
         console.print(text.strip(), style="bold", markup=False, highlight=False)
-        with display.LiveAnswer(console, policy.decode) as live:
+        with LiveAnswer(console, policy.decode) as live:
             trace = drawn(live)
     if as_json:
         print(
@@ -87,12 +87,12 @@ def generate(
                     "defects": [vars(defect) for defect in trace.defects],
                     "spans": [
                         {
-                            "text": policy.decode(span.token_ids),
+                            "text": text,
                             "address": span.address,
                             "sampled": span.sampled,
                             "logprobs": span.logprobs,
                         }
-                        for span in trace.spans
+                        for span, text in zip(trace.spans, trace.texts(policy.decode), strict=True)
                     ],
                 }
             )
@@ -136,9 +136,9 @@ def show(
         if as_json:
             print(json.dumps(to_json(rollout)))
         else:
-            from parallel_r1.report import terminal as display
+            from parallel_r1.report.answers import print_rollout
 
-            display.rollout(console, rollout)
+            print_rollout(console, rollout)
 
 
 @app.command()

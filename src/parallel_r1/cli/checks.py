@@ -32,7 +32,7 @@ def parity(
     from parallel_r1 import models
     from parallel_r1.answers.trace import Sampler, Scorer
     from parallel_r1.evaluation.parity import measure
-    from parallel_r1.report import terminal as display
+    from parallel_r1.report.tables import print_parity
 
     one_of("--sampler", sampler, Sampler)
     one_of("--scorer", scorer, Scorer)
@@ -49,7 +49,7 @@ def parity(
         one = {key: value for key, value in rows[0].items() if key not in ("sampler", "scorer", "exact")}
         print(json.dumps(rows if every else one))
     else:
-        display.parity(console, found)
+        print_parity(console, found)
 
 
 @app.command()
@@ -183,19 +183,15 @@ def inspect(
         relation(laid, tokens, addresses, f"scorer {scorer}", picture)
         console.print(f"wrote {picture}")
         return
-    from rich.table import Table
-    from rich.text import Text
+    from parallel_r1.report.answers import colour
+    from parallel_r1.report.tables import rich_table
+    from parallel_r1.table import Table
 
-    from parallel_r1.report.terminal import colour
-
-    table = Table("token", "position", "address", "sees")
+    rows = []
     for token, position, address, row in zip(tokens, laid.positions, addresses, laid.mask(), strict=True):
         seen = "".join("█" if sees else "·" for sees in row)
-        table.add_row(
-            Text(repr(token)[1:-1], colour(address)),
-            str(position),
-            " > ".join(f"{fork + 1}.{path + 1}" for fork, path in address),
-            seen,
-        )
-    console.print(table)
+        place = " > ".join(f"{fork + 1}.{path + 1}" for fork, path in address)
+        rows.append((repr(token)[1:-1], str(position), place, seen))
+    table = Table(("token", "position", "address", "sees"), rows, names=4)
+    console.print(rich_table(table, [colour(address) for address in addresses]))
     console.print(f"critical path {laid.critical_path}, tokens {len(token_ids)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -86,9 +85,10 @@ def coldstart(
     """Ask a teacher for answers with parallel blocks and keep those that are right and well written, to imitate.
 
     Every response is on disk before it counts. Broken off, the same command goes on and asks nothing twice."""
-    ours = files("parallel_r1.coldstart").joinpath("instruction.txt")
+    from parallel_r1.coldstart.instruction import instruction as ours
+
     if show_instruction:
-        print(ours.read_text(encoding="utf-8"), end="")
+        print(ours(), end="")
         return
     one_of("--teacher", teacher, Kind)
     needed = {"--problems": problems, "--model": model, "--out": out}
@@ -111,7 +111,7 @@ def coldstart(
     limits = Limits(most_tokens, most_money, prompt_price, answer_price, patience)
     asked: Respondent
     if teacher == "server":
-        text = _instruction(instruction) if instruction else ours.read_text(encoding="utf-8")
+        text = _instruction(instruction) if instruction else ours()
         asked = Server(base_url, model, text, temperature, top_p, max_tokens, concurrency, timeout, retries)
     else:
         from parallel_r1 import models
@@ -134,7 +134,8 @@ def coldstart(
     asked_for = [(each, task.statement(each)) for task in tasks.values() for each in problems_of(task, seed, limit)]
     asks = [Ask(problem, statement, sample) for sample in range(samples) for problem, statement in asked_for]
 
-    from parallel_r1.report import terminal as display
+    from parallel_r1.report.progress import AskProgress
+    from parallel_r1.report.tables import print_collected
 
     with Journal(out, asked.settings) as journal:
         left = sum(ask.key not in journal.responses for ask in asks)
@@ -144,7 +145,7 @@ def coldstart(
                 soft_wrap=True,
                 highlight=False,
             )
-        with display.AskProgress(console, left) as progress:
+        with AskProgress(console, left) as progress:
             tell = (lambda _: None) if as_json else progress
             collection = Collection(tasks, asks, journal, sieve, limits, tell)
             try:
@@ -153,7 +154,7 @@ def coldstart(
                 if as_json:
                     print(json.dumps(collection.to_json()))
                 elif found := collection.statistics():
-                    display.collected(console, found)
+                    print_collected(console, found)
         if not as_json:
             if collection.over:
                 console.print(f"stopped: {collection.over}", highlight=False, soft_wrap=True)

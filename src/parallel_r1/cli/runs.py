@@ -75,13 +75,13 @@ def _plan(path: Path, overrides: list[str]) -> None:
     from parallel_r1.runs.recipe_file import load_recipe
 
     recipe = load_recipe(path, overrides)
-    from parallel_r1.report import terminal as display
+    from parallel_r1.report.tables import print_plan
     from parallel_r1.runs import estimate as plan
     from parallel_r1.runs.curriculum import check
 
     quiet()
     missing: list[Missing] = []
-    display.plan(console, plan.make(recipe, check(recipe, missing)), missing)
+    print_plan(console, plan.make(recipe, check(recipe, missing)), missing)
 
 
 def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft", "rl"] | None) -> None:
@@ -91,8 +91,9 @@ def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft"
     if kind is not None:
         recipe = recipe.only(kind)
     from parallel_r1.evaluation import tables as report
-    from parallel_r1.report import terminal as display
     from parallel_r1.report.curves import picture
+    from parallel_r1.report.progress import RunProgress
+    from parallel_r1.report.tables import print_results
     from parallel_r1.runs.curriculum import build_policy, check, train
     from parallel_r1.runs.folder import RunFolder
     from parallel_r1.runs.trackers import Tracking
@@ -105,7 +106,7 @@ def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft"
     policy = build_policy(recipe)
     run = RunFolder.create(folder, recipe)
     console.print(f"{'going on in' if again else 'writing to'} {run.path}", soft_wrap=True, highlight=False)
-    with display.RunProgress(console) as progress, Tracking(recipe, run) as tracking:
+    with RunProgress(console) as progress, Tracking(recipe, run) as tracking:
 
         @processes.by_first
         def tell(row: dict[str, Any]) -> None:
@@ -117,7 +118,7 @@ def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft"
         chosen = report.chosen(run.metrics())
         if results:
             write_text(run.path / "table.md", report.markdown(results, recipe.compare, chosen))
-            display.results(console, results, recipe.compare)
+            print_results(console, results, recipe.compare)
         for line in chosen:
             console.print(line, soft_wrap=True, highlight=False)
         if not picture(run.metrics(), run.path / "curves.png"):
@@ -187,7 +188,7 @@ def evaluate(
     from parallel_r1.answers.rollout import write_jsonl
     from parallel_r1.evaluation.measure import held_out, summarise
     from parallel_r1.generation.rollouts import answer
-    from parallel_r1.report import terminal as display
+    from parallel_r1.report.tables import print_results
     from parallel_r1.tasks.base import load_task
 
     quiet()
@@ -206,4 +207,4 @@ def evaluate(
     if as_json:
         print(json.dumps([result.to_json() for result in results]))
     else:
-        display.results(console, results, ())
+        print_results(console, results, ())

@@ -33,7 +33,8 @@ def study(
 ) -> None:
     """Run every row of a study with several seeds, and compare them. Broken off, the same command goes on."""
     from parallel_r1.answers.shape import need_sacrebleu
-    from parallel_r1.report import terminal as display
+    from parallel_r1.report.progress import StudyProgress
+    from parallel_r1.report.tables import print_table
     from parallel_r1.runs.study import findings
     from parallel_r1.runs.study import jobs as pool
     from parallel_r1.runs.study.rows import choose, expand, items, load_study
@@ -56,7 +57,7 @@ def study(
     with written(folder):
         folder.mkdir(parents=True, exist_ok=True)
         titles = {item.work.key: str(item) for item in todo if not item.work.is_done(folder)}
-    progress = display.StudyProgress(console, titles)
+    progress = StudyProgress(console, titles)
 
     def tell(work: pool.Work, row: dict[str, Any]) -> None:
         progress(work.key, row)
@@ -65,7 +66,7 @@ def study(
 
     failed = pool.run([item.work for item in todo], folder, jobs or _cores(), tell)
     for shown in findings.write(every, folder, found.against):
-        display.sheet(console, shown)
+        print_table(console, shown)
     console.print(f"everything is in {folder}", soft_wrap=True, highlight=False)
     if failed:
         key, why = next(iter(failed.items()))

@@ -1,4 +1,4 @@
-"""Is what is sampled what is scored? Draw answers with forks, score them, compare the log-probabilities."""
+"""Parity of sampling and scoring: draw answers with forks, score them, compare the log-probabilities."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from parallel_r1.training.batch import collate, score
 from parallel_r1.training.mismatch import Parity, compare
 
 BEFORE, PATH, SUMMARY = 5, 6, 4  # sampled tokens before a fork, in its shortest path, in its summary
-
-
-LENGTHS = 5  # how many different lengths its paths have
+LENGTHS = 5  # number of different lengths of paths
 
 
 def measure(
@@ -31,13 +29,15 @@ def measure(
     forks: int = 3,
     seed: int = 0,
 ) -> list[Parity]:
-    """Compare a sampler with scorers on answers into which forks are forced, so that any model shows what it does.
-    The forced tags are given tokens; everything else is drawn from the policy.
+    """Compare the log-probabilities of a sampler with those of scorers, one result per scorer.
+
+    Forks are forced into the answers, so that a model that never forks can be measured too. The forced tags are given
+    tokens; everything else is drawn from the policy.
 
     Args:
-        paths: of each fork; they differ in length.
-        answers: how many, from prompts of different lengths.
-        forks: in each answer, unless the policy ends it earlier.
+        paths: paths of a fork; they differ in length.
+        answers: number of answers, to prompts of different lengths.
+        forks: forks of an answer, unless the policy ends it earlier.
     """
     tags, cycle = policy.tags, _cycle(policy.tags, sampler, paths)
     longest = BEFORE + 2 + PATH + LENGTHS + len(tags.join) + SUMMARY + 1
@@ -48,20 +48,20 @@ def measure(
     prompts = [policy.encode(f"Use {listed} to make {20 + index}.\n") for index, listed in enumerate(numbers)]
     sampling = Sampling(sampler=sampler, paths=paths, budget=budget)
     traces = draw(LocalEngine(policy.model), tags, prompts, sampling, seed, force=_force(tags, sampler, cycle, forks))
-    found = []
+    results = []
     for scorer in scorers:
         batch = collate(traces, scorer)
         with torch.no_grad():
             scored = batch.gather(score(policy.model, batch))
-        found.append(compare(traces, scored, tags, scorer))
-    return found
+        results.append(compare(traces, scored, tags, scorer))
+    return results
 
 
 def _cycle(tags: Tags, sampler: Sampler, paths: int) -> list[int | None]:
-    """What the trunk's next tokens are, over and over: a given token, or None where the policy draws."""
+    """One period of the trunk's tokens: a given token, or None where the policy draws."""
     ids = tags.ids
     fork: list[int | None] = [ids[FORK_OPEN]]
-    if sampler != "sequential":  # the runtime runs the paths and gives the join, which counts as the trunk's own tokens
+    if sampler != "sequential":  # the runtime writes paths and join; the join counts as tokens of the trunk
         fork += [None] * len(tags.join)
     else:
         for path in range(paths):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def check_vocabulary(tags: Tags, rows: int, path: str) -> None:
     """Refuse tags for which a model with so many embeddings has none."""
-    last = max(*tags.ids.values(), *tags.newline, *tags.eos)
+    last = max(*tags.ids.values(), *tags.gap, *tags.eos)
     if last >= rows:
         raise UserError(
             f"an embedding for every tag and the end of text in '{path}'",

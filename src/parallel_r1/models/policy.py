@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from parallel_r1.answers.syntax import FORK_CLOSE, JOIN_TEXT, SUMMARY_OPEN, TAGS, Tags
+from parallel_r1.answers.syntax import FORK_CLOSE, JOIN_TEXT, SUMMARY_GAP, SUMMARY_OPEN, TAGS, Tags, holds_gap
 from parallel_r1.errors import UserError
 from parallel_r1.models.settings import LoRA
 
@@ -67,15 +67,15 @@ def tag_ids(tokenizer: PreTrainedTokenizerBase) -> Tags:
     behind = tokenizer.batch_decode([[ids[FORK_CLOSE], token] for token in range(len(tokenizer))])
     texts = [text.removeprefix(FORK_CLOSE) for text in behind]
     blank = frozenset(token for token, text in enumerate(texts) if text and not text.strip())
-    breaks = frozenset(token for token in blank if "\n" in texts[token])
-    first, *newline, last = tokenizer.encode(JOIN_TEXT, add_special_tokens=False)
-    if (first, last) != (ids[FORK_CLOSE], ids[SUMMARY_OPEN]) or not breaks.intersection(newline):
+    breaks = frozenset(token for token in blank if holds_gap(texts[token]))
+    first, *gap, last = tokenizer.encode(JOIN_TEXT, add_special_tokens=False)
+    if (first, last) != (ids[FORK_CLOSE], ids[SUMMARY_OPEN]) or (SUMMARY_GAP and not breaks.intersection(gap)):
         raise UserError(
-            "a tokenizer that leaves a line break between tags alone",
-            f"{tokenizer.convert_ids_to_tokens([first, *newline, last])}",
+            f"a tokenizer that leaves {SUMMARY_GAP!r} between tags alone",
+            f"{tokenizer.convert_ids_to_tokens([first, *gap, last])}",
             "add the tags as special tokens without lstrip and rstrip",
         )
-    return Tags(ids, tuple(newline), frozenset([tokenizer.eos_token_id]), blank, breaks)
+    return Tags(ids, tuple(gap), frozenset([tokenizer.eos_token_id]), blank, breaks)
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from parallel_r1.answers.parser import parse
-from parallel_r1.answers.syntax import TAGS, Tags
+from parallel_r1.answers.syntax import TAGS, Tags, fork_text
 from parallel_r1.errors import UserError
 from parallel_r1.files import whole
 from parallel_r1.models.policy import Policy, load_model, load_tokenizer, save, tag_ids
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 Init = Literal["mean", "random", "keep"]
 """What a tag's row is at first: the mean of the rows of its text's pieces; drawn as the other rows are spread; or what
 stands there already, in a table that is longer than the vocabulary."""
-SAMPLE = (
-    "So: <Parallel><Path>1 + 2 = 3</Path><Path>one\nand two</Path></Parallel>\n<Summary>The same.</Summary> It is 3."
-)
+SAMPLE = "So: " + fork_text(["1 + 2 = 3", "one\nand two"], "The same.") + " It is 3."
 
 
 @dataclass(frozen=True)

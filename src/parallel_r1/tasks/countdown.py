@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from parallel_r1.answers.rollout import Problem
-from parallel_r1.answers.syntax import FORK_CLOSE, FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, SUMMARY_OPEN
+from parallel_r1.answers.syntax import fork_text
 from parallel_r1.tasks.datasets.splits import Split
 from parallel_r1.tasks.grading.extract import final_answer
 
@@ -231,15 +231,14 @@ class Countdown:
         """
         drawn = [self.tries(problem, rng, most) for _ in range(paths)]
         found = [made[-1][0].expression for made in drawn if made[-1][1]]
-        body = "".join(f"{PATH_OPEN}{_write(made)}{PATH_CLOSE}" for made in drawn)
         if found:
             best = rng.choice(found)
             rest: str | None = f"Final Answer: {best}"
         else:
             best = "None"
             rest = _conclude(self.tries(problem, rng, after, [chain for made in drawn for chain, _ in made]))
-        summary = f"{SUMMARY_OPEN}{best} reached {problem.answer}.{SUMMARY_CLOSE}"
-        return None if rest is None else f"{FORK_OPEN}{body}{FORK_CLOSE}\n{summary}\n{rest}"
+        fork = fork_text(map(_write, drawn), f"{best} reached {problem.answer}.")
+        return None if rest is None else f"{fork}\n{rest}"
 
 
 def _conclude(made: list[tuple[Chain, bool]]) -> str | None:

@@ -22,7 +22,7 @@ from parallel_r1.cli.study import _cores
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.measure import Result
 from parallel_r1.models.policy import Policy
-from parallel_r1.report import terminal as display
+from parallel_r1.report.tables import print_table
 from parallel_r1.runs.curriculum import build_policy, train
 from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.recipe_file import load_recipe, make_recipe
@@ -280,10 +280,10 @@ def test_the_table_by_hand():
     assert ours.pooled.low < 0.75 < ours.pooled.high  # the seeds differ, though no problem does
     assert ours.contrast.seeds == (0, 1)
     assert ours.contrast.mean == ours.contrast.low == ours.contrast.high == 0.25
-    assert ours.contrast.chance < 2e-4
-    assert ours.contrast.corrected == pytest.approx(2 * ours.contrast.chance)
+    assert ours.contrast.p_value < 2e-4
+    assert ours.contrast.corrected == pytest.approx(2 * ours.contrast.p_value)
     assert (alike.contrast.mean, alike.contrast.corrected) == (0.0, 1.0)
-    assert apart.contrast.corrected == apart.contrast.chance < 2e-4  # alone in its part
+    assert apart.contrast.corrected == apart.contrast.p_value < 2e-4  # alone in its part
     assert theirs.contrast is elsewhere.contrast is None
     assert [each.contrast for each in compared([ours], "nobody")] == [ours.contrast]
     reached, cost = sheets(table, "theirs")
@@ -300,7 +300,7 @@ def test_a_table_fits_80_columns():
         table = [Finding(row, "main", "b", "t", found, 2, 80, 1.0), Finding("r", "main", "b", "t", found, 2, 80, 1.0)]
         for shown in sheets(compared(table, "r"), "r"):
             console = Console(width=80, file=io.StringIO())
-            display.sheet(console, shown)
+            print_table(console, shown)
             text = console.file.getvalue()
             words = [word for name in shown.header for word in name.replace("-", "- ").split()]
             assert "…" not in text
