@@ -397,7 +397,7 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path, policy):
         ("stages.rl.task=jsonl:FOLDER/columns.jsonl", "columns problem"),
         ("evaluation.tasks=['jsonl:FOLDER/cut.jsonl']", "cut.jsonl:2"),
         ("evaluation.tasks=['dapo']", "a set with a test split"),
-        ("stages.rl.sampling={budget={forks=0}}", "the budget none"),
+        ("stages.rl.sampling={budget={forks=0}}", "the budget allows none"),
         ("stages.rl.sampling={paths=1}", "a fork has one path"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Rewards: what a judged answer earns in RL. Importing this package registers the built-in rewards."""
+"""Rewards of judged answers in RL. Importing this package registers the built-in rewards."""
 
 from parallel_r1.training.rewards import schedules, terms
 

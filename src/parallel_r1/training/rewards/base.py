@@ -47,7 +47,7 @@ class BuiltReward:
     Attributes:
         name: name of the function that the user wrote; names the term of a reward that returns a number.
         function: computes the terms, or one number.
-        definition: what the user wrote, to name its file and line in errors.
+        definition: the function or class that the user wrote, to name its file and line in errors.
         text: the reward as a recipe writes it.
         needs_forks: whether it pays for forks, so that it makes no sense where the sampler opens none.
         parts: the rewards among its arguments.
@@ -130,7 +130,7 @@ class RewardFactory(Generic[P]):
         """Build the reward.
 
         Raises:
-            TypeError: the arguments are not those of the signature.
+            TypeError: the arguments do not match the signature.
             ValueError: an argument does not fit its type hint, or the function refuses it.
             UserError: a function that builds a reward returned something else.
         """
@@ -259,7 +259,7 @@ def check_forks(reward: Callable[[Outcome], Terms | float], opens_forks: bool) -
         others = ", ".join(name for name in REWARDS if not REWARDS[name].needs_forks)
         raise UserError(
             "a reward that does not pay for forks, because the sampler is sequential, a fork has one path or the "
-            "budget has no forks",
+            "budget allows none",
             f"{part.name} in '{whole}'",
             f"use one of {others}, or another sampler",
         )

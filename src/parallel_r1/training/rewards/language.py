@@ -45,7 +45,7 @@ def check_reward(text: str, forks: bool) -> None:
 
 
 def _build(node: ast.expr) -> BuiltReward:
-    """The reward that a call in the text builds. Raises ValueError with what is wrong with it."""
+    """The reward that a call in the text builds. Raises ValueError where the call is wrong."""
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         raise ValueError(f"{ast.unparse(node)} is no call of a reward")
     name = node.func.id
