@@ -1,3 +1,5 @@
+import tomllib
+
 import pytest
 from common import RECIPES, SMALL, write
 

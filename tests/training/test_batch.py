@@ -242,9 +242,7 @@ def test_loss_and_gradient_do_not_depend_on_packing_or_padding(policy, monkeypat
         policy.model.zero_grad()
         for rows in groups:
             members = [index for row in rows for index in row]
-            batch = collate(
-                [Sample(traces[i], weights[i]) for i in members], scorer, rows=[len(row) for row in rows]
-            )
+            batch = collate([Sample(traces[i], weights[i]) for i in members], scorer, rows=[len(row) for row in rows])
             logprobs = score(policy.model, batch)
             (logprobs * batch.advantages).sum().backward()
             found.update(zip(members, batch.gather(logprobs.detach()), strict=True))

@@ -2,12 +2,12 @@
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+import common
 import pytest
 import torch
 from architectures import random_model
-import common
 from common import STAGE
 from safetensors import safe_open
 
@@ -170,7 +170,9 @@ def test_what_a_stage_says_of_its_updates_is_done(policy):
             return super().loss(logprobs, batch, tokens)
 
     samples = examples(policy, stage, 3)
-    precise = Learner(policy.model, stage.model_copy(update={"precision": "fp32"}), 1).logprobs([sample.trace for sample in samples])
+    precise = Learner(policy.model, stage.model_copy(update={"precision": "fp32"}), 1).logprobs(
+        [sample.trace for sample in samples]
+    )
     rough = learner.logprobs([sample.trace for sample in samples])
     gap = max((one - two).abs().max().item() for one, two in zip(precise, rough, strict=True))
     assert 1e-4 < gap < 0.5

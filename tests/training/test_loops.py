@@ -153,7 +153,9 @@ def test_in_bf16_ratios_are_to_what_the_learner_says_itself(policy, tmp_path):
     kept = {}
 
     def step(precision):
-        stage = rl_stage(tmp_path, f"stages.rl.precision={precision}", "stages.rl.algorithm={clip_low=1e-6,clip_high=1e-6}")
+        stage = rl_stage(
+            tmp_path, f"stages.rl.precision={precision}", "stages.rl.algorithm={clip_low=1e-6,clip_high=1e-6}"
+        )
         return next(run_rl(copy.deepcopy(policy), stage, 0)).metrics
 
     with patch.object(train_room, "load_task", lambda *_: Coin()):

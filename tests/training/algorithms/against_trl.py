@@ -8,6 +8,7 @@ from parallel_r1.answers.trace import Span, Trace
 from parallel_r1.training.batch import collate, score
 from parallel_r1.training.sample import Sample
 
+
 def plain_traces(policy, count=6):
     """Answers without a fork, of different lengths behind prompts of different lengths, drawn by nobody: the
     behaviour log-probabilities are the policy's, disturbed, so that ratios fall on both sides of the clip range."""
