@@ -35,8 +35,8 @@ class Batch:
         previous: index of the nearest earlier visible place, which predicts this one; its own index if there is none.
         address_ids: index of every place's address in `sees`. Padding has its own, which no token sees.
         sees: whether tokens of two addresses may see each other.
-        source: index of the token at every place, counted through the answers of all samples; -1 for prompts, padding and
-            the copies that a scorer reads again. Every token of an answer has exactly one place.
+        source: index of the token at every place, counted through the answers of all samples; -1 for prompts, padding
+            and the copies that a scorer reads again. Every token of an answer has exactly one place.
         sizes: number of tokens of every sample's answer.
         sampled: True where the policy sampled the token: only these places have a loss.
         behaviour: log-probabilities that the tokens were sampled with; 0 where unknown or not sampled.

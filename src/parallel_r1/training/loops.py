@@ -137,13 +137,8 @@ def run_rl(
     *,
     shard: bool = False,
 ) -> Iterator[Step]:
-    """Sample answers, reward them, learn from them. Changes the policy in place and yields every step.
-
-    Args:
-        state: go on after this step's state.
-        moments: the optimiser's moments to start with if there is no state.
-        shard: give every process only a share of the learning weights.
-    """
+    """Sample answers, reward them, learn from them. Takes the same arguments as `run_sft`, changes the policy in place
+    and yields every step."""
     task, reward = load_task(stage.task, stage.hold_back), parse_reward(stage.reward)
     algorithm, tag_ids = stage.algorithm, policy.tags.ids.values()
     learner = Learner(policy.model, stage, stage.updates, decoding(stage.sampling), tag_ids=tag_ids, shard=shard)

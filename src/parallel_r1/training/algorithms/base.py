@@ -24,8 +24,8 @@ from parallel_r1.training.batch import Batch
 from parallel_r1.training.sample import Sample
 
 Need = Literal["old", "reference", "entropy"]
-"""Inputs of a loss beside the log-probabilities of the policy: `old` ones from before the step (`batch.old`), `reference`
-ones of the policy that the stage started from (`batch.reference`), the `entropy` of the distributions."""
+"""Inputs of a loss beside the log-probabilities of the policy: `old` ones from before the step (`batch.old`),
+`reference` ones of the policy that the stage started from (`batch.reference`), the `entropy` of the distributions."""
 UNKNOWN_NAME = "unknown_name"
 """The type of the validation error for a name that is not registered."""
 
@@ -87,8 +87,8 @@ class PolicyGradient(Section):
         refill: how often problems whose answers all earned the same are replaced by new ones before the step goes on
             with what it has (DAPO's dynamic sampling).
         truncated: whether to learn from answers that the budget cut off.
-        average: what the loss is a mean over: all sampled tokens (DAPO), answers, with a mean over the tokens of an answer
-            (GRPO as first published), or a constant length, `budget.total` (Dr. GRPO).
+        average: what the loss is a mean over: all sampled tokens (DAPO); answers, with a mean over the tokens of an
+            answer (GRPO as first published); or a constant length, `budget.total` (Dr. GRPO).
         kl: weight of the divergence from the policy that the stage started from (k3 estimate); 0 keeps no reference.
         entropy: weight of a bonus for the entropy of the distributions that tokens are sampled from.
         correction: upper limit of the importance weight of a token whose sampler is not the scorer's exact partner; no
@@ -229,16 +229,18 @@ class PolicyGradient(Section):
             gain = gain + self.entropy * entropies
             more["entropy"] = (entropies * batch.sampled).sum().item() / tokens
         value = -torch.where(counted, gain * batch.weights, 0.0).sum() / tokens
-        with torch.no_grad():
-            drift = torch.where(counted & ~logprobs.isneginf(), logprobs - batch.behaviour, 0.0)
-            metrics = {
-                "loss": value.item(),
-                "clip_fraction": (clipped & batch.sampled).sum().item() / tokens,
-                "kl": k3(drift).sum().item() / tokens,
-                "mismatch_mean": drift.abs().sum().item() / tokens,
-                "mismatch_max": drift.abs().max().item(),
-            }
-        return value, metrics | more
+        metrics = {"loss": value.item(), "clip_fraction": (clipped & batch.sampled).sum().item() / tokens}
+        drift = torch.where(counted & ~logprobs.isneginf(), logprobs - batch.behaviour, 0.0).detach()
+        return value, {**metrics, **_drift_metrics(drift, tokens), **more}
+
+
+def _drift_metrics(drift: Float[Tensor, "b n"], tokens: int) -> dict[str, float]:
+    """How far the policy is from the one that tokens were sampled with, from the log-ratio of every token."""
+    return {
+        "kl": k3(drift).sum().item() / tokens,
+        "mismatch_mean": drift.abs().sum().item() / tokens,
+        "mismatch_max": drift.abs().max().item(),
+    }
 
 
 def clip(
