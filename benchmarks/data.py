@@ -8,7 +8,6 @@ files are those of `--data`: dapo_train, math_train, math_benchmarks and paralle
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,10 +23,10 @@ from parallel_r1.models.policy import Policy
 from parallel_r1.tasks.datasets.damage import find
 from parallel_r1.tasks.datasets.overlap import overlaps
 from parallel_r1.tasks.datasets.rows import read_file
-from parallel_r1.tasks.datasets.sources import FOLDER, open_source
 from parallel_r1.tasks.grading.extract import final_answer
 from parallel_r1.tasks.grading.grader import Grader
-from parallel_r1.tasks.math import PARALLEL
+from parallel_r1.tasks.prompts import PARALLEL
+from parallel_r1.tasks.suites import open_source
 from parallel_r1.training.batch import split
 
 Work = Callable[[], int]
@@ -36,9 +35,9 @@ ROW = 4096
 """Tokens of a packed row."""
 
 
-def ready(policy: Policy, quick: bool) -> int:
+def ready(policy: Policy, folder: Path, quick: bool) -> int:
     """Load the problems, look for damage, and pack them with their answers into rows."""
-    records = open_source("dapo").records("train", "validation")[: 200 if quick else None]
+    records = open_source("dapo", folder).records("train", "validation")[: 200 if quick else None]
     find(records)
     examples = [Example(PARALLEL.format(problem=each.problem), f"Final Answer: {each.answer}") for each in records]
     traces = [to_trace(example, policy, "isolated") for example in examples]
@@ -47,11 +46,13 @@ def ready(policy: Policy, quick: bool) -> int:
     return len(records)
 
 
-def decontaminate(quick: bool) -> int:
+def decontaminate(folder: Path, quick: bool) -> int:
     """Compare the problems with every benchmark."""
-    records = open_source("dapo").records("train", "validation")[: 200 if quick else None]
+    records = open_source("dapo", folder).records("train", "validation")[: 200 if quick else None]
     benchmarks = [
-        record for name in ("aime24", "aime25", "amc23", "math300") for record in open_source(name).records("test")
+        record
+        for name in ("aime24", "aime25", "amc23", "math300")
+        for record in open_source(name, folder).records("test")
     ]
     found = overlaps(records, benchmarks)
     assert quick or found
@@ -83,7 +84,6 @@ def main() -> None:
     options = parser.parse_args()
     if not options.data.is_dir():
         parser.error(f"expected a folder with data sets; found none at {options.data}; give it with --data")
-    os.environ[FOLDER] = str(options.data)
     policy = models.load(str(TINY))
     texts = [row["trace"] for row in read_file(options.data / "parallel_gsm8k_traces.parquet")]
     rows = read_file(options.data / "math_train.parquet")[: 20 if options.quick else None]
@@ -91,8 +91,8 @@ def main() -> None:
     solutions = [final_answer(row["solution"]) for row in rows]
     pairs = [*zip(solutions, answers, strict=True), *zip(solutions[1:], answers[:-1], strict=True)]
     works: dict[str, tuple[Work, str]] = {
-        "load, check and pack DAPO": (lambda: ready(policy, options.quick), "20 s"),
-        "overlap of DAPO with 4 benchmarks": (lambda: decontaminate(options.quick), "60 s"),
+        "load, check and pack DAPO": (lambda: ready(policy, options.data, options.quick), "20 s"),
+        "overlap of DAPO with 4 benchmarks": (lambda: decontaminate(options.data, options.quick), "60 s"),
         "check the format of traces, one core": (lambda: check(texts, options.quick), "20,000 a second"),
         "grade answers of MATH-train, half of them right": (lambda: grade(pairs), "1,200 a second"),
     }

@@ -81,11 +81,8 @@ class Told:
     def problems(self, split: str, seed: int) -> Iterator[Problem]:
         return self.asked
 
-    def statement(self, problem: Problem) -> str:
-        return problem.prompt
-
-    def verify(self, problem: Problem, trunk: str) -> bool:
-        return next(self.verdicts)
+    def verify(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[bool]:
+        return [next(self.verdicts) for _ in answers]
 
 
 def works(options: argparse.Namespace) -> Iterator[Work]:

@@ -43,7 +43,7 @@ print("\nlargest difference of log-probabilities:", measure(policy, "isolated", 
 
 # 5. Rewards are functions; an algorithm turns the rewards of a group into advantages.
 reward = parse_reward("alternate(accuracy(), bonus(0.2), period=10, second=2)")
-rewards = [sum(reward(Outcome.of(rollout), 1).values()) for rollout in rollouts]
+rewards = [sum(reward(Outcome.of(rollout)).values()) for rollout in rollouts]
 algorithm = GRPO(clip_high=0.28)
 groups = algorithm.advantages([rewards[start : start + 8] for start in range(0, len(rewards), 8)])
 print("rewards", rewards[:8])
@@ -51,7 +51,7 @@ print("rewards", rewards[:8])
 # 6. One loss over one batch of samples. Only sampled tokens count.
 advantages = [advantage for group in groups for advantage in group]
 samples = [Sample(rollout.trace, advantage) for rollout, advantage in zip(rollouts, advantages, strict=True)]
-batch = collate(samples, EXACT_SCORER["isolated"])
+batch = collate(samples, EXACT_SCORER["isolated"]).to(policy.model.device)
 value, metrics = algorithm.loss(score(policy.model, batch), batch, int(batch.sampled.sum()))
 value.backward()
 print("loss", round(value.item(), 4), metrics)

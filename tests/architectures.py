@@ -21,6 +21,8 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
+from parallel_r1.models.attention import ATTENTION
+
 WINDOW = 8
 MIXED = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 20, "final_logit_softcapping": 5.0, **MIXED}
@@ -56,8 +58,7 @@ def random_model(name: str, vocabulary: int, **changes: Any) -> PreTrainedModel:
         eos_token_id=0,
     )
     torch.manual_seed(0)
-    attention = "sdpa" if kind._supports_sdpa else "eager"
-    model = kind(config(**{**shape, **own, **changes}, attn_implementation=attention)).eval()
+    model = kind(config(**{**shape, **own, **changes}, attn_implementation=ATTENTION)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -1,6 +1,7 @@
 """What several files of tests use."""
 
 import shutil
+from dataclasses import replace
 from itertools import islice
 
 import processes
@@ -14,6 +15,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config
 from parallel_r1.answers.trace import TRUNK
 from parallel_r1.coldstart import examples as coldstart
 from parallel_r1.generation.distribution import RAW
+from parallel_r1.generation.generator import Request, make_generator
+from parallel_r1.generation.scheduler import Scheduler
 from parallel_r1.models.tags import SAMPLE
 from parallel_r1.runs.recipe_file import load_recipe
 from parallel_r1.training.batch import collate, score
@@ -269,3 +272,43 @@ sampling = { sampler = "sequential" }
 def write(tmp_path, text):
     (tmp_path / "r.toml").write_text(text)
     return tmp_path / "r.toml"
+
+
+def draw(
+    engine, tags, prompts, sampling, seed, *, first=0, policy_version=0, on_token=None, force=None, decode=None, **more
+):
+    """One answer per prompt by a scheduler over an engine, answer i with the seed "seed/i". `force` is called with the
+    number of the answer before what a request's own is called with; `more` are the scheduler's rows and memory."""
+    scheduler = Scheduler(engine, tags, **{"rows": 256, **more}, on_token=on_token, decode=decode)
+    answers = [
+        submit(scheduler, prompt, sampling, f"{seed}/{index}", force) for index, prompt in enumerate(prompts, first)
+    ]
+    while scheduler.is_busy:
+        scheduler.step()
+    return [answer.trace(policy_version) for answer in answers]
+
+
+class Forcing:
+    """A generator that forces tokens; see `draw`."""
+
+    def __init__(self, policy, force):
+        self.inner, self.force = make_generator(policy), force
+
+    @property
+    def counts(self):
+        return self.inner.counts
+
+    @counts.setter
+    def counts(self, counts):
+        self.inner.counts = counts
+
+    def traces(self, requests):
+        forces = [lambda address, size, at=at: self.force(at, address, size) for at in range(len(requests))]
+        return self.inner.traces([replace(one, force=force) for one, force in zip(requests, forces, strict=True)])
+
+
+def submit(scheduler, prompt, sampling, seed, force=None):
+    """Put one answer into a scheduler's queue."""
+    index = scheduler.submitted
+    forced = None if force is None else lambda address, size: force(index, address, size)
+    return scheduler.submit(Request(prompt, sampling, str(seed), forced))

@@ -42,8 +42,8 @@ def whole_answer_loss(answers, low, high, mean):
     answer from the mean, or the sum, of its sampled tokens' log-ratios.
 
     Args:
-        answers: for every answer its advantage and its tokens as (sampled, new, old): log-probabilities as 0-dimensional
-            tensors and numbers.
+        answers: for every answer its advantage and its tokens as (sampled, new, old): log-probabilities as
+            0-dimensional tensors and numbers.
     """
     total = 0.0
     for advantage, tokens in answers:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from common import draw
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from parallel_r1 import models
 from parallel_r1.answers.rollout import read_jsonl
 from parallel_r1.errors import UserError
 from parallel_r1.generation.local.engine import LocalEngine
-from parallel_r1.generation.scheduler import draw
 from parallel_r1.generation.settings import Budget, Sampling
 from parallel_r1.runs.curriculum import build_policy, train
 from parallel_r1.runs.folder import RunFolder
@@ -59,7 +59,6 @@ problems = 4
 group = 3
 reward = "additive()"
 scorer = "causal"
-allow_mismatch = true
 sampling = {{ sampler = "causal_join" }}
 optimizer = {{ lr = 1e-4, carry = true }}
 algorithm = {{ minibatches = 2, kl = 0.1, entropy = 0.01, correction = 2.0 }}

@@ -1,12 +1,24 @@
 import json
 import os
+import re
 import subprocess
 import sys
+from itertools import islice
+from typing import get_args
 
 from common import run
 from conftest import ROOT, SHARED, needs_data
 
+from parallel_r1.answers.parser import parse
+from parallel_r1.answers.rollout import group
 from parallel_r1.coldstart.examples import read_examples
+from parallel_r1.generation.rollouts import judge
+from parallel_r1.registry import load_plugins
+from parallel_r1.tasks.base import TASKS, load_task, problem_stream, verdicts
+from parallel_r1.tasks.countdown import EASY
+from parallel_r1.tasks.datasets.splits import Split
+from parallel_r1.training.rewards.base import apply_reward
+from parallel_r1.training.rewards.language import parse_reward
 
 
 def test_the_tour_runs():
@@ -20,6 +32,29 @@ def test_the_tour_runs():
     )
     assert done.returncode == 0, done.stderr
     assert "critical path" in done.stdout
+
+
+def test_a_task_of_ones_own_is_one_file(monkeypatch):
+    """Logic puzzles, loaded as a recipe loads them: no other file of the package knows them."""
+    monkeypatch.setattr(TASKS, "_entries", dict(TASKS._entries))
+    monkeypatch.setattr(TASKS, "_places", dict(TASKS._places))
+    load_plugins(["my_task.py"], ROOT / "examples")
+    task = load_task("knights-knaves")
+    problems = {split: list(islice(problem_stream(task, split, 0), 20)) for split in get_args(Split)}
+    assert problems["train"] == list(islice(problem_stream(task, "train", 0), 20))
+    assert problems["train"] != list(islice(problem_stream(task, "train", 1), 20))
+    assert len({problem.prompt for split in problems.values() for problem in split}) == 60
+    batch = problems["train"]
+    swapped = {"knight": "knave", "knave": "knight"}
+    others = [re.sub("knight|knave", lambda match: swapped[match[0]], problem.answer) for problem in batch]
+    reordered = [" and ".join(reversed(problem.answer.rstrip(".").split(", and "))) for problem in batch]
+    answers = [f"So.\nFinal Answer: {problem.answer}" for problem in batch]
+    assert verdicts(task, batch, answers) == [True] * 20
+    assert verdicts(task, batch, [f"Final Answer: {answer}" for answer in reordered]) == [True] * 20
+    assert verdicts(task, batch, [f"Final Answer: {answer}" for answer in others]) == [False] * 20
+    assert verdicts(task, batch, [problem.answer for problem in batch]) == [False] * 20  # no final answer
+    mixed = [answers[0], "", others[2], f"Final Answer: {others[3]}\nFinal Answer: {batch[3].answer}"]
+    assert verdicts(task, batch[:4], mixed) == [True, False, False, True]
 
 
 @needs_data
@@ -44,3 +79,23 @@ def test_real_traces_are_replayed_to_a_cold_start(tmp_path):
     assert 1.1 < found["forks"] < 1.5
     assert 1.9 < found["paths"] < 2.2
     assert len(read_examples(tmp_path / "out" / "answers.parquet")) == told["kept"]
+
+
+def test_a_reward_of_ones_own(tiny):
+    """The example's file, as a recipe imports it, on real answers to one problem."""
+    load_plugins(["my_reward.py"], ROOT / "examples")
+    problem = EASY.problem((3, 5, 7), 22)
+    texts = ["Final Answer: 3*5+7", "3*5=15, 15+7=22\nFinal Answer: 3*5+7", "Final Answer: 3+5+7"]
+    rollouts = [judge(problem, parse(tiny.encode(text), tiny.tags), EASY, tiny) for text in texts]
+    reward = parse_reward("alternate(accuracy(), quick(0.3), period=2, second=1)")
+    (members,) = group(rollouts)
+    assert [rollout.terms for rollout in apply_reward(members, reward, 1).rollouts] == [
+        {"accuracy": 1.0},
+        {"accuracy": 1.0},
+        {"accuracy": -1.0},
+    ]
+    assert [rollout.terms for rollout in apply_reward(members, reward, 2).rollouts] == [
+        {"accuracy": 1.0, "quick": 0.15},
+        {"accuracy": 1.0, "quick": 0.0},
+        {"accuracy": -1.0, "quick": 0.0},
+    ]

@@ -40,6 +40,19 @@ def test_a_file_registers_and_is_loaded_once(tmp_path):
     assert list(things()) == ["f"]
 
 
+def test_two_files_of_one_name_have_classes_of_their_own(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write(
+            tmp_path / folder,
+            "same.py",
+            f"class {folder.title()}: pass\nTHINGS.add('{folder}', {folder.title()}, {folder.title()})\n",
+        )
+        load_plugins(["same.py"], tmp_path / folder)
+    for folder in ("one", "two"):
+        assert registry.where(things()[folder]) == f"{tmp_path / folder / 'same.py'}:2"
+
+
 def test_an_unknown_name_suggests_the_nearest():
     things().add("brief", 1, test_an_unknown_name_suggests_the_nearest)
     with pytest.raises(UserError, match=r"a known thing; found 'breif'; did you mean 'brief'"):

@@ -12,6 +12,8 @@ SOURCE = ROOT / "src" / "parallel_r1"
 ORDER = [
     "errors",
     "files",
+    "table",
+    "shipped",
     "distributed",
     "settings",
     "registry",

@@ -1,19 +1,21 @@
-"""Files and folders that are whole or not there."""
+"""Writing files and folders that are complete or absent, and reading JSON lines with their line numbers."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from parallel_r1.errors import UserError
 
 
 @contextmanager
 def written(path: Path) -> Iterator[None]:
-    """Say in one line what could not be written, and why."""
+    """Turn an exception while writing `path` into one line that says what could not be written, and why."""
     try:
         yield
     except UserError:
@@ -27,7 +29,8 @@ def written(path: Path) -> Iterator[None]:
 
 
 def _reason(error: BaseException | None) -> str | None:
-    """What the system said, which libraries put into errors of their own; those in Rust put its words there."""
+    """The operating system's message behind an exception; None if the system had no part in it. Libraries wrap it in
+    exceptions of their own, and those written in Rust keep only its text."""
     while error is not None:
         if isinstance(error, OSError) or "(os error " in str(error):
             return str(error)
@@ -37,12 +40,12 @@ def _reason(error: BaseException | None) -> str | None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A name to write a file or folder under; it gets its own name when it is whole. What could not be written is
-    removed, and what was there before stays. The folder that it lies in is made."""
+    """Write a file or folder under a temporary name; it gets the name `path` once it is complete. After an exception
+    the temporary one is removed and whatever `path` was before stays. Parent folders are created."""
     part = path.with_name(f".{path.name}.part")
     with written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(part)  # what a run that was broken off has left there
+        _remove(part)  # left behind by a process that was killed
         try:
             yield part
             move(part, path)
@@ -52,22 +55,70 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text as a file, whole or not at all."""
+    """Write a text file, complete or not at all."""
     with whole(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as a JSON file, complete or not at all."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def read_jsonl(
+    path: Path, *, fix: str = "correct or remove that line", drop_unfinished: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read a file with one JSON object per line, as (line number from 1, object). Blank lines are skipped.
+
+    Args:
+        fix: what the user can do about a bad line.
+        drop_unfinished: skip a last line without a line break, which a process was writing when it was killed.
+
+    Raises:
+        UserError: a line is not UTF-8, not JSON or not an object; names the file and the line.
+    """
+    with path.open("rb") as file:
+        for number, line in numbered_lines(file):
+            if drop_unfinished and not line.endswith(b"\n"):
+                return
+            try:
+                row = parse_object(line)
+            except ValueError as error:
+                raise UserError("a JSON object on every line", f"{path}:{number}: {error}", fix) from error
+            yield number, row
+
+
+def numbered_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers from 1."""
+    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def parse_object(line: bytes) -> dict[str, Any]:
+    """Parse one line of JSON.
+
+    Raises:
+        ValueError: it is not UTF-8, not JSON, nested too deeply, or not an object.
+    """
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"a {type(row).__name__}")
+    return row
+
+
 def move(source: Path, path: Path) -> None:
-    """Give a file or folder another name once the disk has all of it: whatever is cut off, power too, what has the name
-    is whole."""
-    for each in (*source.rglob("*"), source):
-        _sync(each)
+    """Rename a file or folder once the disk has all of its contents, so that after a power cut too the one under the
+    new name is complete."""
+    for entry in (*source.rglob("*"), source):
+        _sync(entry)
     os.replace(source, path)
     _sync(path.parent)
 
 
 def _sync(path: Path) -> None:
-    """Wait until the disk has what was written to a file, or the names in a folder."""
+    """Wait until the contents of a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,10 +6,12 @@ installed package announces its module under the entry-point group `parallel_r1.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import logging
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -21,6 +23,7 @@ from typing import Any, Generic, TypeVar
 from parallel_r1.errors import UserError, nearest
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 ENTRY_POINTS = "parallel_r1.plugins"
 """The entry-point group under which an installed package names a module that registers something."""
 _plugins: dict[Path, ModuleType] = {}
@@ -116,21 +119,29 @@ def load_plugins(imports: Iterable[str], folder: Path) -> list[str]:
         path = path.resolve()
         if path not in _plugins:
             _plugins[path] = _run(path)
+            log.info("imported %s", path)
         resolved.append(str(path))
     return resolved
 
 
 def _run(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Another module of this name may be there; the classes of this one must lead to its own file.
+    name = (
+        path.stem
+        if path.stem not in sys.modules
+        else f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    )
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # so that what it defines can be pickled
+    sys.modules[name] = module  # so that what it defines can be pickled
     try:
         spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except Exception as error:
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, UserError) or not isinstance(error, Exception):
+            raise
         raise _explain(error, path) from error
     return module
 
@@ -146,6 +157,7 @@ def _import(name: str) -> None:
             f"{type(error).__name__}: {error}",
             "install it, or correct the name in imports",
         ) from error
+    log.info("imported the module %s", name)
     if module.__file__:
         _plugins[Path(module.__file__).resolve()] = module
 

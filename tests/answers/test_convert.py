@@ -133,8 +133,8 @@ def test_what_is_broken_is_named_and_never_guessed(name, noise, at):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a<Parallel>", "expected <Thread> at character 11, found the end"),
-        ("<Parallel><Thread>a</Parallel>", "expected </Thread> at character 19, found </Parallel>"),
+        ("a<Parallel>", "expected <Thread> at character 11, not the end"),
+        ("<Parallel><Thread>a</Parallel>", "expected </Thread> at character 19, not </Parallel>"),
         ("<Parallel><Thread>a</Thread>b<Thread>c</Thread></Parallel>", "belongs to nothing"),
         ("a</Thread>b", "</Thread> at character 1 closes nothing"),
         ("<Outline>1: a</Outline>", "<Outline> at character 0 closes nothing"),

@@ -1,8 +1,16 @@
-import pytest
+from dataclasses import replace
 
-from parallel_r1.answers.rollout import Problem, Rollout, group, read_jsonl, write_jsonl
+import pytest
+from hypothesis import example, given
+from strategies import anything, well_formed
+
+from parallel_r1.answers.parser import parse
+from parallel_r1.answers.rollout import Problem, Rollout, from_json, group, read_jsonl, to_json, write_jsonl
 from parallel_r1.answers.trace import Defect, Span, Trace
 from parallel_r1.errors import UserError
+from parallel_r1.generation.local.engine import LocalEngine
+from parallel_r1.generation.scheduler import draw
+from parallel_r1.generation.settings import Budget, Sampling
 
 
 def rollout(name="a", reward=None):
@@ -10,7 +18,7 @@ def rollout(name="a", reward=None):
     spans = (Span((1, 2), (), True, (-0.5, -1.25), (-0.75, -2.0)), Span((3,), ((0, 1), (2, 0)), False))
     spans += (Span((4,), (), True, (-1.0,)), Span((5,), (), True, (-1.0,), (-1.0,)))
     trace = Trace((7, 8), spans, "length", "isolated", 3, (Defect("x", 1, "y"),))
-    return Rollout(Problem(name, "p\n", "22", "t"), trace, "é</Path>\n", True, 3, 3, terms)
+    return Rollout(Problem(name, "p\n", "22", "t"), trace, ("é", "</Path>", "\n", ""), True, 3, 3, terms)
 
 
 def test_jsonl_loses_nothing(tmp_path):
@@ -32,3 +40,76 @@ def test_groups_keep_the_order():
     groups = group(members)
     assert [each.problem.id for each in groups] == ["b", "a"]
     assert [each.reward for each in groups[0].rollouts] == [1.0, 3.0]
+
+
+def test_a_rollout_has_a_text_for_every_span():
+    assert rollout().text == "é</Path>\n"
+    with pytest.raises(ValueError, match="expected one text per span, 4, got 1"):
+        replace(rollout(), texts=("é",))
+
+
+def without_texts(judged):
+    """A row as runs wrote it before spans had texts."""
+    row = to_json(judged)
+    return row | {"spans": [{key: span[key] for key in span if key != "text"} for span in row["spans"]]}
+
+
+@given(well_formed | anything)
+@example("<Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>c<Parallel><Path>")
+def test_old_rows_get_the_texts_of_their_spans(tokenizer, tags, text):
+    for sampler in ("isolated", "sequential"):
+        trace = parse(tokenizer.encode(text, add_special_tokens=False), tags, sampler=sampler)
+        judged = Rollout(rollout().problem, trace, trace.texts(tokenizer.decode), True, 3, 3)
+        read = from_json(without_texts(judged))
+        assert read.text == judged.text
+        assert read.trace == judged.trace
+        if trace.well_formed or sampler == "sequential":
+            assert read.texts == judged.texts
+
+
+def test_old_rows_of_drawn_answers(tiny):
+    """Paths that a budget cut, and a `<Parallel>` beyond the budget: what a sampler writes and a parser does not."""
+    stray, close = tiny.tags.ids["<Parallel>"], tiny.tags.ids["</Summary>"]
+    trunk = {1: stray, 7: close, 8: stray, 14: close, 15: stray}  # a join is 3 tokens
+    budget = Budget(total=200, critical_path=120, path=6, forks=2)
+    for sampler in ("isolated", "causal_join"):
+        drawn = draw(
+            LocalEngine(tiny.model),
+            tiny.tags,
+            [tiny.encode("Use 3, 5, 7 to make 22.\n")] * 8,
+            Sampling(sampler=sampler, paths=3, budget=budget),
+            0,
+            force=lambda answer, address, size: None if address else trunk.get(size),
+        )
+        assert any(trace.forks == 2 and trace.trunk_ids.count(stray) > 2 for trace in drawn)
+        assert any(
+            not span.sampled and span.token_ids == (tiny.tags.ids["</Path>"],) for t in drawn for span in t.spans
+        )
+        for trace in drawn:
+            trace = unforced(trace, tiny.tags)
+            judged = Rollout(rollout().problem, trace, trace.texts(tiny.decode), True, 3, 3)
+            assert from_json(without_texts(judged)) == judged
+
+
+def unforced(trace, tags):
+    """The trace as if the policy had drawn the tags that were forced on it."""
+    runtime = [(tags.ids["<Path>"],), (tags.ids["</Path>"],), tags.join]
+    spans = []
+    for span in trace.spans:
+        # A forced tag right after a join is in its span.
+        parts = [(span.token_ids, span.sampled or span.token_ids not in runtime)]
+        if not span.sampled and span.token_ids[:3] == tags.join:
+            parts = [(tags.join, False), (span.token_ids[3:], True)]
+        for ids, sampled in parts:
+            last = spans[-1] if spans else None
+            if last and sampled and last.sampled and last.address == span.address:
+                spans[-1] = Span(last.token_ids + ids, last.address, True)
+            elif ids:
+                spans.append(Span(ids, span.address, sampled))
+    return replace(trace, spans=tuple(spans))
+
+
+def test_a_row_whose_text_shows_another_structure_keeps_all_of_it():
+    trace = Trace((1,), (Span((2,), (), True), Span((3,), ((0, 0),), True)))
+    judged = Rollout(rollout().problem, trace, ("a", "b"), True, 2, 2)
+    assert from_json(without_texts(judged)).texts == ("ab", "")

@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from strategies import anything, well_formed
 
-from parallel_r1.answers.parser import DEEPEST, parse, parse_text, text_pieces, trunk
-from parallel_r1.answers.trace import TRUNK, Trace, render
+from parallel_r1.answers.parser import parse, parse_text, text_pieces, trunk
+from parallel_r1.answers.scanner import DEEPEST
+from parallel_r1.answers.trace import TRUNK, Span, Trace
 
 GOOD = "so <Parallel><Path>a</Path><Path>b</Path></Parallel>\n<Summary>c</Summary> Final Answer: 1"
 
@@ -88,12 +89,12 @@ def test_ids_and_text_agree(tokenizer, tags, text):
 
 
 @given(well_formed | anything)
-def test_parse_inverts_render(tokenizer, tags, text):
+def test_parse_loses_no_token_and_no_character(tokenizer, tags, text):
     token_ids = tokenizer.encode(text, add_special_tokens=False)
     for sampler in ("isolated", "sequential"):
         trace = parse(token_ids, tags, sampler=sampler)
         assert list(trace.token_ids) == token_ids
-        assert render(trace, tokenizer.decode) == tokenizer.decode(token_ids)
+        assert "".join(trace.texts(tokenizer.decode)) == tokenizer.decode(token_ids)
         assert parse(trace.token_ids, tags, sampler=sampler) == trace
         if sampler == "sequential":
             assert all(span.sampled for span in trace.spans)
@@ -140,3 +141,35 @@ def test_hostile_nesting_stays_cheap():
 def test_the_trunk_of_a_text_is_that_of_its_tokens(tokenizer, tags, text):
     trace = parse(tokenizer.encode(text, add_special_tokens=False), tags)
     assert trunk(text) == tokenizer.decode(trace.trunk_ids)
+
+
+def test_a_character_that_is_split_between_spans_belongs_to_the_second():
+    def decode(token_ids):
+        return bytes(token_ids).decode("utf-8", errors="replace")
+
+    letters = "né 東</Path>".encode()
+    for cut in range(1, len(letters)):
+        trace = Trace((1,), (Span(tuple(letters[:cut]), (), True), Span(tuple(letters[cut:]), (), False)))
+        first, second = trace.texts(decode)
+        assert first + second == "né 東</Path>"
+        assert first == letters[:cut].decode("utf-8", errors="ignore")
+    broken = Trace((1,), (Span(tuple(letters[:2]), (), True), Span(tuple(b"</Path>"), (), False)))
+    assert broken.texts(decode) == ("n\ufffd", "</Path>")
+
+
+def test_a_space_that_a_tokenizer_drops_in_front_stays():
+    words = ["a", " b", " c"]
+
+    def decode(token_ids):
+        return "".join(words[token] for token in token_ids).removeprefix(" ")
+
+    trace = Trace((1,), tuple(Span((token,), (), True) for token in range(3)))
+    assert trace.texts(decode) == ("a", " b", " c")
+
+
+@given(well_formed)
+def test_forks_and_their_places_are_read_from_the_spans(tokenizer, tags, text):
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    trace = parse(token_ids, tags)
+    assert trace.fork_at == [at for at, token in enumerate(token_ids) if token == tags.ids["<Parallel>"]]
+    assert trace.forks == len(trace.fork_at) == len(parse_text(text).fork_at)

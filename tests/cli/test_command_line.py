@@ -69,7 +69,9 @@ def test_a_plan_says_what_is_wrong_with_a_model(tmp_path):
 
 def test_help_names_every_command():
     text = fresh("--help").stdout
-    words = "demo sft rl train study eval generate show score parity check grade inspect data prepare coldstart"
+    words = (
+        "demo sft rl train study recipes eval generate show rewards parity check grade inspect data prepare coldstart"
+    )
     for command in words.split(" "):
         assert command in text
         done = run(command, "--help")
@@ -166,13 +168,20 @@ def test_eval(tmp_path):
     assert "mean@k" in run(*words[:-2]).stdout
 
 
-def test_generate():
+def test_generate(tmp_path):
     prompt = r"Use 3, 5, 7 to make 22.\n"
-    done = run("generate", TINY, "--prompt", prompt, "--paths", 3)
+    done = run("generate", TINY, "-e", "--prompt", prompt, "--paths", 3)
     assert "critical path" in done.stdout
-    row = json.loads(run("generate", TINY, "--prompt", prompt, "--json", "--seed", 4).stdout)
-    assert row == json.loads(run("generate", TINY, "--prompt", prompt, "--json", "--seed", 4).stdout)
+    words = ("generate", TINY, "--json", "--seed", 4)
+    row = json.loads(run(*words, "-e", "--prompt", prompt).stdout)
     assert "".join(span["text"] for span in row["spans"]) == row["text"]
+    (tmp_path / "prompt.txt").write_text("Use 3, 5, 7 to make 22.\n")
+    assert row == json.loads(run(*words, "--prompt-file", tmp_path / "prompt.txt").stdout)
+    assert row != json.loads(run(*words, "--prompt", prompt).stdout)  # without -e a backslash is a backslash
+    limited = json.loads(run(*words, "-e", "--prompt", prompt, "--stop", r"\n", "--device", "cpu").stdout)
+    assert limited["text"].endswith("\n")
+    assert limited["text"].count("\n") == 1
+    assert row["text"].startswith(limited["text"])
 
 
 @pytest.mark.parametrize("paths", [1, 3, 5])
@@ -199,7 +208,7 @@ def test_check_reads_files_and_standard_input(tmp_path):
     lines = [json.dumps({"text": GOOD}), '{"text": "<Path>"}', "{broken", '{"other": 1}', '{"text": 3}', "[]", "\udcff"]
     path = tmp_path / "t.jsonl"
     path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
-    done = run("check", path)
+    done = run("check", path, "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 1
     assert [row["valid"] for row in rows] == [True] + [False] * 6
@@ -211,9 +220,15 @@ def test_check_reads_files_and_standard_input(tmp_path):
         "relative_positions": [round(3 / len(GOOD), 4)],
     }
     assert set(rows[1]["defects"][0]) == {"kind", "at", "message"}
-    good = run("check", "-", stdin=lines[0] + "\n\n" + lines[0])
+    text = run("check", path)
+    assert text.returncode == 1
+    assert text.stdout.startswith("answer 2, character 0: ")
+    assert "answer 3, character 1: broken-line: " in text.stdout
+    assert text.stdout.splitlines()[-1] == "1 of 7 answers are valid"
+    good = run("check", "-", "--json", stdin=lines[0] + "\n\n" + lines[0])
     assert good.returncode == 0
     assert len(good.stdout.splitlines()) == 2
+    assert run("check", "-", stdin=lines[0]).stdout == "1 of 1 answers are valid\n"
     refused("check", tmp_path / "none", said="no file")
 
 
@@ -243,7 +258,7 @@ def test_inspect():
         (("train", "recipes/tiny/demo.toml", "--set", "evaluation.samples=0"), "evaluation.samples"),
         (("train", "recipes/tiny/demo.toml", "--track", "tensorbord"), "'tensorboard', 'wandb', 'mlflow' or 'trackio'"),
         (("demo", "--set", "stages.hard.stop.evry=1"), "did you mean 'every'"),
-        (("train", "recipes/tiny/demo.toml", "--set", "model.attention=eager"), "sdpa"),
+        (("train", "recipes/tiny/demo.toml", "--set", "model.attention=eager"), "leave it out of [model]"),
         (("train", "recipes/tiny/demo.toml", "--set", "model.path=nowhere"), "nowhere"),
         (("sft", "recipes/tiny/demo.toml", "--set", "stages.cold-start.data.tasks={nothing=1}"), "nothing"),
         (("train", "recipes/tiny/demo.toml", "--set", "processes.count=2"), "torchrun --nproc_per_node 2"),
@@ -252,6 +267,13 @@ def test_inspect():
         (("eval", "models/tiny-base", "--task", "countdown-esy"), "did you mean 'countdown-easy'"),
         (("generate", "models/tiny-base", "--prompt", "x" * 2000), "shorten the prompt"),
         (("generate", "models/tiny-base", "--prompt", ""), "empty"),
+        (("generate", "models/tiny-base"), "found neither; give one of them"),
+        (("generate", "models/tiny-base", "--prompt", "x", "--prompt-file", "x"), "found both"),
+        (("generate", "models/tiny-base", "--prompt-file", "none.txt"), "no file none.txt"),
+        (("generate", "models/tiny-base", "--prompt", "x", "--device", "gpu"), "a valid --device"),
+        (("eval", "models/tiny-base", "--task", "countdown-easy", "--final-answer", "path"), "a valid --final-answer"),
+        (("recipes", "tiny/dmeo"), "did you mean 'tiny/demo'"),
+        (("recipes", "--copy", "x"), "parallel-r1 recipes NAME --copy FOLDER"),
         (("generate", "models/tiny-base", "--prompt", "x", "--sampler", "isolate"), "did you mean 'isolated'"),
         (("generate", "models/tiny-base", "--prompt", "x", "--stop", "a</Path>"), "one of the six tags"),
         (("generate", "models/tiny-base", "--prompt", "x", "--top-p", "0"), "greater than 0"),
@@ -277,21 +299,22 @@ def test_the_tiny_model_path_exists():
     assert Path(TINY).is_dir()
 
 
-def test_score(finished):
+def test_rewards(finished):
     """Of a run's answers, under another reward than theirs: the terms add up, and are those of the step."""
     folder, _ = finished
     file = sorted((folder / "run" / "rollouts").iterdir())[0]
     reward = "alternate(accuracy(), additive(bonus(0.5), 0.25), period=2, second=1)"
     for step, terms in ((1, {"accuracy"}), (2, {"accuracy", "parallel"})):
-        lines = run("score", file, "--reward", reward, "--step", step, "--json").stdout.splitlines()
+        lines = run("rewards", file, "--reward", reward, "--step", step, "--json").stdout.splitlines()
         rows = [json.loads(line) for line in lines]
         assert rows
         for row in rows:
             assert set(row["terms"]) == terms
             assert row["reward"] == pytest.approx(sum(row["terms"].values()))
-    assert "accuracy" in run("score", file, "--reward", reward).stdout
-    refused("score", file, "--reward", "acuracy()", said="did you mean 'accuracy'")
-    refused("score", folder / "none.jsonl", "--reward", "accuracy()", said="no file")
+    assert "accuracy" in run("rewards", file, "--reward", reward).stdout
+    refused("rewards", file, "--reward", "acuracy()", said="did you mean 'accuracy'")
+    refused("rewards", folder / "none.jsonl", "--reward", "accuracy()", said="no file")
+    refused("score", file, "--reward", "accuracy()", said=("score, its name before version 0.2", "parallel-r1 rewards"))
 
 
 def test_a_run_that_was_broken_off_goes_on_when_the_command_is_given_again(finished, tmp_path):
@@ -318,6 +341,9 @@ def test_study(tmp_path):
     """What there is to do, then a part of it, then nothing more; the tables hold what is there."""
     (tmp_path / "micro.toml").write_text(MICRO.replace("MODEL", str(TINY)))
     words = ("study", "micro.toml", "--rows", "forked", "--seeds", "0,0", "--budgets", "short", "--jobs", "2")
+    plan = json.loads(run(*words, "--dry-run", "--json", cwd=tmp_path).stdout)
+    assert plan["to_do"] == {"stages": 3, "steps": 6, "measurements": 2}
+    assert plan["stages"][0]["rows"] == ["forked"]
     plan = run(*words, "--dry-run", cwd=tmp_path)
     assert "cold: 2 steps, seeds 0; for forked under short" in plan.stdout
     assert "to do: 3 stages of 6 steps, 2 measurements" in plan.stdout
@@ -331,11 +357,14 @@ def test_study(tmp_path):
     ):
         assert part in done.stdout
     assert "| forked | 1 | 2 |" in (tmp_path / "runs" / "micro" / "study.md").read_text()
+    written = json.loads((tmp_path / "runs" / "micro" / "study.json").read_text())
+    told = json.loads(run(*words, "--json", cwd=tmp_path).stdout)
+    assert told == {"folder": str(tmp_path / "runs" / "micro"), **written}
     again = run(*words, cwd=tmp_path).stdout
     assert "done," not in again
     assert again.splitlines()[1:] == [line for line in done.stdout.splitlines()[1:] if "seed 0" not in line]
     said = ("short, seed 0: hard", "memory for")  # whichever row comes to it first
-    refused(*words, "--set", "stages.hard.sampling.memory=41", cwd=tmp_path, said=said)
+    refused(*words, "--set", "engine.memory=41", cwd=tmp_path, said=said)
 
 
 def test_grade_reads_files_and_standard_input(tmp_path):
@@ -371,6 +400,9 @@ def test_data_commands(tmp_path):
     assert found["counts"] == {"duplicate": 1, "truncated": 1}
     assert found["ids"] == {"duplicate": ["dapo-train-20"], "truncated": ["dapo-train-21"]}
     assert "2 of 22 problems" in run("data", "check", "dapo", *where).stdout
+    cleaned = json.loads(run("data", "clean", "dapo", "--out", tmp_path / "c.jsonl", *where, "--json").stdout)
+    assert (cleaned["read"], cleaned["kept"]) == (22, 20)
+    assert cleaned["dropped"] == {"duplicate": 1, "truncated": 1}
     found = json.loads(run("data", "decontaminate", "dapo", "--against", "amc23", *where, "--json").stdout)
     assert found["ids"] == {"exact": ["dapo-train-5"]}
     out = tmp_path / "clean.parquet"
@@ -435,6 +467,11 @@ def test_prepare(tmp_path):
     assert run("parity", tmp_path / "tagged", "--answers", 2).returncode == 0
     refused(*words, said="exists")
     refused(*words[:-1], tmp_path / "b", "--init", "mena", said="mean")
+    one = json.loads(run("prepare", tmp_path / "plain", "--out", tmp_path / "one", "--json").stdout)
+    assert one["out"] == str(tmp_path / "one")
+    assert (one["tokens"]["<Parallel>"], one["added"]) == (300, 6)
+    none = run("prepare", tmp_path / "tagged", "--out", tmp_path / "again", "--json").stdout
+    assert json.loads(none) == {"out": None, "tokens": {}, "added": 0}
     done = run("prepare", tmp_path / "tagged", "--out", tmp_path / "again")
     assert done.returncode == 0
     assert done.stdout.count("\n") == 1

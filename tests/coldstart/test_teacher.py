@@ -29,9 +29,10 @@ from parallel_r1.coldstart.examples import read_examples
 from parallel_r1.coldstart.filters import MEANING, Sieve, judge, statistics, without_thoughts
 from parallel_r1.coldstart.journal import Ask, Journal, Response
 from parallel_r1.errors import UserError
-from parallel_r1.generation.settings import Budget, Sampling
-from parallel_r1.tasks.base import load_task
+from parallel_r1.generation.settings import Budget, Engine, Sampling
+from parallel_r1.tasks.base import load_task, statement_of
 from parallel_r1.tasks.datasets.rows import read_file
+from parallel_r1.tasks.math import Mathematics
 
 TEXT = GOOD.format(a=2, b=3, s=5).removeprefix("<think>Easy.</think>")
 
@@ -53,7 +54,7 @@ def server(url, **changes):
 def collect(folder, task, teacher, *, samples=1, sieve=None, limits=None, count=40):
     """Ask for everything and give the collection, whatever was raised."""
     loaded = load_task(task)
-    asks = [Ask(each, loaded.statement(each), n) for n in range(samples) for each in problems_of(loaded, 0, count)]
+    asks = [Ask(each, statement_of(loaded, each), n) for n in range(samples) for each in problems_of(loaded, 0, count)]
     with Journal(folder, teacher.settings) as journal:
         found = Collection({task: loaded}, asks, journal, sieve or Sieve(), limits or Limits(), lambda _: None)
         try:
@@ -275,30 +276,30 @@ INSIDE = "<Parallel><Path>Final Answer: 5</Path><Path>It is five.</Path></Parall
 ALIKE = re.sub("<Path>Turned.*?</Path>", re.search("<Path>.*?</Path>", TEXT)[0], TEXT)
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({}, None),
-        ({"text": "<think>a <Parallel> </think>\n\n" + TEXT}, None),
-        ({"text": TEXT.replace("</Parallel>\n", "\n</Parallel>")}, None),
-        ({"refused": "400: too long", "text": ""}, "refused"),
-        ({"finish": "length"}, "unfinished"),
-        ({"text": "<think>" + TEXT}, "unfinished"),
-        ({"text": ""}, "unfinished"),
-        ({"text": TEXT.replace("</Path>", "", 1)}, "malformed"),
-        ({"text": "so " * 2000 + TEXT}, "long"),
-        ({"text": TEXT.replace("We add.", "我们把两个数相加得到结果 我们把两个数相加得到结果")}, "language"),
-        ({"text": "We add.\nFinal Answer: 5"}, "sequential"),
-        ({"text": TEXT.replace("Answer: 5", "Answer: 6")}, "wrong"),
-        ({"text": TEXT.replace("Final Answer: 5", "")}, "wrong"),
-        ({"text": INSIDE}, "wrong"),
-        ({"text": ALIKE}, "alike"),
-    ],
-)
+REASONS = [
+    ({}, None),
+    ({"text": "<think>a <Parallel> </think>\n\n" + TEXT}, None),
+    ({"text": TEXT.replace("</Parallel>\n", "\n</Parallel>")}, None),
+    ({"refused": "400: too long", "text": ""}, "refused"),
+    ({"finish": "length"}, "unfinished"),
+    ({"text": "<think>" + TEXT}, "unfinished"),
+    ({"text": ""}, "unfinished"),
+    ({"text": TEXT.replace("</Path>", "", 1)}, "malformed"),
+    ({"text": "so " * 2000 + TEXT}, "long"),
+    ({"text": TEXT.replace("We add.", "我们把两个数相加得到结果 我们把两个数相加得到结果")}, "language"),
+    ({"text": "We add.\nFinal Answer: 5"}, "sequential"),
+    ({"text": TEXT.replace("Answer: 5", "Answer: 6")}, "wrong"),
+    ({"text": TEXT.replace("Final Answer: 5", "")}, "wrong"),
+    ({"text": INSIDE}, "wrong"),
+    ({"text": ALIKE}, "alike"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), REASONS)
 def test_the_first_reason_counts(sums, changes, reason):
     task = load_task(sums)
     problem = replace(problems_of(task, 0, 1)[0], answer="5")
-    verdict = judge(response(**changes), problem, task, Sieve())
+    (verdict,) = judge([response(**changes)], [problem], task, Sieve())
     assert verdict.reason == reason
     assert reason is None or reason in MEANING
     if reason is None:
@@ -306,11 +307,47 @@ def test_the_first_reason_counts(sums, changes, reason):
         assert "think" not in verdict.text
 
 
+def test_many_responses_are_judged_as_one_by_one_with_one_call_of_the_verifier(sums):
+    task = load_task(sums)
+    problem = replace(problems_of(task, 0, 1)[0], answer="5")
+    calls = []
+
+    class Counted:
+        name = task.name
+
+        def verify(self, problems, answers):
+            calls.append(len(answers))
+            return task.verify(problems, answers)
+
+    responses = [response(number, **changes) for number, (changes, _) in enumerate(REASONS)]
+    verdicts = judge(responses, [problem] * len(responses), Counted(), Sieve())
+    assert [verdict.reason for verdict in verdicts] == [reason for _, reason in REASONS]
+    alone = [judge([each], [problem], task, Sieve())[0] for each in responses]
+    assert verdicts == alone
+    assert calls == [sum(reason in (None, "wrong", "alike") for _, reason in REASONS)]
+
+
+def test_a_journal_is_judged_in_one_batch_when_it_is_taken_up_again(tmp_path, sums, monkeypatch):
+    with serving(Teacher()) as url:
+        first = collect(tmp_path / "out", sums, server(url))
+    calls, verify = [], Mathematics.verify
+
+    def counted(self, problems, answers):
+        calls.append(len(answers))
+        return verify(self, problems, answers)
+
+    monkeypatch.setattr(Mathematics, "verify", counted)
+    again = collect(tmp_path / "out", sums, server("http://127.0.0.1:9/v1"))
+    assert calls == [40]
+    assert (again.kept, again.verdicts) == (first.kept, first.verdicts)
+
+
 def test_the_sieve_can_be_opened(sums):
     task = load_task(sums)
     problem = replace(problems_of(task, 0, 1)[0], answer="5")
     plain = response(text="我们把两个数相加得到结果 我们把两个数相加得到结果\nFinal Answer: 5")
-    assert judge(plain, problem, task, Sieve(foreign=True, sequential=True)).reason is None
+    (verdict,) = judge([plain], [problem], task, Sieve(foreign=True, sequential=True))
+    assert verdict.reason is None
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
@@ -328,11 +365,9 @@ def test_statistics_are_what_one_counts_by_hand(sums):
         "<Summary>six</Summary> <Parallel> <Path>a</Path><Path>b</Path></Parallel>\n<Summary>c</Summary>"
         "\nFinal Answer: 5"
     )
-    judged = [
-        (each, judge(each, problem, task, Sieve(foreign=True, alike=1.0)))
-        for each in (response(0, text), response(1, "5"), response(2, "", finish="length"))
-    ]
-    found = statistics("sums", judged)
+    responses = [response(0, text), response(1, "5"), response(2, "", finish="length")]
+    verdicts = judge(responses, [problem] * 3, task, Sieve(foreign=True, alike=1.0))
+    found = statistics("sums", list(zip(responses, verdicts, strict=True)))
     assert (found.problems, found.solved, found.responses) == (1, 1, 3)
     assert found.kept == pytest.approx(1 / 3)
     assert found.reasons == {"sequential": 1, "unfinished": 1}
@@ -346,8 +381,8 @@ def test_statistics_are_what_one_counts_by_hand(sums):
 
 
 def own(total=96):
-    sampling = Sampling(paths=2, rows=4, budget=Budget(total=total, critical_path=64, path=32))
-    return Own(models.load(str(TINY)), str(TINY), sampling)
+    sampling = Sampling(paths=2, budget=Budget(total=total, critical_path=64, path=32))
+    return Own(models.load(str(TINY)), str(TINY), sampling, 0, Engine(rows=4))
 
 
 def test_a_model_teaches_itself(tmp_path):
@@ -363,8 +398,7 @@ def test_a_model_teaches_itself(tmp_path):
     by_id = {ask.problem.id: ask.problem for ask in whole.asks}
     kept = read_file(tmp_path / "b" / "answers.parquet")
     assert len(kept) == whole.kept > 0
-    for row in kept:
-        assert task.verify(by_id[row["id"]], row["text"])
+    assert all(task.verify([by_id[row["id"]] for row in kept], [row["text"] for row in kept]))
 
 
 def test_problems_come_once_and_all_of_them(sums):
@@ -445,9 +479,12 @@ data = {{ file = "{tmp_path}/out/answers.parquet" }}
         (["--problems", "gsm8k", "--model", "m", "--out", "x"], "expected --base-url; found none"),
         (["--problems", "gsm8k", "--model", "m", "--out", "x", "--teacher", "me"], "one of server, self"),
         (["--problems", "gsm9k", "--model", "m", "--out", "x", "--base-url", "u"], "did you mean 'gsm8k'?"),
-        (["--problems", "gsm8k", "--model", "m", "--out", "x", "--base-url", "u", "--instruction", "no"], "no file no"),
         (
-            ["--problems", "gsm8k", "--model", "m", "--out", "x", "--base-url", "u", "--instruction", "Makefile"],
+            ["--problems", "gsm8k", "--model", "m", "--out", "x", "--base-url", "u", "--instruction-file", "no"],
+            "no file no",
+        ),
+        (
+            ["--problems", "gsm8k", "--model", "m", "--out", "x", "--base-url", "u", "--instruction-file", "Makefile"],
             "an instruction with {problem} in it",
         ),
     ],

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import combinations, cycle
 from math import comb
 from types import SimpleNamespace
@@ -10,11 +11,12 @@ from parallel_r1.answers.parser import parse
 from parallel_r1.answers.rollout import Problem
 from parallel_r1.answers.trace import Span, Trace
 from parallel_r1.errors import UserError
-from parallel_r1.evaluation.measure import compare, evaluate, held_out, pass_at, summarise
+from parallel_r1.evaluation.measure import evaluate, held_out, pass_at, summarise
 from parallel_r1.evaluation.settings import Evaluation
 from parallel_r1.generation.rollouts import answer, judge
 from parallel_r1.generation.settings import Budget, Sampling
 from parallel_r1.tasks.countdown import EASY
+from parallel_r1.tasks.prompts import Prompt
 
 
 @given(st.integers(1, 8), st.data())
@@ -33,8 +35,8 @@ def rollouts(policy, answers, samples):
         problem = Problem(problem.id, problem.prompt, problem.answer, problem.source)
         for sample in range(samples):
             text = f"Final Answer: 3*5+{7 + index % 2}" if sample < correct else "Final Answer: 1"
-            found.append(judge(problem, parse(policy.encode(text), policy.tags), EASY, policy))
-    return found
+            found.append((problem, parse(policy.encode(text), policy.tags)))
+    return judge(found, EASY, policy)
 
 
 def test_a_summary_by_hand(frozen):
@@ -48,17 +50,32 @@ def test_a_summary_by_hand(frozen):
 
 def test_a_comparison_is_paired(frozen):
     better, worse = summarise(rollouts(frozen, [4, 2], 4)), summarise(rollouts(frozen, [2, 0], 4))
-    found = compare(better, worse)
-    assert found.mean == found.low == found.high == 0.5
-    assert found.relative == 2.0
+    difference = better.compare(worse)
+    assert difference.mean == difference.low == difference.high == 0.5
+    assert difference.relative == 2.0
+
+
+def test_a_comparison_with_nothing_right_has_no_relative_difference(frozen):
+    none, some = summarise(rollouts(frozen, [0, 0], 4)), summarise(rollouts(frozen, [4, 0], 4))
+    assert none.compare(none).relative is None
+    assert some.compare(none).relative is None
+    assert none.compare(some).relative == -1.0
+
+
+def test_results_on_different_problems_are_not_compared(frozen):
+    ours = summarise(rollouts(frozen, [4, 0], 4))
+    theirs = replace(ours, task="other", by_problem={"x": 1.0})
+    with pytest.raises(UserError, match="countdown-easy and other without a problem in common"):
+        ours.compare(theirs)
 
 
 def test_answers_inside_a_path_do_not_count(frozen):
     problem = EASY.problem((3, 5, 7), 22)
     forked = "<Parallel><Path>{}</Path><Path>x</Path></Parallel>\n<Summary>y</Summary>\n{}"
     right, wrong = "Final Answer: 3*5+7", "Final Answer: 1"
-    inside = judge(problem, parse(frozen.encode(forked.format(right, wrong)), frozen.tags), EASY, frozen)
-    outside = judge(problem, parse(frozen.encode(forked.format(wrong, right)), frozen.tags), EASY, frozen)
+    texts = forked.format(right, wrong), forked.format(wrong, right)
+    answers = [(problem, parse(frozen.encode(text), frozen.tags)) for text in texts]
+    inside, outside = judge(answers, EASY, frozen)
     assert not inside.correct
     assert outside.correct
     assert outside.critical_path < outside.total
@@ -71,7 +88,7 @@ def test_answers_inside_a_path_count_if_the_trunk_gives_none_and_the_recipe_says
 
     def correct(first, second, trunk):
         ids = frozen.encode(forked.format(first, second, trunk))
-        return judge(problem, parse(ids, frozen.tags), EASY, frozen, anywhere=True).correct
+        return judge([(problem, parse(ids, frozen.tags))], EASY, frozen, anywhere=True)[0].correct
 
     assert correct("x", right, "no")
     assert correct(right, "x", "no")  # and the tag behind it is no part of it
@@ -80,30 +97,50 @@ def test_answers_inside_a_path_count_if_the_trunk_gives_none_and_the_recipe_says
     assert correct(wrong, wrong, right)
 
 
-def test_a_recipe_says_where_the_answer_may_stand(frozen, monkeypatch):
+def test_a_recipe_says_where_the_answer_may_stand(frozen):
     problem = EASY.problem((3, 5, 7), 22)
     text = "<Parallel><Path>Final Answer: 3*5+7</Path><Path>x</Path></Parallel>\n<Summary>y</Summary>"
     drawn = [parse(frozen.encode(text), frozen.tags)]
-    monkeypatch.setattr("parallel_r1.generation.rollouts.draw", lambda *_, **__: drawn)
+    generator = SimpleNamespace(traces=lambda requests: drawn)
     for final in ("trunk", "anywhere"):
-        (found,) = answer(frozen, EASY, [problem], 1, Sampling(final=final), 0)
+        (found,) = answer(
+            frozen, EASY, [problem], 1, Sampling(), 0, prompt=Prompt(final_answer=final), generator=generator
+        )
         assert found.correct == (final == "anywhere")
+
+
+def test_a_batch_is_verified_by_one_call_and_judged_as_one_by_one(frozen):
+    calls = []
+
+    def verify(problems, answers):
+        calls.append(len(answers))
+        return EASY.verify(problems, answers)
+
+    texts = ["Final Answer: 3*5+7", "Final Answer: 1", "no", "<Parallel><Path>Final Answer: 3*5+7"]
+    answers = [(EASY.problem((3, 5, 7), 22), parse(frozen.encode(text), frozen.tags)) for text in texts]
+    for anywhere in (False, True):
+        alone = [judge([pair], EASY, frozen, anywhere=anywhere)[0] for pair in answers]
+        task = SimpleNamespace(name=EASY.name, verify=verify)
+        assert judge(answers, task, frozen, anywhere=anywhere) == alone
+        assert [rollout.correct for rollout in alone] == [True, False, False, anywhere]
+    assert calls == [4, 4]
+    assert judge([], task, frozen) == []
 
 
 def test_latency_is_that_of_the_sampler(frozen):
     """An answer with a fork that was drawn from left to right took as long as it has tokens."""
     ids = frozen.encode("<Parallel><Path>abc</Path><Path>d</Path></Parallel>\n<Summary>y</Summary>")
     problem = EASY.problem((3, 5, 7), 22)
-    sequential = judge(problem, parse(ids, frozen.tags, sampler="sequential"), EASY, frozen)
-    isolated = judge(problem, parse(ids, frozen.tags), EASY, frozen)
+    traces = parse(ids, frozen.tags, sampler="sequential"), parse(ids, frozen.tags)
+    sequential, isolated = judge([(problem, trace) for trace in traces], EASY, frozen)
     assert sequential.critical_path == sequential.total == isolated.total == len(ids)
     assert isolated.critical_path < len(ids)
 
 
 def test_an_instruction_is_read_before_every_prompt(frozen):
     problem = EASY.problem((3, 5, 7), 22)
-    sampling = Sampling(budget=Budget(critical_path=4), instruction="Think <Path>.\n")
-    (found,) = answer(frozen, EASY, [problem], 1, sampling, 0)
+    sampling, prompt = Sampling(budget=Budget(critical_path=4)), Prompt(instruction="Think <Path>.\n")
+    (found,) = answer(frozen, EASY, [problem], 1, sampling, 0, prompt=prompt)
     assert frozen.decode(found.trace.prompt_ids) == "Think <Path>.\n" + problem.prompt
     assert found.problem == problem
 
@@ -111,7 +148,7 @@ def test_an_instruction_is_read_before_every_prompt(frozen):
 def test_held_out_problems_differ():
     found = held_out(EASY, 50, 0)
     assert len({problem.id for problem in found}) == 50
-    few = SimpleNamespace(name="few", problems=lambda split, seed: cycle(found))
+    few = SimpleNamespace(name=EASY.name, problems=lambda split, seed: cycle(found))
     assert held_out(few, 50, 0) == found
     with pytest.raises(UserError, match="ask for fewer"):
         held_out(few, 51, 0)
@@ -132,4 +169,4 @@ def test_the_shipped_model_solves_easy_problems(tiny):
 def test_a_malformed_answer_is_judged(frozen):
     everything = tuple(range(len(frozen.tokenizer)))
     trace = Trace((1,), (Span(everything, (), True),))
-    assert not judge(EASY.problem((3, 5, 7), 22), trace, EASY, frozen).correct
+    assert not judge([(EASY.problem((3, 5, 7), 22), trace)], EASY, frozen)[0].correct

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_r1.evaluation.statistics import flip_test, holm, interval
+from parallel_r1.evaluation.statistics import holm, interval, sign_flip_test
 
-CHANCES = st.lists(st.floats(0, 1), min_size=1, max_size=6)
+P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=6)
 
 
 def test_an_interval_covers_and_shrinks():
@@ -44,25 +44,25 @@ def test_the_paired_test_equals_tossing_every_coin(differences):
         sum(sign * value for sign, value in zip(signs, differences, strict=True))
         for signs in product((-1, 1), repeat=len(differences))
     ]
-    chance = fmean(abs(way) >= abs(sum(differences)) - 1e-9 for way in ways)
-    assert flip_test(differences) == pytest.approx(chance, abs=0.02)
+    p_value = fmean(abs(way) >= abs(sum(differences)) - 1e-9 for way in ways)
+    assert sign_flip_test(differences) == pytest.approx(p_value, abs=0.02)
 
 
-def test_what_is_the_same_is_no_evidence_and_what_always_differs_is():
-    assert flip_test([0.0] * 20) == 1.0
-    assert flip_test([0.1] * 40) < 2e-4
+def test_equal_values_are_no_evidence_and_a_constant_difference_is():
+    assert sign_flip_test([0.0] * 20) == 1.0
+    assert sign_flip_test([0.1] * 40) < 2e-4
 
 
-@given(CHANCES, st.floats(0, 1))
-def test_the_correction_believes_what_stepping_down_believes(chances, level):
-    """The definition: the smallest chance against level / m, the next against level / (m - 1), until one is larger."""
-    believed = set()
-    for done, index in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
-        if (len(chances) - done) * chances[index] > level:
+@given(P_VALUES, st.floats(0, 1))
+def test_the_correction_rejects_what_stepping_down_rejects(p_values, level):
+    """The definition: the smallest p-value against level / m, the next against level / (m - 1), until one is larger."""
+    rejected = set()
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if (len(p_values) - rank) * p_values[index] > level:
             break
-        believed.add(index)
-    corrected = holm(chances)
+        rejected.add(index)
+    corrected = holm(p_values)
     assert {index for index, value in enumerate(corrected) if value <= level} == (
-        believed if level < 1 else set(range(len(chances)))
+        rejected if level < 1 else set(range(len(p_values)))
     )
-    assert all(value >= chance for value, chance in zip(corrected, chances, strict=True))
+    assert all(value >= p_value for value, p_value in zip(corrected, p_values, strict=True))

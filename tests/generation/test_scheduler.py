@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
-from common import force_forks, mismatch, prompts_of
+from common import draw, force_forks, mismatch, prompts_of, submit
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -18,8 +18,8 @@ from parallel_r1.errors import UserError
 from parallel_r1.evaluation.parity import measure
 from parallel_r1.generation.distribution import decoding
 from parallel_r1.generation.local.engine import LocalEngine
-from parallel_r1.generation.scheduler import Drawing, draw
-from parallel_r1.generation.settings import Budget, Sampling
+from parallel_r1.generation.scheduler import Scheduler
+from parallel_r1.generation.settings import Budget, Engine, Sampling
 
 
 def raw(trace):
@@ -32,10 +32,9 @@ def raw(trace):
 def test_what_is_sampled_is_what_is_scored(frozen, paths, depth):
     """Several forks in an answer, nested ones, paths of different lengths, prompts of different lengths, rows that
     are reused: the isolated sampler's log-probabilities are the isolated scorer's."""
-    sampling = Sampling(paths=paths, rows=3, budget=Budget(total=400, critical_path=90, path=30, forks=5, depth=depth))
-    traces = draw(
-        LocalEngine(frozen.model), frozen.tags, prompts_of(frozen, 8), sampling, 0, force=force_forks(frozen.tags)
-    )
+    sampling = Sampling(paths=paths, budget=Budget(total=400, critical_path=90, path=30, forks=5, depth=depth))
+    force, prompts = force_forks(frozen.tags), prompts_of(frozen, 8)
+    traces = draw(LocalEngine(frozen.model), frozen.tags, prompts, sampling, 0, force=force, rows=3)
     assert max(trace.forks for trace in traces) >= 3
     for trace in traces:
         if trace.well_formed:  # what was drawn is what its text says
@@ -105,7 +104,7 @@ def test_a_seed_repeats_a_run_whatever_shares_the_batch(frozen, sampler):
     prompts = prompts_of(frozen, 6)
 
     def run(rows, seed):
-        sampling = Sampling(sampler=sampler, paths=2, rows=rows, budget=Budget(critical_path=50, path=20))
+        sampling = Sampling(sampler=sampler, paths=2, budget=Budget(critical_path=50, path=20))
         traces = draw(
             LocalEngine(frozen.model),
             frozen.tags,
@@ -113,6 +112,7 @@ def test_a_seed_repeats_a_run_whatever_shares_the_batch(frozen, sampler):
             sampling,
             seed,
             force=force_forks(frozen.tags) if sampler != "sequential" else None,
+            rows=rows,
         )
         return [trace.token_ids for trace in traces]
 
@@ -185,7 +185,7 @@ def test_given_tokens_are_marked(frozen):
     for span in trace.spans:
         if not span.sampled:
             assert span.logprobs is None
-            assert set(span.token_ids) <= {*tags.ids.values(), *tags.newline}
+            assert set(span.token_ids) <= {*tags.ids.values(), *tags.gap}
         else:
             assert len(span.logprobs) == len(span.token_ids)
             assert tags.ids["</Parallel>"] not in span.token_ids or parse_ids(trace.token_ids, tags).defects
@@ -246,10 +246,11 @@ def test_exact_pairs_are_exact(frozen, sampler, data):
     )
     prompts = prompts_of(frozen, 4) * 2
     memory = max(map(len, prompts)) + total + data.draw(st.sampled_from([0, 50, 10_000]))
-    sampling = Sampling(sampler=sampler, paths=paths, rows=data.draw(st.integers(1, 8)), memory=memory, budget=budget)
+    rows = data.draw(st.integers(1, 8))
+    sampling = Sampling(sampler=sampler, paths=paths, budget=budget)
     engine = LocalEngine(frozen.model)
     force = wild(frozen.tags, data.draw(st.integers(0, 10_000)), answers=(0, 5))
-    traces = draw(engine, frozen.tags, prompts, sampling, 0, force=force)
+    traces = draw(engine, frozen.tags, prompts, sampling, 0, force=force, rows=rows, memory=memory)
     assert mismatch(frozen, traces, EXACT_SCORER[sampler]) <= 1e-4
     assert engine.counts.peak_kv <= memory
     assert engine.counts.kv == 0
@@ -265,7 +266,7 @@ def test_tags_in_a_prompt_are_text(frozen, sampler):
     engine, force = LocalEngine(frozen.model), force_forks(frozen.tags)
     traces = draw(engine, frozen.tags, [prompt] * 3, sampling, 0, force=force)
     assert mismatch(frozen, traces, EXACT_SCORER[sampler]) <= 1e-4
-    newline = frozen.tags.newline[0]
+    newline = frozen.tags.gap[0]
     (plain,) = draw(engine, frozen.tags, [prompt], sampling, 0, force=lambda _, __, size: newline if size % 3 else None)
     assert (plain.forks, plain.well_formed, plain.spans[0].address) == (0, True, TRUNK)
     assert mismatch(frozen, [plain], EXACT_SCORER[sampler]) == mismatch(frozen, [plain], "causal") <= 1e-4
@@ -324,9 +325,9 @@ def test_an_answer_that_had_to_wait_is_the_same(frozen, sampler):
     budget = Budget(total=150, critical_path=60, path=20, depth=2)
 
     def run(memory):
-        drawing = Drawing(LocalEngine(frozen.model), frozen.tags, 6, memory, force=force_forks(frozen.tags))
+        drawing, force = Scheduler(LocalEngine(frozen.model), frozen.tags, 6, memory), force_forks(frozen.tags)
         sampling = Sampling(sampler=sampler, paths=3, budget=budget)
-        answers = [drawing.submit(prompt, sampling, index) for index, prompt in enumerate(prompts)]
+        answers = [submit(drawing, prompt, sampling, index, force) for index, prompt in enumerate(prompts)]
         answers_of(drawing)
         return drawing, [answer.trace(0) for answer in answers]
 
@@ -352,8 +353,8 @@ def test_memory_of_a_fork(frozen):
     prompt = prompts_of(frozen, 1)[0]
     for sampler in ("isolated", "causal_join"):
         engine = LocalEngine(frozen.model)
-        drawing = Drawing(engine, tags, 1, force=force)
-        answer = drawing.submit(prompt, Sampling(sampler=sampler, paths=3, budget=Budget(path=30)), 0)
+        drawing = Scheduler(engine, tags, 1)
+        answer = submit(drawing, prompt, Sampling(sampler=sampler, paths=3, budget=Budget(path=30)), 0, force)
         while answer.open_forks == 0:
             drawing.step()
         while answer.open_forks:
@@ -366,6 +367,7 @@ def test_memory_of_a_fork(frozen):
         assert engine.counts.prefilled == len(prompt) - 1 + (sum(lengths[1:]) if sampler == "causal_join" else 0)
         assert engine.counts.decoded == 1 + 5 + sum(lengths) + 1
         drawing.cancel(answer)
+        assert drawing.step() == [answer]
         assert engine.counts.kv == 0
 
 
@@ -376,22 +378,22 @@ def test_prompts_of_a_group_are_read_and_held_once(frozen):
     sampling = Sampling(budget=Budget(critical_path=30, path=10))
     for rows in (12, 3, 1):
         engine = LocalEngine(frozen.model)
-        found = draw(engine, frozen.tags, prompts, sampling.model_copy(update={"rows": rows}), 0)
+        found = draw(engine, frozen.tags, prompts, sampling, 0, rows=rows)
         assert engine.counts.prefilled == sum(lengths) - 3
         for index in (0, 5, 11):
-            drawing = Drawing(LocalEngine(frozen.model), frozen.tags, 1)
-            alone = drawing.submit(prompts[index], sampling, f"0/{index}")
+            drawing = Scheduler(LocalEngine(frozen.model), frozen.tags, 1)
+            alone = submit(drawing, prompts[index], sampling, f"0/{index}")
             answers_of(drawing)
             assert alone.trace(0).token_ids == found[index].token_ids
 
 
-def test_cancelling_in_mid_fork_frees_at_once_and_changes_nobody_else(frozen):
+def test_cancelling_in_mid_fork_frees_before_the_next_step_and_changes_nobody_else(frozen):
     prompts = prompts_of(frozen, 3)
     sampling = Sampling(paths=4, budget=Budget(critical_path=80, path=30))
 
     def start():
-        drawing = Drawing(LocalEngine(frozen.model), frozen.tags, 3, force=force_forks(frozen.tags))
-        return drawing, [drawing.submit(prompt, sampling, index) for index, prompt in enumerate(prompts)]
+        drawing, force = Scheduler(LocalEngine(frozen.model), frozen.tags, 3), force_forks(frozen.tags)
+        return drawing, [submit(drawing, prompt, sampling, index, force) for index, prompt in enumerate(prompts)]
 
     whole, expected = start()
     answers_of(whole)
@@ -400,6 +402,9 @@ def test_cancelling_in_mid_fork_frees_at_once_and_changes_nobody_else(frozen):
         drawing.step()
     held = drawing.engine.counts.kv
     drawing.cancel(answers[1])
+    drawing.cancel(answers[1])  # twice is once
+    assert answers[1].finish is None
+    assert drawing._cancel() == [answers[1]]
     assert drawing.engine.counts.kv == held - len(prompts[1]) - answers[1].total + sum(
         len(thread.feed) for thread in (answers[1].trunk, *answers[1].trunk.parts[-1])
     )
@@ -410,7 +415,8 @@ def test_cancelling_in_mid_fork_frees_at_once_and_changes_nobody_else(frozen):
     cut = answers[1].trace(0)
     assert cut.finish == "cancelled"
     assert "unclosed-fork" in [defect.kind for defect in cut.defects]
-    drawing.cancel(answers[1])  # once more does nothing
+    drawing.cancel(answers[1])
+    assert drawing.step() == []  # one that has ended stays as it is
 
 
 def test_logits_that_are_not_numbers_end_one_answer(policy):
@@ -425,8 +431,8 @@ def test_logits_that_are_not_numbers_end_one_answer(policy):
     def force(answer, address, size):
         return 7 if answer != 1 or size < 5 else poisoned if size == 5 else None
 
-    sampling = Sampling(rows=2, budget=Budget(critical_path=20, total=40))
-    traces = draw(LocalEngine(policy.model), policy.tags, [clean] * 5, sampling, 0, force=force)
+    sampling = Sampling(budget=Budget(critical_path=20, total=40))
+    traces = draw(LocalEngine(policy.model), policy.tags, [clean] * 5, sampling, 0, force=force, rows=2)
     assert [trace.finish for trace in traces] == ["length", "error", "length", "length", "length"]
     assert [defect.kind for defect in traces[1].defects] == ["broken-logits"]
     assert len(traces[1].token_ids) == 6
@@ -445,8 +451,8 @@ def test_answers_of_different_kinds_share_a_batch(frozen):
     ]
 
     def run(chosen):
-        drawing = Drawing(LocalEngine(frozen.model), frozen.tags, 8, force=force_forks(frozen.tags))
-        answers = [drawing.submit(prompt, kinds[index], index) for index in chosen]
+        drawing, force = Scheduler(LocalEngine(frozen.model), frozen.tags, 8), force_forks(frozen.tags)
+        answers = [submit(drawing, prompt, kinds[index], index, force) for index in chosen]
         answers_of(drawing)
         return [answer.trace(0).token_ids for answer in answers]
 
@@ -470,19 +476,17 @@ def test_a_stop_text_ends_the_answer(frozen):
 
 def test_bad_requests_are_refused(frozen):
     prompt = prompts_of(frozen, 1)[0]
-    drawing = Drawing(LocalEngine(frozen.model), frozen.tags, 4, memory=40)
+    drawing = Scheduler(LocalEngine(frozen.model), frozen.tags, 4, memory=40)
     with pytest.raises(UserError, match="memory for"):
-        drawing.submit(prompt, Sampling(budget=Budget(total=40)), 0)
+        submit(drawing, prompt, Sampling(budget=Budget(total=40)), 0)
     with pytest.raises(UserError, match="read tokens for stop texts"):
-        drawing.submit(prompt, Sampling(stop=("x",), budget=Budget(total=10)), 0)
+        submit(drawing, prompt, Sampling(stop=("x",), budget=Budget(total=10)), 0)
     tag = frozen.tags.ids["</Path>"]
     with pytest.raises(UserError, match="stop tokens that are no tags"):
-        Drawing(LocalEngine(frozen.model), replace(frozen.tags, eos=frozenset([tag])), 4)
+        Scheduler(LocalEngine(frozen.model), replace(frozen.tags, eos=frozenset([tag])), 4)
     for wrong in (
         {"paths": 0},
         {"paths": 1000},
-        {"memory": 0},
-        {"memory": -5},
         {"stop": ("</Path>",)},
         {"stop": ("",)},
         {"top_p": 0.0},
@@ -493,3 +497,6 @@ def test_bad_requests_are_refused(frozen):
     ):
         with pytest.raises(ValidationError):
             Sampling.model_validate(wrong)
+    for wrong in ({"memory": 0}, {"memory": -5}, {"rows": 0}, {"device": "gpu"}, {"kind": "remote"}):
+        with pytest.raises(ValidationError):
+            Engine.model_validate(wrong)

@@ -5,14 +5,13 @@ import json
 import pytest
 import torch
 from architectures import random_model
-from common import RECIPE, STAGE, examples, force_forks, mismatch, prompts_of, samples
+from common import RECIPE, STAGE, draw, examples, force_forks, mismatch, prompts_of, samples
 
 from parallel_r1 import errors, models
 from parallel_r1.answers.trace import EXACT_SCORER
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.parity import measure
 from parallel_r1.generation.local.engine import LocalEngine
-from parallel_r1.generation.scheduler import draw
 from parallel_r1.generation.settings import Budget, Sampling
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
@@ -257,7 +256,7 @@ def test_the_reference_is_where_the_stage_started(tmp_path, policy):
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ("dropout = 0.1", "what is sampled is what is scored"),
+        ("dropout = 0.1", r"leave it out of \[model.lora\]"),
         ("rank = 0", "greater than or equal to 1"),
         ("targets = []", "targets"),
         ("quantise = 'int3'", "nf4"),

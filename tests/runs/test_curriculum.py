@@ -244,7 +244,6 @@ def test_every_metric_is_in_the_docs(tmp_path, policy):
         "stages.rl.steps=2",
         "stages.rl.algorithm={kl=0.1,entropy=0.01,refill=1}",
         "stages.plain.scorer=isolated",
-        "stages.plain.allow_mismatch=true",
     )
     run = RunFolder.create(tmp_path / "run", recipe)
     train(recipe, policy, run, lambda row: None)

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from common import SHAPES, SMALL, folder_of, write
+from common import SHAPES, SMALL, draw, folder_of, write
 from conftest import ROOT, TINY
 
 from parallel_r1.errors import UserError
 from parallel_r1.generation.local.engine import LocalEngine
-from parallel_r1.generation.scheduler import draw
 from parallel_r1.generation.settings import Budget, Sampling
 from parallel_r1.models import attention as attend
 from parallel_r1.models import lora as adapters
@@ -60,14 +59,14 @@ def test_activations_are_what_a_real_pass_keeps(tiny, tmp_path, recompute):
 
 def test_the_cache_is_what_the_engine_holds(tiny, tmp_path):
     """Bytes of a token, times the rows that are drawn at once, times what a budget allows."""
-    recipe = load_recipe(write(tmp_path, SMALL), ["stages.two.sampling.rows=7", "stages.two.sampling.budget.total=33"])
+    recipe = load_recipe(write(tmp_path, SMALL), ["engine.rows=7", "stages.two.sampling.budget.total=33"])
     engine = LocalEngine(tiny.model)
     draw(engine, tiny.tags, [[10, 11]], Sampling(budget=Budget(total=4)), 0)
     columns = engine.answers.visible.shape[2]
     token = sum(part[0].nbytes for part in engine.answers.parts()) // columns
     found = plan.make(recipe, {}).stages[1]
     assert found.memory.cache == 7 * 33 * token
-    bounded = plan.make(load_recipe(write(tmp_path, SMALL), ["stages.two.sampling.memory=1000"]), {})
+    bounded = plan.make(load_recipe(write(tmp_path, SMALL), ["engine.memory=1000"]), {})
     assert bounded.stages[1].memory.cache == 1000 * token
 
 

@@ -3,6 +3,7 @@ import tomllib
 import pytest
 from common import RECIPES, SMALL, write
 
+from parallel_r1.answers.trace import EXACT_SCORER
 from parallel_r1.errors import UserError
 from parallel_r1.runs.recipe_file import apply_override, dump_recipe, load_recipe
 from parallel_r1.training.algorithms.grpo import GRPO
@@ -76,7 +77,8 @@ def test_overrides(tmp_path):
         ("stages.two.algorithm={name='rloo',std='none'}", "'stages.two.algorithm.std'"),
         ("stages.two.algorithm={name='gspo',minibatchs=2}", "did you mean 'minibatches'"),
         ("stages.two.algorithm.nam=rloo", "did you mean 'name'"),
-        ("stages.two.algorithm=rloo", "stages.two.algorithm"),
+        ("stages.two.algorithm=rlo", "did you mean 'rloo'"),
+        ("stages.two.algorithm=3", "stages.two.algorithm"),
         ("defaults.algorithm.clip_lwo=1", "did you mean 'clip_low'"),
         ("stages.two.algorithm.std=grup", "'group', 'batch' or 'none'"),
         ("stages.two.algorithm.minibatches=3", "divisible by algorithm.minibatches"),
@@ -84,7 +86,14 @@ def test_overrides(tmp_path):
         ("defaults.stpes=1", "did you mean 'steps'"),
         ("stages.one.steps=0", "greater than or equal to 1"),
         ("stages.one.steps=many", "stages.one.steps"),
-        ("stages.two.scorer=isolated", "allow_mismatch"),
+        ("stages.two.allow_mismatch=true", "stages.two.allow_mismatch; it is no key any more"),
+        ("stages.two.sampling.rows=3", "stages.two.sampling.rows; it is engine.rows"),
+        ("defaults.sampling.memory=3", "defaults.sampling.memory; it is engine.memory"),
+        ("defaults.sampling.compile=true", "it is engine.compile"),
+        ("stages.two.sampling.instruction=x", "it is prompt.instruction"),
+        ("stages.two.sampling.final=anywhere", "it is prompt.final_answer"),
+        ("model.attention=sdpa", "leave it out of [model]"),
+        ("imports=['nowhere.py']", "nowhere.py"),
         ("stages.two.start=three", "three"),
         ("stages.two.kind=rll", "stages.two"),
         ("steps", "--set section.key=value"),
@@ -97,10 +106,10 @@ def test_overrides(tmp_path):
         ("stages.tow.steps=3", "none in stages.tow"),
         ("stages.one.optimizer.lr=inf", "finite number"),
         ("stages.one.optimizer.betas=[1.0, 0.9]", "less than 1"),
-        ("stages.two.sampling.memory=512", "above budget.total (512)"),
+        ("engine.memory=512", "above stages.one.sampling.budget.total (512)"),
         ("evaluation.problems=1000000", "less than or equal to 100000"),
         (
-            "stages.two={kind='rl',task='x',steps=1,scorer='replay',allow_mismatch=true,algorithm={kl=1},sampling={top_p=0.9}}",
+            "stages.two={kind='rl',task='x',steps=1,scorer='replay',algorithm={kl=1},sampling={top_p=0.9}}",
             "kl",
         ),
     ],
@@ -120,6 +129,7 @@ def test_an_algorithm_is_chosen_by_its_name_and_written_in_full(tmp_path):
     assert (table["clip_low"], table["clip_high"], table["average"]) == (1e-3, 4e-4, "answers")
     assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
     assert load_recipe(write(tmp_path, SMALL)).stages["two"].algorithm == GRPO()
+    assert load_recipe(write(tmp_path, SMALL), ["stages.two.algorithm=rloo"]).stages["two"].algorithm == RLOO()
     changed = load_recipe(write(tmp_path, SMALL), ["defaults.algorithm.name=rloo", "stages.two.algorithm.kl=0.1"])
     assert changed.stages["two"].algorithm == RLOO(kl=0.1)
 
@@ -147,3 +157,13 @@ def test_a_stage_whose_start_is_left_out_begins_where_that_began(tmp_path):
     more = "[stages.last]\nkind = 'rl'\ntask = 'countdown-easy'\nsteps = 1\n"
     recipe = load_recipe(write(tmp_path, SMALL + other + more)).only("rl")
     assert {name: recipe.start_of(name) for name in recipe.stages} == {"two": "base", "other": "base", "last": "other"}
+
+
+def test_a_scorer_is_the_samplers_exact_partner_unless_written_down(tmp_path):
+    for sampler, scorer in EXACT_SCORER.items():
+        recipe = load_recipe(write(tmp_path, SMALL), [f"stages.one.sampling.sampler={sampler}"])
+        assert recipe.stages["one"].scorer == scorer
+        assert recipe.stages["one"].is_exact
+    recipe = load_recipe(write(tmp_path, SMALL), ["stages.one.scorer=causal"])
+    assert not recipe.stages["one"].is_exact
+    assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe

@@ -13,8 +13,9 @@ from parallel_r1.errors import UserError
 from parallel_r1.evaluation.measure import held_out
 from parallel_r1.tasks.base import load_task
 from parallel_r1.tasks.countdown import EASY, HARD, MEDIUM, chains, evaluate_expression, split_of
-from parallel_r1.tasks.datasets.sources import FOLDER
+from parallel_r1.tasks.datasets.sources import DATA_DIR
 from parallel_r1.tasks.grading.extract import final_answer
+from parallel_r1.tasks.grading.grader import Grader
 
 TASKS = pytest.mark.parametrize("task", [EASY, MEDIUM, HARD], ids=lambda task: task.name)
 
@@ -74,7 +75,7 @@ def test_answers_agree_with_reasoning_gym(task):
         chain = rng.choice(chains(tuple(sorted(numbers)), task.limit))
         right = next(each for each in chains(tuple(sorted(numbers)), task.limit) if each.value == target)
         for expression in (chain.expression, right.expression, str(target), f"{right.expression}+0"):
-            ours = task.verify(problem, f"Final Answer: {expression}")
+            (ours,) = task.verify([problem], [f"Final Answer: {expression}"])
             entry = {"metadata": {"numbers": list(numbers), "target": target}}
             assert ours == (judge.score_answer(expression, entry) == 1.0), expression
             verdicts.append(ours)
@@ -106,7 +107,7 @@ def test_the_teacher_is_honest(task):
                 continue
             written += 1
             assert parse_text(text).defects == []
-            assert task.verify(problem, text)
+            assert task.verify([problem], [text]) == [True]
             body = text.split("</Parallel>")[0].split("\nFinal")[0].replace("<Path>", "\n").replace("</Path>", "\n")
             for line in body.replace("<Parallel>", "").split("\n"):
                 if line:
@@ -130,14 +131,17 @@ def test_paths_of_a_fork_are_independent_draws():
 
 
 def test_verification_is_exact_arithmetic():
-    problem = EASY.problem((3, 5, 7), 22)
+    def verify(answer):
+        (verdict,) = EASY.verify([EASY.problem((3, 5, 7), 22)], [answer])
+        return verdict
+
     for right in ("3*5+7", "7 + 5*3", "(5*3)+7"):
-        assert EASY.verify(problem, f"so\nFinal Answer: {right}")
+        assert verify(f"so\nFinal Answer: {right}")
     for wrong in ("22", "3*5+6", "3*5+7+0", "3*5", "3**5", "", "(3*5+7", "3*5+7 = 22", "7+15", "3*5+7.0", "3*5+7j"):
-        assert not EASY.verify(problem, f"Final Answer: {wrong}")
-    assert not EASY.verify(problem, "3*5+7")
-    assert EASY.verify(problem, "Final Answer: 1\nFinal Answer: 3*5+7")
-    assert not EASY.verify(problem, "Final Answer: 3*5+7\nFinal Answer: 1")
+        assert not verify(f"Final Answer: {wrong}")
+    assert not verify("3*5+7")
+    assert verify("Final Answer: 1\nFinal Answer: 3*5+7")
+    assert not verify("Final Answer: 3*5+7\nFinal Answer: 1")
 
 
 @given(
@@ -163,7 +167,7 @@ def test_no_expression_breaks_the_verifier(text):
 
 @pytest.mark.parametrize("hostile", ["9" * 10_000, "9**9**9**9", "(" * 1000, "1+" * 5000 + "1", "()" * 50, "\x00"])
 def test_hostile_expressions_are_wrong_and_cheap(hostile):
-    assert not EASY.verify(EASY.problem((3, 5, 7), 22), f"Final Answer: {hostile}")
+    assert EASY.verify([EASY.problem((3, 5, 7), 22)], [f"Final Answer: {hostile}"]) == [False]
 
 
 def test_an_unknown_task_names_the_nearest():
@@ -175,7 +179,7 @@ def test_an_unknown_task_names_the_nearest():
 @pytest.fixture
 def gsm8k(tmp_path, monkeypatch):
     """A folder in which GSM8K has 200 and 20 problems."""
-    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setenv(DATA_DIR, str(tmp_path))
     for part, count in (("train", 200), ("test", 20)):
         texts = [f"Ann has {n} pears.\n\nHow many for {part}?" for n in range(count)]
         rows = [{"question": text, "answer": f"#### {n}"} for n, text in enumerate(texts)]
@@ -184,7 +188,7 @@ def gsm8k(tmp_path, monkeypatch):
 
 
 def test_a_data_set_is_not_read_before_it_is_needed(monkeypatch):
-    monkeypatch.setenv(FOLDER, "nowhere")
+    monkeypatch.setenv(DATA_DIR, "nowhere")
     task = load_task("dapo")
     assert task.name == "dapo"
     with pytest.raises(UserError, match="dapo_train"):
@@ -217,9 +221,33 @@ def test_a_prompt_holds_the_whole_statement(gsm8k):
 def test_an_answer_to_a_data_set_is_graded_by_its_final_answer(gsm8k):
     problem = next(problem for problem in gsm8k.problems("test", 0) if problem.answer == "12")
     for right in ("Final Answer: 12", r"so \boxed{12}", "Final Answer: 3\nFinal Answer: 12 pears.", r"\boxed{24/2}"):
-        assert gsm8k.verify(problem, right)
+        assert gsm8k.verify([problem], [right]) == [True]
     for wrong in ("12", "Final Answer: 13", r"Final Answer: 12, no, \boxed{13}", "Final Answer: 9^9^9^9", ""):
-        assert not gsm8k.verify(problem, wrong)
+        assert gsm8k.verify([problem], [wrong]) == [False]
+
+
+def test_answers_to_200_problems_are_graded_by_one_call_with_the_verdicts_of_one_by_one(gsm8k, monkeypatch):
+    problems = list(islice(gsm8k.problems("train", 0), 200))
+    forms = (
+        "Final Answer: {}",
+        r"so \boxed{{{}}}",
+        "Final Answer: {} + 1",
+        "{}",
+        r"\boxed{{2*{}/2}}",
+        "Final Answer: x{}",
+    )
+    answers = [forms[number % 6].format(problem.answer) for number, problem in enumerate(problems)]
+    alone = [gsm8k.verify([problem], [answer])[0] for problem, answer in zip(problems, answers, strict=True)]
+    calls, grade = [], Grader.grade
+
+    def counted(self, pairs):
+        calls.append(len(pairs))
+        return grade(self, pairs)
+
+    monkeypatch.setattr(Grader, "grade", counted)
+    assert gsm8k.verify(problems, answers) == alone
+    assert calls == [200]
+    assert alone[:6] == [True, True, False, False, True, False]
 
 
 def test_a_benchmark_is_held_out_as_a_whole(gsm8k):

@@ -5,7 +5,6 @@ import json
 import math
 import random
 import re
-from functools import partial
 from itertools import cycle, islice
 from statistics import fmean
 from types import SimpleNamespace
@@ -15,18 +14,17 @@ import processes
 import pytest
 import torch
 import victim
-from common import RECIPE, STAGE, force_forks, make
+from common import RECIPE, STAGE, Forcing, force_forks, make
 from conftest import small_model
 from pydantic import ValidationError
 
 from parallel_r1 import models
 from parallel_r1.answers.rollout import Group, read_jsonl
 from parallel_r1.errors import UserError
-from parallel_r1.generation import scheduler as fork_join
-from parallel_r1.generation.local.engine import LocalEngine
+from parallel_r1.generation.generator import make_generator
 from parallel_r1.generation.settings import Sampling
 from parallel_r1.models.policy import Policy
-from parallel_r1.report.terminal import figures
+from parallel_r1.report.progress import figures
 from parallel_r1.runs.curriculum import build_policy, check, train
 from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.recipe_file import load_recipe
@@ -144,8 +142,8 @@ class Coin:
     def problems(self, split, seed):
         return self.asked
 
-    def verify(self, problem, trunk):
-        return next(self.verdicts)
+    def verify(self, problems, answers):
+        return [next(self.verdicts) for _ in answers]
 
 
 def test_in_bf16_ratios_are_to_what_the_learner_says_itself(policy, tmp_path):
@@ -187,7 +185,7 @@ def test_groups_without_signal_are_refilled(policy, tmp_path, monkeypatch):
         return Group(members.problem, tuple(r.rewarded({"a": float(i)}) for i, r in enumerate(members.rollouts)))
 
     source = task.problems("train", 0)
-    groups, thrown = draw_groups(policy, task, source, stage, rewarded, 0, LocalEngine(policy.model))
+    groups, thrown = draw_groups(policy, task, source, stage, rewarded, 0, make_generator(policy))
     assert thrown == 1
     assert len(groups) == 4
     assert not dead & {members.problem.id for members in groups}
@@ -197,7 +195,7 @@ def test_groups_without_signal_are_refilled(policy, tmp_path, monkeypatch):
     def alike(members):
         return Group(members.problem, tuple(rollout.rewarded({"a": 1.0}) for rollout in members.rollouts))
 
-    groups, thrown = draw_groups(policy, task, source, stage, alike, 0, LocalEngine(policy.model))
+    groups, thrown = draw_groups(policy, task, source, stage, alike, 0, make_generator(policy))
     assert (len(groups), thrown) == (4, 8)  # the last try is kept as it is
 
 
@@ -412,12 +410,6 @@ def test_mistakes_are_found_before_anything_is_loaded(tmp_path, override, said):
     assert said in str(caught.value)
 
 
-def test_the_attention_implementation_is_checked(tmp_path):
-    for attention in ("eager", "flex_attention", "flash_attention_2"):
-        with pytest.raises(UserError, match="sdpa"):
-            build_policy(make(tmp_path, f"model.attention={attention}"))
-
-
 def test_a_checkpoint_keeps_the_weights(tmp_path):
     recipe = make(tmp_path)
     policy = build_policy(recipe)
@@ -434,8 +426,7 @@ def repeating(task, problems):
 
 def test_a_mismatch_is_measured_at_every_step(policy, monkeypatch):
     """The paper's Seen variant: sampled blind, scored causally. What differs is logged, and where."""
-    forced = partial(fork_join.draw, force=force_forks(policy.tags))
-    monkeypatch.setattr("parallel_r1.generation.rollouts.draw", forced)
+    monkeypatch.setattr(train_room, "make_generator", lambda policy, engine: Forcing(policy, force_forks(policy.tags)))
     problems = list(islice(EASY.problems("train", 0), 2))
     # A problem that comes three times in a step makes one larger group.
     monkeypatch.setattr(train_room, "load_task", lambda name, _: repeating(EASY, [problems[0]] * 3 + [problems[1]]))
@@ -448,9 +439,7 @@ def test_a_mismatch_is_measured_at_every_step(policy, monkeypatch):
         "sampling": {"sampler": "causal_join", "paths": 3, "budget": {"critical_path": 40, "path": 12}},
         "reward": "accuracy()",
     }
-    mixed = RL.model_validate(
-        {**stage, "scorer": "causal", "allow_mismatch": True, "algorithm": {"correction": 2.0, "minibatches": 2}}
-    )
+    mixed = RL.model_validate({**stage, "scorer": "causal", "algorithm": {"correction": 2.0, "minibatches": 2}})
     for row, *_ in run_rl(policy, mixed, 0):
         assert 1e-2 < row["mismatch_mean"] < row["mismatch_max"]
         assert row["mismatch_after_fork"] > 1e-2

@@ -1,1 +1,1 @@
-"""What an answer is: its syntax, its spans, who sees whom in it. No torch."""
+"""Answers: their syntax, their spans, who sees whom in them, and rollouts. No torch."""

@@ -1,11 +1,11 @@
-"""Answers as other projects write them, read into ours and back; and repair of what is nearly ours.
+"""Convert answers between our format and those of other projects, and repair layout that is nearly ours.
 
-A format is a row of a table (`SCHEMAS`): which tags stand around a fork, its plan, its paths and what joins them. Text
-that is read becomes plain parts and forks, which any format can write. What only one side has finds a place on the
-other: the plan of a fork becomes numbered lines of the trunk before it, and such lines become a plan again; a fork
-without a plan gets the first sentences of its paths where a format asks for one. Where a format has no summary, the
-first paragraph after a fork stands for it. Numbers in front of paths are left out in ours, where the paths of a fork
-have no order.
+A format is a row of the table `SCHEMAS`: the tags around a fork, its plan, its paths and its summary. A text is read
+into parts (plain text and forks), which any format can write. Where a format lacks something, it is kept in another
+form: the plan of a fork becomes numbered lines of the trunk before it, and such lines become a plan again; a fork
+without a plan gets the first sentences of its paths where a format requires one. Where a format has no summary, the
+first paragraph after a fork stands for it. Our format drops the numbers of paths, because the paths of a fork have no
+order.
 
 Sources: ThreadWeaver (arXiv 2512.07843), Multiverse (arXiv 2506.09991), NPR (arXiv 2512.07461).
 """
@@ -13,6 +13,7 @@ Sources: ThreadWeaver (arXiv 2512.07843), Multiverse (arXiv 2506.09991), NPR (ar
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -24,7 +25,10 @@ from parallel_r1.answers.syntax import (
     PATH_CLOSE,
     PATH_OPEN,
     SUMMARY_CLOSE,
+    SUMMARY_GAP,
     SUMMARY_OPEN,
+    fork_text,
+    holds_gap,
 )
 
 Pair = tuple[str, str]
@@ -32,14 +36,14 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Schema:
-    """The tags of a format, each an opening and a closing one; None for what it does not have.
+    """The tags of a format, as pairs of an opening and a closing tag; None where the format has no such element.
 
     Attributes:
-        fork: around everything.
-        plan: around the outlines of the paths.
-        outline: what a path will do.
-        path: a path.
-        summary: what joins the paths.
+        path: around a path.
+        fork: around a fork.
+        plan: around the outlines of all paths.
+        outline: around the outline of one path, which says what the path will do.
+        summary: around the summary.
         inside: whether the summary stands inside the fork.
         numbered: whether outlines and paths begin with their number, such as `2: `.
     """
@@ -54,7 +58,7 @@ class Schema:
 
     @property
     def tags(self) -> list[str]:
-        """All of its tags."""
+        """All tags of the format."""
         pairs = (self.fork, self.plan, self.outline, self.path, self.summary)
         return [tag for pair in pairs if pair for tag in pair]
 
@@ -88,13 +92,13 @@ SCHEMAS: dict[str, Schema] = {
 
 @dataclass(frozen=True)
 class Fork:
-    """A fork as every format can write it.
+    """A fork, independent of the format.
 
     Attributes:
-        goal: what its plan says besides the outlines.
-        outlines: of its paths; none, or one for each.
-        paths: their texts, which may fork again.
-        summary: None if there is none.
+        goal: text of the plan besides the outlines.
+        outlines: one per path, or none at all.
+        paths: contents of the paths, which may fork again.
+        summary: text of the summary; None if there is none.
     """
 
     goal: str
@@ -107,13 +111,13 @@ Parts = tuple[str | Fork, ...]
 
 
 def convert(text: str, source: str, target: str) -> str:
-    """An answer in another format.
+    """Convert an answer from one format to another.
 
     Args:
-        source, target: names of `SCHEMAS`.
+        source, target: keys of `SCHEMAS`.
 
     Raises:
-        ValueError: the text breaks its format; says what was expected at which character.
+        ValueError: the text breaks its format; names the expected tag and the character.
     """
     reader = _Reader(text, SCHEMAS[source])
     parts = reader.parts()
@@ -123,7 +127,7 @@ def convert(text: str, source: str, target: str) -> str:
 
 
 class _Reader:
-    """Reads a text from one tag to the next."""
+    """Recursive-descent parser of one format; reads from one tag to the next."""
 
     def __init__(self, text: str, schema: Schema) -> None:
         self.schema = schema
@@ -134,44 +138,44 @@ class _Reader:
 
     @property
     def tag(self) -> str | None:
-        """The tag after the plain text that is next; None at the end."""
+        """The next tag; None at the end."""
         return self.words[self.next + 1] if self.next + 1 < len(self.words) else None
 
     @property
     def at(self) -> int:
-        """The character at which it stands."""
+        """Character at which the next tag stands."""
         return self.starts[self.next + 1]
 
     def plain(self) -> str:
-        """The plain text that is next; it is read once."""
+        """Take the plain text before the next tag; a second call returns nothing."""
         text, self.words[self.next] = self.words[self.next], ""
         return text
 
     def take(self, tag: str) -> None:
-        """Read a tag with nothing but white space before it."""
+        """Take a tag that has nothing but white space before it."""
         if self.plain().strip():
             raise ValueError(
                 f"text that belongs to nothing ends at character {self.at}, before {self.tag or 'the end'}"
             )
         if self.tag != tag:
-            raise ValueError(f"expected {tag} at character {self.at}, found {self.tag or 'the end'}")
+            raise ValueError(f"expected {tag} at character {self.at}, not {self.tag or 'the end'}")
         self.next += 2
 
     def inner(self, pair: Pair) -> str:
-        """The plain text between two tags."""
+        """Take two tags and return the plain text between them."""
         self.take(pair[0])
         text = self.plain().strip()
         self.take(pair[1])
         return text
 
     def parts(self) -> Parts:
-        """Plain text and forks, up to a tag that opens no fork."""
+        """Take plain text and forks, up to a tag that opens no fork."""
         opens = {pair[0] for pair in [self.schema.fork or self.schema.plan] if pair}
         opens |= set() if self.schema.fork else {self.schema.path[0]}
-        found: list[str | Fork] = [self.plain()]
+        parts: list[str | Fork] = [self.plain()]
         while self.tag in opens:
-            found += [self.fork(), self.plain()]
-        return _with_summaries(found) if self.schema.summary is None else tuple(part for part in found if part)
+            parts += [self.fork(), self.plain()]
+        return _with_summaries(parts) if self.schema.summary is None else tuple(part for part in parts if part)
 
     def fork(self) -> Fork:
         schema = self.schema
@@ -188,12 +192,12 @@ class _Reader:
         return Fork(goal, outlines if len(outlines) == len(paths) else (), tuple(paths), summary)
 
     def summary(self) -> str | None:
-        """What is in a summary; None if none comes next."""
+        """Text of the summary; None if no summary comes next."""
         pair = self.schema.summary
         return self.inner(pair) if pair and self.tag == pair[0] else None
 
     def plan(self) -> tuple[str, tuple[str, ...]]:
-        """What a plan says besides its outlines, and the outlines."""
+        """Text of a plan besides its outlines, and the outlines."""
         assert self.schema.plan
         assert self.schema.outline
         self.take(self.schema.plan[0])
@@ -206,15 +210,15 @@ class _Reader:
 
     def path(self, number: int) -> Parts:
         self.take(self.schema.path[0])
-        found = list(self.parts())
+        parts = list(self.parts())
         self.take(self.schema.path[1])
-        if found and isinstance(found[0], str):
-            found[0] = found[0].lstrip()
+        if parts and isinstance(parts[0], str):
+            parts[0] = parts[0].lstrip()
             if self.schema.numbered:
-                found[0] = _without_number(found[0], number)
-        if found and isinstance(found[-1], str):
-            found[-1] = found[-1].rstrip()
-        return tuple(part for part in found if part)
+                parts[0] = _without_number(parts[0], number)
+        if parts and isinstance(parts[-1], str):
+            parts[-1] = parts[-1].rstrip()
+        return tuple(part for part in parts if part)
 
 
 def _without_number(text: str, number: int) -> str:
@@ -222,21 +226,21 @@ def _without_number(text: str, number: int) -> str:
 
 
 def _with_summaries(parts: list[str | Fork]) -> Parts:
-    """Forks without a summary of their own get the first paragraph after them."""
-    found: list[str | Fork] = []
+    """Give every fork the first paragraph after it as its summary."""
+    merged: list[str | Fork] = []
     for part in parts:
-        before = found[-1] if found else None
+        before = merged[-1] if merged else None
         if isinstance(part, str) and isinstance(before, Fork) and part.strip():
             first, gap, rest = part.lstrip("\n").partition("\n\n")
-            found[-1] = Fork(before.goal, before.outlines, before.paths, first.strip())
+            merged[-1] = Fork(before.goal, before.outlines, before.paths, first.strip())
             part = gap + rest
         if part:
-            found.append(part)
-    return tuple(found)
+            merged.append(part)
+    return tuple(merged)
 
 
 class _Writer:
-    """Writes parts in a format."""
+    """Writes parts in one format."""
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
@@ -247,16 +251,23 @@ class _Writer:
             if isinstance(part, Fork):
                 text = self.fork(text, part)
             elif text and self.schema.summary is None:
-                text += "\n\n" + part.lstrip("\n")  # the blank line says where the summary ends
+                text += "\n\n" + part.lstrip("\n")  # a blank line marks the end of the summary
             else:
                 text += part
         return text
 
     def fork(self, before: str, fork: Fork) -> str:
-        """A text and the fork after it, whose plan the text may hold or get."""
-        schema = self.schema
+        """Append a fork to the text before it. A plan moves between the fork and that text as the format requires."""
+        before, outlines = self.plan(before, fork)
+        paths = [self.text(path) for path in fork.paths]
+        if self.schema is SCHEMAS[OURS]:
+            return before + fork_text(paths, fork.summary)
+        return before + self.layout(fork, outlines, paths)
+
+    def plan(self, before: str, fork: Fork) -> tuple[str, list[str]]:
+        """The text before a fork, with a plan taken out of it or put into it, and the outlines of the paths."""
         outlines, invented = list(fork.outlines), [_first_words(path) for path in fork.paths]
-        if schema.plan is None:
+        if self.schema.plan is None:
             if outlines == invented:
                 outlines = []
             lines = [fork.goal] * bool(fork.goal) + [f"{n}: {outline}" for n, outline in enumerate(outlines, 1)]
@@ -265,44 +276,54 @@ class _Writer:
         elif not outlines:
             before, outlines = _lines_of_plan(before, len(fork.paths))
             outlines = outlines or invented
+        return before, outlines
+
+    def layout(self, fork: Fork, outlines: Sequence[str], paths: Sequence[str]) -> str:
+        """A fork in a format of another project, every element on a line of its own."""
+        schema = self.schema
         pieces = []
         if schema.plan and schema.outline:
             start, end = schema.outline
             listed = [f"{start}{number}: {outline}{end}" for number, outline in enumerate(outlines, 1)]
             pieces = [schema.plan[0], *([fork.goal] if fork.goal else []), *listed, schema.plan[1]]
-        for number, path in enumerate(fork.paths, 1):
+        for number, path in enumerate(paths, 1):
             mark = f"{number}: " if schema.numbered else ""
-            pieces.append(f"{schema.path[0]}{mark}{self.text(path)}{schema.path[1]}")
+            pieces.append(f"{schema.path[0]}{mark}{path}{schema.path[1]}")
         summary = [] if fork.summary is None else [fork.summary.join(schema.summary or ("", ""))]
         if schema.inside:
             pieces, summary = pieces + summary, []
         if schema.fork:
             pieces = [schema.fork[0], *pieces, schema.fork[1]]
-        return before + "\n".join([("\n" if schema.numbered else "").join(pieces), *summary])
+        return "\n".join([*pieces, *summary])
 
 
 def _lines_of_plan(before: str, count: int) -> tuple[str, list[str]]:
-    """A text without the numbered lines at its end, and what they say; nothing if they are not one for each path."""
+    """A text without the numbered lines at its end, and their contents; no contents unless there is one line per
+    path."""
     lines = before.rstrip().split("\n")
-    found = [re.fullmatch(rf"{number}: (.*)", line) for number, line in enumerate(lines[-count:], 1)]
-    if len(found) < count or not all(found):
+    matches = [re.fullmatch(rf"{number}: (.*)", line) for number, line in enumerate(lines[-count:], 1)]
+    if len(matches) < count or not all(matches):
         return before, []
     kept = "".join(line + "\n" for line in lines[:-count])
-    return kept, [match[1] for match in found if match]
+    return kept, [match[1] for match in matches if match]
 
 
 def _first_words(path: Parts) -> str:
-    """What stands for the outline of a path that has none: its first sentence, or a line's worth of it."""
+    """An outline for a path without one: its first sentence, or the first 100 characters of it."""
     text = path[0] if path and isinstance(path[0], str) else ""
     sentence = re.split(r"(?<=[.?!])\s|\n", text.strip(), maxsplit=1)[0].strip()
     return sentence if len(sentence) <= 100 else sentence[:100].rsplit(" ", 1)[0] + " .."
 
 
 def repair(text: str) -> tuple[str, list[str]]:
-    """An answer with what is wrong only in its layout put right, and the kinds of changes made: `space-between-tags`
-    (white space inside a fork but outside its paths), `break-before-summary` (anything but one line break there) and
-    `unclosed-summary` (at the end of the text, or before its final answer). No word is touched."""
-    pieces = [(words, piece.tag) for words, piece in text_pieces(text)]
+    """Correct the layout of an answer; no word is touched.
+
+    Returns:
+        The text, and the kinds of changes: `space-between-tags` (white space inside a fork but outside its paths was
+        removed), `break-before-summary` (the white space before a summary became one line break) and `unclosed-summary`
+        (a summary was closed at the end of the text, or before its final answer).
+    """
+    pieces = [(words, symbol.tag) for words, symbol in text_pieces(text)]
     changes: dict[str, None] = {}
     out = ""
     for number, (words, tag) in enumerate(pieces):
@@ -311,22 +332,23 @@ def repair(text: str) -> tuple[str, list[str]]:
         if tag is None and not words.strip() and (before, after) in _TIGHT:
             changes["space-between-tags"] = None
             continue
-        if tag is None and not words.strip() and (before, after) == (FORK_CLOSE, SUMMARY_OPEN) and words != "\n":
-            words = "\n"
+        if tag is None and not words.strip() and (before, after) == (FORK_CLOSE, SUMMARY_OPEN) and words != SUMMARY_GAP:
+            words = SUMMARY_GAP
             changes["break-before-summary"] = None
-        if tag == SUMMARY_OPEN and before == FORK_CLOSE:
-            out += "\n"
+        if tag == SUMMARY_OPEN and before == FORK_CLOSE and not holds_gap(""):
+            out += SUMMARY_GAP
             changes["break-before-summary"] = None
         out += words
     defects = parse_text(out).defects
     if any(defect.kind == "unclosed-summary" for defect in defects):
-        before, mark, answer = out.partition(FINAL_ANSWER)  # which belongs to the trunk
+        before, mark, answer = out.partition(FINAL_ANSWER)  # the final answer belongs to the trunk
         for text, rest in ((before, mark + answer), (out, "")):
-            said = text.rstrip()
-            closed = said + SUMMARY_CLOSE + text[len(said) :] * bool(rest) + rest
+            summary = text.rstrip()
+            closed = summary + SUMMARY_CLOSE + text[len(summary) :] * bool(rest) + rest
             if len(parse_text(closed).defects) < len(defects):
                 return closed, [*changes, "unclosed-summary"]
     return out, list(changes)
 
 
 _TIGHT = {(FORK_OPEN, PATH_OPEN), (PATH_CLOSE, PATH_OPEN), (PATH_CLOSE, FORK_CLOSE)}
+"""Pairs of tags with nothing between them."""

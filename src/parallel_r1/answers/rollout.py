@@ -1,4 +1,4 @@
-"""What is asked and what came of it: Problem, Rollout, Group, and their JSON lines."""
+"""Problems and judged answers: Problem, Rollout, Group, and the JSON lines that runs write."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from parallel_r1 import files
 from parallel_r1.answers.trace import Defect, Span, Trace
+from parallel_r1.answers.upgrade import texts_of_spans
 from parallel_r1.errors import UserError
 
 
@@ -20,7 +22,7 @@ class Problem:
         id: unique within its source.
         prompt: the text that the model reads.
         answer: the reference, as the task's verifier reads it.
-        source: the task it belongs to.
+        source: name of the task it belongs to.
     """
 
     id: str
@@ -31,27 +33,36 @@ class Problem:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One answer to a problem with what it earned.
+    """One answer to a problem, judged.
 
     Attributes:
-        text: the answer as read by people, tags included.
-        correct: whether the task's verifier accepts it.
-        terms: what it earned, and what for; None outside RL.
+        texts: the text of every span of the trace, in the same order; see `Trace.texts`.
+        correct: whether the task's verifier accepts the answer.
         critical_path: tokens that had to be drawn one after the other, given ones included.
         total: all tokens of the answer.
+        terms: the reward by term, such as `{"accuracy": 1.0, "parallel": 0.2}`; None outside RL.
     """
 
     problem: Problem
     trace: Trace
-    text: str
+    texts: tuple[str, ...]
     correct: bool
     critical_path: int
     total: int
     terms: dict[str, float] | None = None
 
+    def __post_init__(self) -> None:
+        if len(self.texts) != len(self.trace.spans):
+            raise ValueError(f"expected one text per span, {len(self.trace.spans)}, got {len(self.texts)}")
+
+    @property
+    def text(self) -> str:
+        """The answer with its tags: what the tokenizer decodes from all tokens at once."""
+        return "".join(self.texts)
+
     @property
     def reward(self) -> float | None:
-        """What it earned: the sum of the terms."""
+        """The sum of the reward's terms; None outside RL."""
         return None if self.terms is None else sum(self.terms.values())
 
     def rewarded(self, terms: dict[str, float]) -> Rollout:
@@ -86,34 +97,41 @@ def to_json(rollout: Rollout) -> dict[str, Any]:
         "policy_version": trace.policy_version,
         "defects": [vars(defect) for defect in trace.defects],
         "prompt_ids": trace.prompt_ids,
-        "spans": [
-            {"ids": span.token_ids, "address": span.address, "sampled": span.sampled, "logprobs": span.logprobs}
-            # Left out where the raw policy was sampled: the same numbers are not worth their bytes.
-            | ({} if span.raw_logprobs == span.logprobs else {"raw_logprobs": span.raw_logprobs})
-            for span in trace.spans
-        ],
+        "spans": [_span_to_json(span, text) for span, text in zip(trace.spans, rollout.texts, strict=True)],
     }
 
 
+def _span_to_json(span: Span, text: str) -> dict[str, Any]:
+    row = {
+        "text": text,
+        "ids": span.token_ids,
+        "address": span.address,
+        "sampled": span.sampled,
+        "logprobs": span.logprobs,
+    }
+    # Where the raw policy was sampled the two are the same numbers, not worth their bytes twice.
+    return row if span.raw_logprobs == span.logprobs else row | {"raw_logprobs": span.raw_logprobs}
+
+
 def from_json(row: dict[str, Any]) -> Rollout:
-    """The inverse of `to_json`."""
-    spans = tuple(
-        Span(
-            tuple(span["ids"]),
-            tuple((fork, path) for fork, path in span["address"]),
-            span["sampled"],
-            *(
-                None if each is None else tuple(each)
-                for each in (span["logprobs"], span.get("raw_logprobs", span["logprobs"]))
-            ),
-        )
-        for span in row["spans"]
-        for drawn in [span["logprobs"]]
-    )
+    """The inverse of `to_json`. Spans without a text, as runs wrote them earlier, are read too."""
+    spans = tuple(map(_span_from_json, row["spans"]))
     defects = tuple(Defect(**defect) for defect in row["defects"])
     trace = Trace(tuple(row["prompt_ids"]), spans, row["finish"], row["sampler"], row["policy_version"], defects)
+    if all("text" in span for span in row["spans"]):
+        texts = tuple(span["text"] for span in row["spans"])
+    else:
+        texts = texts_of_spans(row["text"], trace)
     problem = Problem(row["id"], row["prompt"], row["answer"], row["source"])
-    return Rollout(problem, trace, row["text"], row["correct"], row["critical_path"], row["total"], row["terms"])
+    return Rollout(problem, trace, texts, row["correct"], row["critical_path"], row["total"], row["terms"])
+
+
+def _span_from_json(row: dict[str, Any]) -> Span:
+    address = tuple((fork, path) for fork, path in row["address"])
+    columns = (row["logprobs"], row.get("raw_logprobs", row["logprobs"]))
+    return Span(
+        tuple(row["ids"]), address, row["sampled"], *(None if column is None else tuple(column) for column in columns)
+    )
 
 
 def write_jsonl(path: Path, rollouts: Iterable[Rollout]) -> None:
@@ -124,17 +142,17 @@ def write_jsonl(path: Path, rollouts: Iterable[Rollout]) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[Rollout]:
-    """Read rollouts that `write_jsonl` wrote."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    "a rollout per line, as a run writes them",
-                    f"{path}:{number}: {error!r}",
-                    "give a file from a run's rollouts/ folder",
-                ) from error
+    """Read rollouts that `write_jsonl` wrote.
+
+    Raises:
+        UserError: a line that is no rollout; says which.
+    """
+    fix = "give a file from a run's rollouts/ folder"
+    for number, row in files.read_jsonl(path, fix=fix):
+        try:
+            yield from_json(row)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError("a rollout per line, as a run writes them", f"{path}:{number}: {error!r}", fix) from error
 
 
 def group(rollouts: Sequence[Rollout]) -> list[Group]:

@@ -2,51 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from parallel_r1.answers.parser import parse_text, text_pieces
+from parallel_r1.answers.rollout import Rollout
+from parallel_r1.answers.syntax import without_tags
+from parallel_r1.answers.trace import Address
 from parallel_r1.errors import need
 
 
 def need_sacrebleu() -> None:
-    """Refuse to begin what measures how alike paths are without the package that does it.
+    """Refuse to measure how alike paths are without the package that computes BLEU.
 
     Raises:
-        UserError: it is not installed.
+        UserError: sacrebleu is not installed.
     """
-    need("sacrebleu", "which says how alike paths are", "rewards")
+    need("sacrebleu", "which computes BLEU", "rewards")
 
 
-def self_bleu(text: str) -> float:
-    """How alike the paths of a fork are, 0 .. 1: the BLEU of each path against its siblings, as a mean over the paths
-    and then over the forks that have siblings. 0 if there is none. Source: Texygen (arXiv 1802.01886)."""
-    from sacrebleu import sentence_bleu
+def paths_of_rollout(rollout: Rollout) -> tuple[tuple[str, ...], ...]:
+    """Texts of the paths of every fork, read from the spans; see `path_texts`."""
+    return path_texts(zip((span.address for span in rollout.trace.spans), rollout.texts, strict=True))
 
+
+def paths_of_text(text: str) -> tuple[tuple[str, ...], ...]:
+    """The same for an answer that has no spans because no model of ours wrote it, such as a teacher's."""
+    return path_texts(zip(parse_text(text).addresses, (words for words, _ in text_pieces(text)), strict=True))
+
+
+def path_texts(pieces: Iterable[tuple[Address, str]]) -> tuple[tuple[str, ...], ...]:
+    """Texts of the paths of every fork, without tags. Forks and paths stand in reading order of their first text.
+
+    Args:
+        pieces: address and text of parts of the answer in reading order. Text inside a nested fork belongs to the
+            nested fork only. A path without text is left out.
+    """
     forks: dict[int, dict[int, str]] = {}
-    for (words, piece), address in zip(text_pieces(text), parse_text(text).addresses, strict=True):
-        if address and piece.tag is None:
+    for address, part in pieces:
+        words = without_tags(part, "")
+        if address and words:
             fork, path = address[-1]
             paths = forks.setdefault(fork, {})
             paths[path] = paths.get(path, "") + words
-    found = [
+    return tuple(tuple(paths.values()) for paths in forks.values())
+
+
+def self_bleu(forks: Iterable[Sequence[str]]) -> float:
+    """How alike sibling paths are, 0 .. 1: BLEU of every path against its siblings, averaged over the paths of a fork
+    and then over the forks with at least two paths; 0 without such a fork. Source: Texygen (arXiv 1802.01886).
+
+    Args:
+        forks: texts of the paths of every fork.
+    """
+    from sacrebleu import sentence_bleu
+
+    scores = [
         fmean(sentence_bleu(path, [*paths[:at], *paths[at + 1 :]]).score / 100 for at, path in enumerate(paths))
-        for paths in (list(fork.values()) for fork in forks.values())
+        for paths in forks
         if len(paths) > 1
     ]
-    return fmean(found) if found else 0.0
+    return fmean(scores) if scores else 0.0
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How an answer is built.
+    """Forks, paths and words of an answer.
 
     Attributes:
-        paths: of every fork, how many.
-        words: all of them, without the tags.
-        inside: those in paths.
-        first: where its first fork opens, 0 at the start and 1 at the end; None if there is none.
+        paths: number of paths of every fork.
+        words: number of words, without tags.
+        inside: number of words in paths.
+        first: character at which the first fork opens, as a share of the text, 0 .. 1; None without a fork.
     """
 
     paths: tuple[int, ...]
@@ -56,21 +84,21 @@ class Shape:
 
 
 def shape(text: str) -> Shape:
-    """How an answer is built."""
-    found = parse_text(text)
+    """Forks, paths and words of an answer that has no spans because no model of ours wrote it, such as a teacher's."""
+    structure = parse_text(text)
     counts = [
-        (0 if piece.tag else len(words.split()), bool(address))
-        for (words, piece), address in zip(text_pieces(text), found.addresses, strict=True)
+        (0 if symbol.tag else len(words.split()), bool(address))
+        for (words, symbol), address in zip(text_pieces(text), structure.addresses, strict=True)
     ]
     return Shape(
-        tuple(found.paths),
+        tuple(structure.paths),
         sum(words for words, _ in counts),
         sum(words for words, within in counts if within),
-        found.fork_at[0] / len(text) if found.fork_at else None,
+        structure.fork_at[0] / len(text) if structure.fork_at else None,
     )
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """Their mean; None if there is none."""
-    found = list(values)
-    return fmean(found) if found else None
+    """Arithmetic mean; None without values."""
+    numbers = list(values)
+    return fmean(numbers) if numbers else None

@@ -1,40 +1,67 @@
-"""How an answer is written: the six tags, the text of a join, `Final Answer:` and `\\boxed{}`."""
+"""How an answer is written: the six tags, a fork as text, `Final Answer:` and `\\boxed{}`.
+
+No other file spells a fork. To write a summary in another way, change `SUMMARY_GAP` or `fork_text` here: the sampler
+draws the ids of `JOIN_TEXT`, the parser and repair ask `is_gap`, and everything that composes an answer calls
+`fork_text`.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 FORK_OPEN, FORK_CLOSE = "<Parallel>", "</Parallel>"
-
-
 PATH_OPEN, PATH_CLOSE = "<Path>", "</Path>"
-
-
 SUMMARY_OPEN, SUMMARY_CLOSE = "<Summary>", "</Summary>"
-
-
 TAGS = (FORK_OPEN, FORK_CLOSE, PATH_OPEN, PATH_CLOSE, SUMMARY_OPEN, SUMMARY_CLOSE)
+TAG_PATTERN = re.compile("(" + "|".join(TAGS) + ")")
+"""One tag, as a group, so that `TAG_PATTERN.split(text)` keeps the tags at odd places."""
 
-
-JOIN_TEXT = f"{FORK_CLOSE}\n{SUMMARY_OPEN}"
+SUMMARY_GAP = "\n"
+"""The white space between a fork and its summary; may be empty."""
+JOIN_TEXT = f"{FORK_CLOSE}{SUMMARY_GAP}{SUMMARY_OPEN}"
 """What the runtime writes when all paths of a fork have ended."""
+FINAL_ANSWER = "Final Answer:"
+
+
+def fork_text(paths: Iterable[str], summary: str | None) -> str:
+    """A fork as text: `<Parallel><Path>..</Path>..</Parallel>`, a line break and `<Summary>..</Summary>`.
+
+    Args:
+        paths: texts of the paths.
+        summary: text of the summary; None for a fork without one, which is a defect of the answer.
+    """
+    body = "".join(f"{PATH_OPEN}{path}{PATH_CLOSE}" for path in paths)
+    end = FORK_CLOSE if summary is None else f"{JOIN_TEXT}{summary}{SUMMARY_CLOSE}"
+    return f"{FORK_OPEN}{body}{end}"
+
+
+def holds_gap(blank: str) -> bool:
+    """Whether white space may stand between a fork and its summary as it is. More of it than `SUMMARY_GAP` is no
+    defect: a blank line is read like a line break."""
+    return not SUMMARY_GAP or not set(SUMMARY_GAP).isdisjoint(blank)
+
+
+def without_tags(text: str, replacement: str) -> str:
+    """A text with `replacement` in the place of every tag."""
+    return TAG_PATTERN.sub(lambda _: replacement, text)
 
 
 @dataclass(frozen=True)
 class Tags:
-    """The ids of the six tags, of the newline between a fork and its summary, and of the end of text.
+    """Token ids of the syntax in one tokenizer.
 
     Attributes:
-        ids: tag text -> token id.
-        newline: the token ids of a line break.
-        eos: the ids that end an answer.
-        blank: the ids whose text is white space only.
-        breaks: those of them that hold a line break.
+        ids: id of every tag.
+        gap: ids of `SUMMARY_GAP`.
+        eos: ids that end an answer.
+        blank: ids whose text is white space only.
+        breaks: the blank ids that may stand for `SUMMARY_GAP`; see `holds_gap`.
     """
 
     ids: dict[str, int]
-    newline: tuple[int, ...]
+    gap: tuple[int, ...]
     eos: frozenset[int]
     blank: frozenset[int] = frozenset()
     breaks: frozenset[int] = frozenset()
@@ -42,25 +69,15 @@ class Tags:
     @property
     def join(self) -> tuple[int, ...]:
         """The ids of `JOIN_TEXT`."""
-        return (self.ids[FORK_CLOSE], *self.newline, self.ids[SUMMARY_OPEN])
-
-
-_TAG = re.compile("(" + "|".join(TAGS) + ")")
-
-
-def without_tags(text: str, instead: str) -> str:
-    """A text with something else in the place of every tag."""
-    return _TAG.sub(instead, text)
-
-
-FINAL_ANSWER = "Final Answer:"
+        return (self.ids[FORK_CLOSE], *self.gap, self.ids[SUMMARY_OPEN])
 
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(\d+))|\\.|[{}]", re.DOTALL)
 
 
 def last_box(text: str) -> tuple[int, str] | None:
-    """Where the last closed `\\boxed{}` of a text begins, and what is in it; braces inside may nest."""
+    """The last closed `\\boxed{}` of a text: the character at which it begins, and its content; None if there is none.
+    Braces inside may nest."""
     last: tuple[int, str] | None = None
     opened: list[tuple[int, int, bool]] = []
     for match in _BOX.finditer(text):

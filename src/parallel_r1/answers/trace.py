@@ -1,4 +1,4 @@
-"""One answer as spans in reading order."""
+"""An answer as spans of tokens in reading order: the one structure that everything else reads."""
 
 from __future__ import annotations
 
@@ -7,29 +7,26 @@ from dataclasses import dataclass
 from typing import Literal
 
 Address = tuple[tuple[int, int], ...]
-
-
-Sampler = Literal["isolated", "causal_join", "sequential"]
-"""How an answer was drawn: `isolated` runs the paths blind to each other, and what follows the join sees what they have
-read; `causal_join` runs them blind too, and then reads their text again from left to right, as any server does;
-`sequential` decodes from left to right and forks nothing."""
-
-
-Scorer = Literal["isolated", "replay", "causal"]
-"""How an answer is scored: `isolated` with blind paths at shared positions; `replay` with blind paths where they were
-drawn and a copy of them, read from left to right, as the context of what follows; `causal` as plain text."""
-
-
-EXACT_SCORER: dict[Sampler, Scorer] = {"isolated": "isolated", "causal_join": "replay", "sequential": "causal"}
-"""The scorer that repeats what a sampler did."""
-
-
-Finish = Literal["stop", "length", "error", "cancelled"]
-"""Why an answer ended: the trunk drew the end of text or wrote a stop text, a budget ran out, the logits were
-not numbers, or nobody wanted it any more."""
-
+"""Where a token lies: the (fork, path) pairs around it, outermost first; empty for the trunk. Forks are numbered in
+reading order over the whole answer, the paths of a fork from 0."""
 
 TRUNK: Address = ()
+
+Sampler = Literal["isolated", "causal_join", "sequential"]
+"""How an answer was drawn. `isolated`: paths blind to each other at shared positions; the summary attends to the
+KV cache of all paths. `causal_join`: paths blind too, but their text is read again from left to right before the
+summary, as any server does. `sequential`: plain decoding from left to right, without forks."""
+
+Scorer = Literal["isolated", "replay", "causal"]
+"""How an answer is scored. `isolated`: blind paths at shared positions. `replay`: blind paths where they were drawn,
+and a copy of them, read from left to right, as the context of the summary. `causal`: plain text."""
+
+EXACT_SCORER: dict[Sampler, Scorer] = {"isolated": "isolated", "causal_join": "replay", "sequential": "causal"}
+"""The scorer that computes exactly the log-probabilities of a sampler."""
+
+Finish = Literal["stop", "length", "error", "cancelled"]
+"""Why an answer ended. `stop`: the trunk drew the end of text or a stop text. `length`: a budget was spent. `error`:
+logits were not numbers. `cancelled`: the caller ended it."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +35,10 @@ class Span:
 
     Attributes:
         token_ids: the tokens, at least one.
-        address: where they lie.
-        sampled: True if the policy drew them, False if they were given to it.
+        address: where in the tree they lie.
+        sampled: True if the policy drew them, False if the runtime gave them.
         logprobs: natural-log probabilities under the distribution they were drawn from, one per token; None if unknown.
-        raw_logprobs: the same under the raw policy.
+        raw_logprobs: the same under the raw policy, without temperature and truncation.
     """
 
     token_ids: tuple[int, ...]
@@ -51,14 +48,20 @@ class Span:
     raw_logprobs: tuple[float, ...] | None = None
 
     def part(self, start: int, stop: int) -> Span:
-        """The span of tokens start .. stop - 1 of this one."""
-        cut = [None if each is None else each[start:stop] for each in (self.logprobs, self.raw_logprobs)]
+        """Tokens `start` to `stop - 1` as a span of their own."""
+        cut = [None if column is None else column[start:stop] for column in (self.logprobs, self.raw_logprobs)]
         return Span(self.token_ids[start:stop], self.address, self.sampled, *cut)
 
 
 @dataclass(frozen=True)
 class Defect:
-    """One place where a text breaks the format. `at` is a character of the text, or a token of the answer."""
+    """A place where an answer breaks the format.
+
+    Attributes:
+        kind: name of the defect, such as `unclosed-path`.
+        at: index of a token; of a character where a text was parsed.
+        message: a sentence for people.
+    """
 
     kind: str
     at: int
@@ -67,15 +70,15 @@ class Defect:
 
 @dataclass(frozen=True)
 class Trace:
-    """One answer.
+    """One answer to a prompt. Its critical path is `visibility.latency(trace)`.
 
     Attributes:
-        prompt_ids: the prompt. Tags in it are text, never structure.
+        prompt_ids: tokens of the prompt. Tags in it are text, never structure.
         spans: the answer in reading order.
         finish: why the trunk ended.
         sampler: how it was drawn; a fact, whatever scores it later.
-        policy_version: the number of updates the policy had seen.
-        defects: where the answer breaks the format.
+        policy_version: number of updates of the policy that drew it.
+        defects: where the answer breaks the format, in order of place.
     """
 
     prompt_ids: tuple[int, ...]
@@ -92,30 +95,54 @@ class Trace:
 
     @property
     def runs(self) -> list[tuple[Address, int]]:
-        """The answer as (address, number of tokens) runs in reading order; what `attention` reads."""
+        """(address, number of tokens) of every span: what visibility and positions depend on."""
         return [(span.address, len(span.token_ids)) for span in self.spans]
 
     @property
     def trunk_ids(self) -> tuple[int, ...]:
-        """The tokens outside every path: what a reader of the answer alone is told."""
+        """The tokens outside every path: the part that a verifier reads."""
         return tuple(token for span in self.spans if span.address == TRUNK for token in span.token_ids)
 
     @property
     def forks(self) -> int:
-        """How many forks the answer opened, nested ones included."""
-        return len({pair[0] for span in self.spans for pair in span.address})
+        """Number of forks, nested ones included."""
+        return len({fork for span in self.spans for fork, _ in span.address})
+
+    @property
+    def fork_at(self) -> list[int]:
+        """Index of `<Parallel>`, the token before the first path, for every fork in reading order."""
+        first: dict[int, int] = {}
+        at = 0
+        for span in self.spans:
+            for fork, _ in span.address:
+                first.setdefault(fork, at - 1)
+            at += len(span.token_ids)
+        return list(first.values())
 
     @property
     def well_formed(self) -> bool:
-        """Whether nothing is wrong with the format."""
+        """Whether the answer has no defect."""
         return not self.defects
 
+    def texts(self, decode: Callable[[Sequence[int]], str]) -> tuple[str, ...]:
+        """The text of every span. Joined they are `decode(self.token_ids)`, to the character.
 
-def render(trace: Trace, decode: Callable[[Sequence[int]], str]) -> str:
-    """The answer as text, tags included."""
-    return decode(trace.token_ids)
+        A tokenizer may decode a span alone differently: a byte-level one splits a character between tokens, and a
+        SentencePiece one drops the space before the first word. Such a character belongs to the span that completes it.
+
+        Args:
+            decode: token ids to text, such as `policy.decode`.
+        """
+        text, parts = decode(self.token_ids), [decode(span.token_ids) for span in self.spans]
+        if "".join(parts) == text:
+            return tuple(parts)
+        ends, read = [0], 0
+        for span in self.spans[:-1]:
+            read += len(span.token_ids)
+            ends.append(max(ends[-1], _shared(text, decode(self.token_ids[:read]))))
+        return tuple(text[start:stop] for start, stop in zip(ends, [*ends[1:], len(text)], strict=True))
 
 
-def outline(trace: Trace, decode: Callable[[Sequence[int]], str]) -> list[tuple[Address, bool, str]]:
-    """The answer as (address, sampled, text) for a viewer, one entry per span."""
-    return [(span.address, span.sampled, decode(span.token_ids)) for span in trace.spans]
+def _shared(a: str, b: str) -> int:
+    """How many characters two texts have in common at their start."""
+    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

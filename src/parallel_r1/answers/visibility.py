@@ -1,13 +1,13 @@
-"""Who sees whom. Mask, positions, predecessors and critical path are readings of one relation between addresses.
+"""Which token sees which. Mask, positions, predecessors and critical path all derive from one relation on addresses.
 
 Two addresses are *strangers* if, at the first place where they differ, they name the same fork and different paths.
 Token i sees token j iff j <= i in the order of the row and their addresses are no strangers. A token's position is one
 more than the largest position it sees, and the critical path is one more than the largest position of all.
 Source: section 3 of the Parallel-R1 paper (arXiv 2509.07980), stated for any number of paths and any nesting.
 
-A scorer is a way to write an answer into a row (`arrange`); the relation is the same for all of them. Several
-sequences share a row as if they were paths of one fork that opens before them, and several answers share their prompt
-as if they were paths of one fork that opens after it (`pack`).
+A scorer is a way to write an answer into a row (`arrange`); the relation is the same for all scorers. Several sequences
+share a row as if they were paths of one fork that opens before them, and several answers share their prompt as if they
+were paths of one fork that opens after it (`pack`).
 
 Everything here works on runs: `(address, length)` pairs in reading order. An answer has few addresses and many tokens,
 so the relation is a small table between addresses, and no loop runs over tokens.
@@ -25,8 +25,8 @@ from parallel_r1.answers.trace import TRUNK, Address, Scorer, Trace
 
 Run = tuple[Address, int]
 SIDE_BY_SIDE, ANSWERS = -1, -2
-"""The fork whose paths are what shares a row, and that whose paths are the answers to one prompt; no answer has a fork
-of these numbers."""
+"""Numbers of two artificial forks: one whose paths are the sequences of a row, and one whose paths are the answers to a
+prompt. No fork of an answer has a negative number."""
 
 
 def strangers(a: Address, b: Address) -> bool:
@@ -39,12 +39,12 @@ def strangers(a: Address, b: Address) -> bool:
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens `start` to `stop` of a sequence at one place of its row.
+    """Tokens `start` to `stop - 1` of a sequence, written into a row.
 
     Attributes:
-        address: where they lie in the row.
-        start, stop: which tokens of the sequence they are.
-        drawn: True where they were drawn, or given; False for a copy that is read again.
+        address: their address in the row.
+        start, stop: range of tokens of the sequence.
+        drawn: True where they were drawn or given; False for a copy that is read again.
     """
 
     address: Address
@@ -55,13 +55,13 @@ class Piece:
 
 @dataclass
 class _Lane:
-    """A thread of `replay`, with the path that it goes on into.
+    """A thread of `replay` together with the first path of every fork that it opens.
 
     Attributes:
-        address: where its next token lies.
-        ancestors: the lanes that it branched from.
-        unread: pieces of paths that branched from it and that it has not read again, in reading order.
-        forks: the forks that opened in it, and where.
+        address: address of its next token.
+        ancestors: lanes that it branched from, outermost first.
+        unread: (start, stop) of pieces of paths that branched from it and that it has not read again, in reading order.
+        forks: number of every fork that opened in it, and the address there.
     """
 
     address: Address
@@ -71,13 +71,13 @@ class _Lane:
 
 
 def arrange(runs: Sequence[Run], scorer: Scorer) -> list[Piece]:
-    """Write a sequence into a row under a scorer. Every token is drawn in exactly one place.
+    """Write a sequence into a row for a scorer. Every token is drawn in exactly one place of the row.
 
-    `isolated` writes it as it is; `causal` erases the addresses. `replay` repeats what a server does that runs the
-    paths blind and then reads everything again from left to right. The first path of a fork and all that follows the
-    fork in its thread are one lane, the text that is read in the end; each further path is a lane of its own that
-    leaves it at the fork. When the thread goes on, it first reads those paths again: their copies lie in its lane.
-    Text between paths belongs to the thread, and so reads again the paths before it.
+    `isolated` writes the sequence as it is; `causal` erases the addresses. `replay` imitates a server that runs the
+    paths blind and then reads everything again from left to right. The first path of a fork and the text after the
+    fork are one lane; every further path is a lane of its own, which branches off at the fork. Before the first lane
+    goes on after the fork, it reads these paths again: copies of them lie in it. Text between paths belongs to the
+    thread, and therefore reads the paths before it again.
     """
     pieces: list[Piece] = []
     lanes: dict[Address, _Lane] = {TRUNK: _Lane(TRUNK)}
@@ -97,7 +97,7 @@ def arrange(runs: Sequence[Run], scorer: Scorer) -> list[Piece]:
 
 
 def _lane(address: Address, lanes: dict[Address, _Lane]) -> _Lane:
-    """The lane of the thread at an address; a new thread is entered in `lanes`."""
+    """The lane of an address; a new lane is added to `lanes`."""
     if address not in lanes:
         outer, (fork, path) = _lane(address[:-1], lanes), address[-1]
         if fork in outer.forks:
@@ -111,14 +111,14 @@ def _lane(address: Address, lanes: dict[Address, _Lane]) -> _Lane:
 
 @dataclass(frozen=True)
 class Layout:
-    """The readings of the relation for one row of n places with a distinct addresses.
+    """Visibility and positions of a row of n places with a distinct addresses.
 
     Attributes:
-        address_ids: for every place the row of its address in `sees`.
-        positions: for every place its position, counted from 0.
-        previous: for every place the one before it in the text that it sees: the latest that it sees; -1 if none.
-        source: for every place which token of the sequences stands there, counted through all of them.
-        drawn: whether the token was drawn there; False for a copy.
+        address_ids: by place, index of its address in `sees`.
+        positions: by place, its position, counted from 0.
+        previous: by place, index of the nearest earlier visible place, which predicts it; -1 if none.
+        source: by place, index of its token, counted through all sequences.
+        drawn: by place, whether the token was drawn there; False for a copy.
         sees: whether tokens of two addresses may see each other; symmetric, true on the diagonal.
     """
 
@@ -131,27 +131,27 @@ class Layout:
 
     @property
     def critical_path(self) -> int:
-        """The length of the longest chain of tokens that must be drawn one after the other."""
+        """Length of the longest chain of tokens that must be drawn one after the other."""
         return int(self.positions.max()) + 1 if len(self.positions) else 0
 
     def mask(self) -> Bool[np.ndarray, "n n"]:
-        """Entry (i, j) tells whether place i sees place j."""
+        """Entry (i, j): whether place i sees place j."""
         related = self.sees[self.address_ids[:, None], self.address_ids[None, :]]
         return related & np.tri(len(self.positions), dtype=bool)
 
 
 def layout(runs: Sequence[Run], scorer: Scorer = "isolated") -> Layout:
-    """Lay out one sequence under a scorer. Its row is longer than the sequence only where `replay` copies paths."""
+    """Lay out one sequence for a scorer. The row is longer than the sequence only where `replay` copies paths."""
     return pack([[runs]], scorer)
 
 
 def pack(families: Sequence[Sequence[Sequence[Run]]], scorer: Scorer) -> Layout:
-    """Lay out several sequences in one row: none sees another, and positions start anew in each.
+    """Lay out several sequences in one row. No sequence sees another, and positions start from 0 in every one.
 
     Args:
-        families: sequences that begin with the same tokens lie together; their first run, in the trunk, is written
-            once, and all of them see it.
-        scorer: how each is written.
+        families: groups of sequences that begin with the same run, in the trunk, such as the answers to one prompt. The
+            run is written once per group, and all sequences of the group see it.
+        scorer: how the sequences are written.
     """
     pieces: list[Piece] = []
     first = 0  # token of the sequence
@@ -168,13 +168,13 @@ def pack(families: Sequence[Sequence[Sequence[Run]]], scorer: Scorer) -> Layout:
 
 
 def _read(pieces: Sequence[Piece]) -> Layout:
-    """Positions and predecessors of a row, address by address."""
+    """Compute positions and predecessors of a row, address by address."""
     addresses = list(dict.fromkeys(piece.address for piece in pieces))
     row = {address: index for index, address in enumerate(addresses)}
     sees = np.array([[not strangers(a, b) for b in addresses] for a in addresses], dtype=bool)
     sees = sees.reshape(len(addresses), len(addresses))
-    reach = np.zeros(len(addresses), dtype=np.int64)  # by address: one more than its largest position so far
-    latest = np.full(len(addresses), -1, dtype=np.int64)  # by address: its latest place so far
+    reach = np.zeros(len(addresses), dtype=np.int64)  # by address, one more than its largest position so far
+    latest = np.full(len(addresses), -1, dtype=np.int64)  # by address, its latest place so far
     columns: list[list[np.ndarray]] = [[np.zeros(0, dtype=np.int64)] for _ in range(4)]
     drawn = [np.zeros(0, dtype=bool)]
     place = 0
@@ -186,8 +186,8 @@ def _read(pieces: Sequence[Piece]) -> Layout:
         start = int(reach[seen].max())
         previous = np.arange(place - 1, place + length - 1)
         previous[0] = latest[seen].max()
-        found = (np.full(length, own), np.arange(start, start + length), previous, np.arange(piece.start, piece.stop))
-        for column, values in zip(columns, found, strict=True):
+        parts = (np.full(length, own), np.arange(start, start + length), previous, np.arange(piece.start, piece.stop))
+        for column, values in zip(columns, parts, strict=True):
             column.append(values)
         drawn.append(np.full(length, piece.drawn))
         place += length
@@ -197,18 +197,18 @@ def _read(pieces: Sequence[Piece]) -> Layout:
 
 
 def latency(trace: Trace) -> int:
-    """Tokens of an answer that had to be drawn one after the other: its critical path, however it is scored. What a
-    `causal_join` reads again is not drawn and does not count."""
+    """Critical path of an answer: tokens that had to be drawn one after the other, given ones included. It depends on
+    the sampler, not on the scorer; tokens that `causal_join` reads again are not drawn and do not count."""
     return layout(trace.runs, "causal" if trace.sampler == "sequential" else "isolated").critical_path
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Neighbouring blocks of a row: each sees itself causally, nothing of the others, and all of the places `before`.
+    """Neighbouring blocks of a row. A block sees itself causally, no other block, and all places of `before`.
 
     Attributes:
-        blocks: (start, stop) places, side by side.
-        before: (start, stop) places, in order, all before the first block.
+        blocks: (start, stop) of every block.
+        before: (start, stop) of the ranges that all blocks see, in order, before the first block.
     """
 
     blocks: tuple[tuple[int, int], ...]
@@ -216,15 +216,15 @@ class Stretch:
 
 
 def stretches(address_ids: Int[np.ndarray, " n"], sees: Bool[np.ndarray, "a a"]) -> list[Stretch]:
-    """The relation of one row as few rectangles and triangles: its mask without a mask.
+    """Cut the mask of a row into few rectangles and triangles, so that nobody has to build it.
 
-    A trunk with the first path of its fork is one block; the other paths of the fork are the blocks of one stretch;
-    what follows the join begins a new one.
+    The trunk and the first path of its fork are one block; the other paths of the fork are the blocks of one stretch;
+    the text after the join begins a new stretch.
     """
     cuts = np.flatnonzero(np.diff(address_ids, prepend=-1, append=-1))  # no address has the number -1
     ids = address_ids[cuts[:-1]]
     seen = np.tril(sees[ids][:, ids])  # between runs
-    found: list[Stretch] = []
+    result: list[Stretch] = []
     first = 0
     for run in range(1, len(ids) + 1):
         same = run < len(ids) and seen[run, first:run].all() and (seen[run, :first] == seen[first, :first]).all()
@@ -233,9 +233,9 @@ def stretches(address_ids: Int[np.ndarray, " n"], sees: Bool[np.ndarray, "a a"])
         block = (int(cuts[first]), int(cuts[run]))
         edges = np.flatnonzero(np.diff(seen[first, :first], prepend=False, append=False))
         before = tuple((int(cuts[start]), int(cuts[stop])) for start, stop in zip(edges[::2], edges[1::2], strict=True))
-        if found and found[-1].before == before:
-            found[-1] = Stretch((*found[-1].blocks, block), before)
+        if result and result[-1].before == before:
+            result[-1] = Stretch((*result[-1].blocks, block), before)
         else:
-            found.append(Stretch((block,), before))
+            result.append(Stretch((block,), before))
         first = run
-    return found
+    return result

@@ -1,109 +1,100 @@
-"""Commands that draw answers, show them and score them."""
+"""Commands that draw answers, show them, and tell what they earn under a reward."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from parallel_r1.cli import options
-from parallel_r1.cli.app import app, console, quiet, sampling_of
+from parallel_r1.cli.app import app, console, load_policy, print_json, quiet
 from parallel_r1.errors import UserError
+
+if TYPE_CHECKING:
+    from parallel_r1.answers.trace import Trace
+    from parallel_r1.generation.settings import Engine, Sampling
+    from parallel_r1.models.policy import Policy
+    from parallel_r1.tasks.prompts import Prompt
 
 
 @app.command()
+@options.shared(paths=4, without=("final_answer",))
 def generate(
     model: options.ModelPath,
-    prompt: Annotated[str, typer.Option(help="What the model reads, such as 'Use 3, 5, 7 to make 26.\\n'.")],
-    sampler: options.SamplerName = "isolated",
-    paths: options.Paths = 4,
-    temperature: options.Temperature = 1.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    stop: Annotated[list[str] | None, typer.Option(help="End the answer after this text. Repeatable.")] = None,
+    sampling: Sampling,
+    engine: Engine,
+    prompt: Prompt,
+    question: Annotated[
+        str | None, typer.Option("--prompt", help="What the model reads, such as -e 'Use 3, 5, 7 to make 26.\\n'.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--prompt-file", help="A file with what the model reads, to its last character.")
+    ] = None,
     seed: options.Seed = 0,
-    total: options.Total = 512,
-    critical_path: options.Critical = 256,
-    path_tokens: options.PathBudget = 128,
-    forks: options.Forks = 4,
+    escapes: options.Escapes = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Draw one answer and watch trunk, paths and summary grow, each path in its colour."""
-    sampling = sampling_of(
-        sampler=sampler,
-        paths=paths,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        stop=tuple(stop or ()),
-        total=total,
-        critical_path=critical_path,
-        path_tokens=path_tokens,
-        forks=forks,
-    )
-    from parallel_r1 import models
+    text = prompt.instruction + _question(question, file, escapes)
     from parallel_r1.answers.visibility import latency
-    from parallel_r1.generation.local.engine import LocalEngine
+    from parallel_r1.generation.generator import Request, make_generator
     from parallel_r1.generation.rollouts import check_length
-    from parallel_r1.generation.scheduler import draw
-    from parallel_r1.report import terminal as display
+    from parallel_r1.report.answers import LiveAnswer
 
     quiet()
-    policy = models.load(model)
-    text = prompt.replace("\\n", "\n")  # a shell's plain quotes keep the two characters
+    policy = load_policy(model, engine)
     prompt_ids = policy.encode(text)
     check_length(policy, len(prompt_ids), sampling)
-
-    def drawn(on_token: Any = None) -> Any:
-        return draw(
-            LocalEngine(policy.model),
-            policy.tags,
-            [prompt_ids],
-            sampling,
-            seed,
-            on_token=on_token,
-            decode=policy.decode,
-        )[0]
-
+    generator, request = make_generator(policy, engine), Request(prompt_ids, sampling, f"{seed}/0")
     if as_json:
-        trace = drawn()
-    else:
-        console.print(text.strip(), style="bold", markup=False, highlight=False)
-        with display.LiveAnswer(console, policy.decode) as live:
-            trace = drawn(live)
-    if as_json:
-        print(
-            json.dumps(
-                {
-                    "text": policy.decode(trace.token_ids),
-                    "finish": trace.finish,
-                    "forks": trace.forks,
-                    "critical_path": latency(trace),
-                    "total": len(trace.token_ids),
-                    "defects": [vars(defect) for defect in trace.defects],
-                    "spans": [
-                        {
-                            "text": policy.decode(span.token_ids),
-                            "address": span.address,
-                            "sampled": span.sampled,
-                            "logprobs": span.logprobs,
-                        }
-                        for span in trace.spans
-                    ],
-                }
-            )
-        )
-    else:
-        console.print(
-            f"{trace.finish}; forks {trace.forks}; critical path {latency(trace)}, tokens {len(trace.token_ids)}",
-            style="dim",
-        )
-        for defect in trace.defects:
-            console.print(f"{defect.kind} at token {defect.at}: {defect.message}", style="red", markup=False)
+        print_json(_answer_json(policy, generator.traces([request])[0]))
+        return
+    console.print(text.strip(), style="bold", markup=False, highlight=False)
+    with LiveAnswer(console, policy.decode) as live:
+        (trace,) = generator.traces([request], on_token=live)
+    console.print(
+        f"{trace.finish}; forks {trace.forks}; critical path {latency(trace)}, tokens {len(trace.token_ids)}",
+        style="dim",
+    )
+    for defect in trace.defects:
+        console.print(f"{defect.kind} at token {defect.at}: {defect.message}", style="red", markup=False)
+
+
+def _question(text: str | None, file: Path | None, escapes: bool) -> str:
+    """The text of --prompt or of --prompt-file."""
+    if (text is None) == (file is None):
+        given = "neither" if text is None else "both"
+        raise UserError("either --prompt or --prompt-file", given, "give one of them")
+    if file is None:
+        assert text is not None
+        return options.unescape(text) if escapes else text
+    if not file.is_file():
+        raise UserError("a text file for --prompt-file", f"no file {file}", "check the path")
+    return file.read_text(encoding="utf-8")
+
+
+def _answer_json(policy: Policy, trace: Trace) -> dict[str, Any]:
+    from parallel_r1.answers.visibility import latency
+
+    return {
+        "text": policy.decode(trace.token_ids),
+        "finish": trace.finish,
+        "forks": trace.forks,
+        "critical_path": latency(trace),
+        "total": len(trace.token_ids),
+        "defects": [vars(defect) for defect in trace.defects],
+        "spans": [
+            {
+                "text": text,
+                "address": span.address,
+                "sampled": span.sampled,
+                "logprobs": span.logprobs,
+            }
+            for span, text in zip(trace.spans, trace.texts(policy.decode), strict=True)
+        ],
+    }
 
 
 @app.command()
@@ -122,7 +113,7 @@ def show(
             raise UserError("a run folder with table.md", f"none in {path}", "give a finished run or a rollouts file")
         files = sorted(path.glob("eval/*.json"), key=lambda file: file.stat().st_mtime)
         if as_json:
-            print(json.dumps([json.loads(file.read_text(encoding="utf-8")) for file in files]))
+            print_json([json.loads(file.read_text(encoding="utf-8")) for file in files])
         else:
             from rich.markdown import Markdown
 
@@ -134,38 +125,42 @@ def show(
 
     for rollout in islice(read_jsonl(path), first, first + count):
         if as_json:
-            print(json.dumps(to_json(rollout)))
+            print_json(to_json(rollout))
         else:
-            from parallel_r1.report import terminal as display
+            from parallel_r1.report.answers import print_rollout
 
-            display.rollout(console, rollout)
+            print_rollout(console, rollout)
 
 
 @app.command()
-def score(
+def rewards(
     file: Annotated[Path, typer.Argument(help="A file of a run's rollouts/, or of `eval --rollouts`.")],
     reward: Annotated[str, typer.Option(help="A reward, as in a recipe: bonus(0.2), alternate(accuracy(), bonus()).")],
     step: Annotated[int, typer.Option(min=1, help="The training step, for rewards that change with it.")] = 1,
     as_json: options.AsJson = False,
 ) -> None:
-    """What answers earn under a reward, and what for: one line for each, its terms add up to its reward."""
+    """Show what answers earn under a reward, term by term, one line for every answer."""
+    from parallel_r1.training.rewards.base import apply_reward
     from parallel_r1.training.rewards.language import parse_reward
-    from parallel_r1.training.rewards.outcome import Outcome
 
-    earn = parse_reward(reward)
+    parsed = parse_reward(reward)
     if not file.is_file():
         raise UserError("a file of rollouts", f"no file {file}", "check the path")
-    from parallel_r1.answers.rollout import read_jsonl
+    from parallel_r1.answers.rollout import group, read_jsonl
 
-    for rollout in read_jsonl(file):
-        terms = earn(Outcome.of(rollout), step)
+    rollouts = list(read_jsonl(file))
+    rewarded = {members.problem.id: iter(apply_reward(members, parsed, step).rollouts) for members in group(rollouts)}
+    for problem in (rollout.problem.id for rollout in rollouts):  # in the order of the file
+        terms = next(rewarded[problem]).terms or {}
+        total = sum(terms.values())
         if as_json:
-            print(json.dumps({"id": rollout.problem.id, "reward": sum(terms.values()), "terms": terms}))
+            print_json({"id": problem, "reward": total, "terms": terms})
         else:
             parts = "  ".join(f"{name} {value:+.3f}" for name, value in terms.items())
-            console.print(
-                f"{sum(terms.values()):+.3f}  {parts}  [{rollout.problem.id}]",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            console.print(f"{total:+.3f}  {parts}  [{problem}]", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def score() -> None:
+    """The name of `rewards` before version 0.2."""
+    raise UserError("the command rewards", "score, its name before version 0.2", "write parallel-r1 rewards FILE ..")

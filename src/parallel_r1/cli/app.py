@@ -1,20 +1,28 @@
 """The command line. Every command imports what it needs when it runs, so that help is quick.
 
-Here: the app, and what commands make of the options that several of them share.
+Here: the app with the options that stand before every command, and helpers that several commands use.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args
+import json
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 
+from parallel_r1 import __version__
 from parallel_r1.errors import UserError
 
 if TYPE_CHECKING:
-    from parallel_r1.generation.settings import Sampling
+    from parallel_r1.generation.settings import Engine
+    from parallel_r1.models.policy import Policy
 
+DEBUG = "PARALLEL_R1_DEBUG"
+"""The environment variable that shows the stack of an error when it is 1."""
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -25,42 +33,89 @@ app = typer.Typer(
 console = Console()
 
 
+@dataclass
+class Flags:
+    """Options before the command.
+
+    Attributes:
+        traceback: whether an error shows its stack.
+    """
+
+    traceback: bool = False
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def before(
+    context: typer.Context,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help=f"Show the stack of an error; so does {DEBUG}=1.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log on standard error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Read the options that stand before the command."""
+    flags = context.ensure_object(Flags)
+    flags.traceback = traceback or os.environ.get(DEBUG) == "1"
+    if verbose:
+        log, handler = logging.getLogger("parallel_r1"), logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+
+
 def quiet() -> None:
-    """No progress bars of libraries between ours, and no line for every time that the hub is not reached."""
+    """Turn off the progress bars of libraries, and the hub's line for every request that fails."""
     from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
     hub.set_verbosity_error()
-
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
 
-def sampling_of(
-    *, sampler: str, total: int, critical_path: int, path_tokens: int, forks: int, **values: Any
-) -> Sampling:
-    """How answers are drawn, from the options of a command."""
-    from pydantic import ValidationError
+def warn(message: str) -> None:
+    """Print one yellow line on standard error; of several processes the first one does."""
+    if os.environ.get("RANK", "0") == "0":
+        Console(stderr=True).print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
-    from parallel_r1.answers.trace import Sampler
-    from parallel_r1.generation.settings import Sampling
 
-    one_of("--sampler", sampler, Sampler)
-    budget = {"total": total, "critical_path": critical_path, "path": path_tokens, "forks": forks}
-    try:
-        return Sampling.model_validate({"sampler": sampler, "budget": budget, **values})
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        raise UserError(
-            f"a valid --{option}", repr(first["input"]), first["msg"].removeprefix("Value error, ")
-        ) from error
+def print_json(value: Any) -> None:
+    """Print one line of JSON on standard output."""
+    print(json.dumps(value))
+
+
+def load_policy(model: str, engine: Engine) -> Policy:
+    """Load a model onto the device that the options name."""
+    import torch
+
+    from parallel_r1 import models
+
+    device = engine.device
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("a CUDA device for --device", "none on this machine", "use --device cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = models.load(model)
+    policy.model.to(device)  # type: ignore[arg-type]
+    return policy
 
 
 def one_of(option: str, value: str, names: Any) -> None:
-    """Refuse a value that is none of a Literal's."""
+    """Check that the value of an option is one of a Literal's.
+
+    Raises:
+        UserError: it is not; suggests the nearest one.
+    """
     from parallel_r1.errors import nearest
 
-    known = get_args(names)
-    if value not in known:
-        raise UserError(f"{option} one of {', '.join(known)}", f"'{value}'", nearest(value, known))
+    allowed = get_args(names)
+    if value not in allowed:
+        raise UserError(f"{option} one of {', '.join(allowed)}", f"'{value}'", nearest(value, allowed))

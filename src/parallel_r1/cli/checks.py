@@ -7,21 +7,26 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from parallel_r1.cli import options
-from parallel_r1.cli.app import app, console, one_of, quiet
+from parallel_r1.cli.app import app, console, load_policy, print_json, quiet
 from parallel_r1.errors import UserError
+from parallel_r1.files import numbered_lines, parse_object
+
+if TYPE_CHECKING:
+    from parallel_r1.generation.settings import Engine, Sampling
 
 
 @app.command()
+@options.shared(only=("sampler", "paths"))
 def parity(
     model: options.ModelPath,
-    sampler: options.SamplerName = "isolated",
-    scorer: options.ScorerName = "isolated",
-    paths: options.Paths = 2,
+    sampling: Sampling,
+    engine: Engine,
+    scorer: options.Scoring = None,
     every: Annotated[bool, typer.Option("--all", help="Compare every sampler with every scorer.")] = False,
     answers: Annotated[int, typer.Option(min=1, help="How many answers to compare on.")] = 8,
     forks: Annotated[int, typer.Option(min=1, help="Forks in each answer.")] = 3,
@@ -29,39 +34,51 @@ def parity(
     as_json: options.AsJson = False,
 ) -> None:
     """Check that what is sampled is what is scored: compare log-probabilities on answers with forks."""
-    from parallel_r1 import models
     from parallel_r1.answers.trace import Sampler, Scorer
     from parallel_r1.evaluation.parity import measure
-    from parallel_r1.report import terminal as display
+    from parallel_r1.report.tables import print_parity
 
-    one_of("--sampler", sampler, Sampler)
-    one_of("--scorer", scorer, Scorer)
+    one = options.scorer_of(model, scorer, sampling.sampler)
     quiet()
-    policy = models.load(model)
-    samplers, scorers = (get_args(Sampler), get_args(Scorer)) if every else ((sampler,), (scorer,))
-    found = [
+    policy = load_policy(model, engine)
+    samplers, scorers = (get_args(Sampler), get_args(Scorer)) if every else ((sampling.sampler,), (one,))
+    pairs = [
         pair
         for name in samplers
-        for pair in measure(policy, name, scorers, paths, answers=answers, forks=forks, seed=seed)
+        for pair in measure(
+            policy, name, scorers, sampling.paths, answers=answers, forks=forks, seed=seed, engine=engine
+        )
     ]
     if as_json:
-        rows = [vars(pair) for pair in found]
-        one = {key: value for key, value in rows[0].items() if key not in ("sampler", "scorer", "exact")}
-        print(json.dumps(rows if every else one))
+        rows = [vars(pair) for pair in pairs]
+        figures = {key: value for key, value in rows[0].items() if key not in ("sampler", "scorer", "exact")}
+        print_json(rows if every else figures)
     else:
-        display.parity(console, found)
+        print_parity(console, pairs)
 
 
 @app.command()
 def check(
     file: Annotated[str, typer.Argument(help='JSONL with {"text": ..} on every line; - reads standard input.')],
+    as_json: options.AsJson = False,
 ) -> None:
-    """Check the format of answers: prints one JSON object per line with every defect. Exit code 1 if any is invalid."""
-    invalid = False
+    """Check the format of answers and show every defect with its place. Exit code 1 if any answer is invalid."""
+    answers = invalid = 0
     for line in lines(file):
-        found = _check_line(line)
-        invalid |= not found["valid"]
-        print(json.dumps(found, ensure_ascii=False))
+        report = _check_line(line)
+        answers, invalid = answers + 1, invalid + (not report["valid"])
+        if as_json:
+            print_json(report)
+            continue
+        for defect in report["defects"]:
+            console.print(
+                f"answer {answers}, character {defect['at']}: {defect['kind']}: {defect['message']}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+    if not as_json:
+        console.print(f"{answers - invalid:,} of {answers:,} answers are valid", highlight=False)
     raise typer.Exit(1 if invalid else 0)
 
 
@@ -70,28 +87,28 @@ def lines(file: str) -> Iterator[bytes]:
     if file != "-" and not Path(file).is_file():
         raise UserError("a JSONL file, or - for standard input", f"no file {file}", "check the path")
     with sys.stdin.buffer if file == "-" else Path(file).open("rb") as stream:
-        yield from (line for line in stream if line.strip())
+        yield from (line for _, line in numbered_lines(stream))
 
 
 def _check_line(line: bytes) -> dict[str, Any]:
     from parallel_r1.answers.parser import parse_text
 
     try:
-        text = json.loads(line)["text"]
+        text = parse_object(line)["text"]
         if not isinstance(text, str):
             raise TypeError(f"text is {type(text).__name__}, not a string")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         at = error.pos if isinstance(error, json.JSONDecodeError) else 0
         message = 'expected {"text": ..}, found ' + f"{type(error).__name__}: {error}"
         defect = {"kind": "broken-line", "at": at, "message": message}
         return {"valid": False, "defects": [defect], "forks": 0, "paths": [], "relative_positions": []}
-    found = parse_text(text)
+    form = parse_text(text)
     return {
-        "valid": not found.defects,
-        "defects": [vars(defect) for defect in found.defects],
-        "forks": len(found.fork_at),
-        "paths": found.paths,
-        "relative_positions": [round(at / len(text), 4) for at in found.fork_at],
+        "valid": not form.defects,
+        "defects": [vars(defect) for defect in form.defects],
+        "forks": len(form.fork_at),
+        "paths": form.paths,
+        "relative_positions": [round(at / len(text), 4) for at in form.fork_at],
     }
 
 
@@ -112,7 +129,7 @@ def grade(
     for row, correct in zip(rows, verdicts, strict=True):
         row["correct"] = correct
         if as_json:
-            print(json.dumps(row))
+            print_json(row)
     if not as_json:
         silent = sum(row["found"] is None for row in rows)
         console.print(
@@ -122,80 +139,74 @@ def grade(
 
 
 def _read_answer(line: bytes) -> dict[str, Any]:
-    """What an answer and its reference are; a line that says neither is no answer."""
+    """The final answer and the reference answer of a line; a line without them is graded as wrong, with the reason."""
     from parallel_r1.answers.parser import trunk
     from parallel_r1.tasks.grading.extract import final_answer
 
     try:
-        row = json.loads(line)
+        row = parse_object(line)
         text, gold = row["text"], row["answer"]
         if not isinstance(text, str) or not isinstance(gold, str):
             raise TypeError(f"text is {type(text).__name__}, answer is {type(gold).__name__}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         message = 'expected {"text": .., "answer": ..}, found ' + f"{type(error).__name__}: {error}"
         return {"correct": False, "found": None, "answer": "", "error": message}
-    known = {"id": row["id"]} if "id" in row else {}
-    return {**known, "correct": False, "found": final_answer(trunk(text)), "answer": gold}
+    name = {"id": row["id"]} if "id" in row else {}
+    return {**name, "correct": False, "found": final_answer(trunk(text)), "answer": gold}
 
 
 @app.command()
 def inspect(
     model: options.ModelPath,
-    text: Annotated[str, typer.Option(help="An answer, with its tags.")],
-    scorer: options.ScorerName = "isolated",
+    text: Annotated[str, typer.Option(help="An answer, with its tags; reads -e.")],
+    scorer: options.Scoring = None,
     picture: Annotated[Path | None, typer.Option(help="Draw it into this PNG, SVG or PDF file instead.")] = None,
+    escapes: options.Escapes = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Show how an answer is laid out: every token's address and position, who sees whom, the critical path."""
     from parallel_r1.answers.parser import parse
-    from parallel_r1.answers.trace import Scorer
     from parallel_r1.answers.visibility import layout
     from parallel_r1.models.policy import load_tokenizer, tag_ids
 
-    one_of("--scorer", scorer, Scorer)
+    laid_by = options.scorer_of(model, scorer)
     quiet()
     tokenizer = load_tokenizer(model)
-    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    token_ids = tokenizer.encode(options.unescape(text) if escapes else text, add_special_tokens=False)
     trace = parse(token_ids, tag_ids(tokenizer))
-    laid = layout(trace.runs, scorer)  # type: ignore[arg-type]
+    laid = layout(trace.runs, laid_by)
     by_token = [span.address for span in trace.spans for _ in span.token_ids]
     addresses = [by_token[token] for token in laid.source]  # under `replay` paths are there twice
     laid_ids = [token_ids[token] for token in laid.source]
     tokens = [str(tokenizer.decode([token])) for token in laid_ids]
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "tokens": tokens,
-                    "token_ids": laid_ids,
-                    "addresses": addresses,
-                    "positions": laid.positions.tolist(),
-                    "mask": laid.mask().astype(int).tolist(),
-                    "critical_path": laid.critical_path,
-                    "total": len(token_ids),
-                }
-            )
+        print_json(
+            {
+                "tokens": tokens,
+                "token_ids": laid_ids,
+                "addresses": addresses,
+                "positions": laid.positions.tolist(),
+                "mask": laid.mask().astype(int).tolist(),
+                "critical_path": laid.critical_path,
+                "total": len(token_ids),
+            }
         )
         return
     if picture:
         from parallel_r1.report.visibility import relation
 
-        relation(laid, tokens, addresses, f"scorer {scorer}", picture)
+        relation(laid, tokens, addresses, f"scorer {laid_by}", picture)
         console.print(f"wrote {picture}")
         return
-    from rich.table import Table
-    from rich.text import Text
+    from parallel_r1.report.answers import colour
+    from parallel_r1.report.tables import rich_table
+    from parallel_r1.table import Table
 
-    from parallel_r1.report.terminal import colour
-
-    table = Table("token", "position", "address", "sees")
+    rows = []
     for token, position, address, row in zip(tokens, laid.positions, addresses, laid.mask(), strict=True):
         seen = "".join("█" if sees else "·" for sees in row)
-        table.add_row(
-            Text(repr(token)[1:-1], colour(address)),
-            str(position),
-            " > ".join(f"{fork + 1}.{path + 1}" for fork, path in address),
-            seen,
-        )
-    console.print(table)
+        place = " > ".join(f"{fork + 1}.{path + 1}" for fork, path in address)
+        rows.append((repr(token)[1:-1], str(position), place, seen))
+    table = Table(("token", "position", "address", "sees"), rows, names=4)
+    console.print(rich_table(table, [colour(address) for address in addresses]))
     console.print(f"critical path {laid.critical_path}, tokens {len(token_ids)}")

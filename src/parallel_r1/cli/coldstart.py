@@ -2,70 +2,94 @@
 
 from __future__ import annotations
 
-import json
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from parallel_r1.cli import options
-from parallel_r1.cli.app import app, console, one_of, quiet, sampling_of
+from parallel_r1.cli.app import app, console, load_policy, one_of, print_json, quiet
 from parallel_r1.cli.data import DataDir
 from parallel_r1.errors import UserError
 
 if TYPE_CHECKING:
     from parallel_r1.coldstart.collect import Respondent
+    from parallel_r1.generation.settings import Engine, Sampling
+    from parallel_r1.tasks.prompts import Prompt
 
 Kind = Literal["server", "self"]
-ASKING, KEEPING, OWN = "Asking a server", "What is kept", "The model as its own teacher"
+ASKING, KEEPING = "Asking a server", "What is kept"
 
 
 @app.command()
+@options.shared(total=3000, critical_path=3000, path_tokens=1000, rows=64, without=("final_answer",))
 def coldstart(
+    sampling: Sampling,
+    engine: Engine,
+    prompt: Prompt,
     problems: Annotated[str, typer.Option(help="Tasks, with commas between them: gsm8k, jsonl:PATH, ..")] = "",
     model: Annotated[
         str, typer.Option(help="The teacher's name on its server; with --teacher self a model folder.")
     ] = "",
-    out: Annotated[Path | None, typer.Option(help="The folder of responses; given again, it is gone on with.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of responses. Given again, the command goes on there.")
+    ] = None,
     teacher: Annotated[
-        str, typer.Option(help="server: any that speaks OpenAI's protocol; self: a model of yours.")
+        str,
+        typer.Option(
+            help="server: any that speaks OpenAI's protocol, with --temperature and --top-p; self: a model of yours, "
+            "with all options of Sampling, Engine and Prompt."
+        ),
     ] = "server",
     samples: Annotated[int, typer.Option(min=1, help="Answers to each problem.")] = 1,
-    limit: Annotated[int | None, typer.Option(min=1, help="So many problems of each task. Default: all.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Problems of every task. Default: all.")] = None,
     seed: options.Seed = 0,
     base_url: Annotated[
-        str, typer.Option(help="Such as http://localhost:8000/v1. The key is $OPENAI_API_KEY.", rich_help_panel=ASKING)
+        str,
+        typer.Option(
+            help="The server, such as http://localhost:8000/v1. The key is $OPENAI_API_KEY.", rich_help_panel=ASKING
+        ),
     ] = "",
-    instruction: Annotated[
-        Path | None, typer.Option(help="A text with {problem} in it, instead of ours.", rich_help_panel=ASKING)
+    instruction_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="A text file with {problem} in it, which the server is sent instead of our instruction.",
+            rich_help_panel=ASKING,
+        ),
     ] = None,
     show_instruction: Annotated[
         bool, typer.Option("--show-instruction", help="Print our instruction and stop.", rich_help_panel=ASKING)
     ] = False,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Of an answer with its thoughts.", rich_help_panel=ASKING)
+        int, typer.Option(min=1, help="The most tokens of an answer with its thoughts.", rich_help_panel=ASKING)
     ] = 8192,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.", rich_help_panel=ASKING)] = 16,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a request.", rich_help_panel=ASKING)] = 600.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at the same time.", rich_help_panel=ASKING)] = 16,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="The longest a request may take, in seconds.", rich_help_panel=ASKING)
+    ] = 600.0,
     retries: Annotated[
         int,
-        typer.Option(min=0, help="How often a request is made again before it counts as lost.", rich_help_panel=ASKING),
+        typer.Option(min=0, help="How often a failed request is sent again.", rich_help_panel=ASKING),
     ] = 8,
-    prompt_price: Annotated[float, typer.Option(min=0.0, help="Of a million tokens.", rich_help_panel=ASKING)] = 0.0,
-    answer_price: Annotated[float, typer.Option(min=0.0, help="Of a million tokens.", rich_help_panel=ASKING)] = 0.0,
+    prompt_price: Annotated[
+        float, typer.Option(min=0.0, help="Price of a million prompt tokens.", rich_help_panel=ASKING)
+    ] = 0.0,
+    answer_price: Annotated[
+        float, typer.Option(min=0.0, help="Price of a million tokens of answers.", rich_help_panel=ASKING)
+    ] = 0.0,
     most_money: Annotated[
-        float | None, typer.Option(min=0.0, help="Stop when so much is spent.", rich_help_panel=ASKING)
+        float | None, typer.Option(min=0.0, help="Stop when this much is spent.", rich_help_panel=ASKING)
     ] = None,
-    most_tokens: Annotated[int | None, typer.Option(min=1, help="Stop when so many are used.")] = None,
+    most_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Stop when this many tokens are used, of prompts and answers.")
+    ] = None,
     patience: Annotated[
-        int, typer.Option(min=1, help="Stop after so many responses in a row of which none is kept.")
+        int, typer.Option(min=1, help="Stop after this many responses in a row of which none is kept.")
     ] = 100,
-    temperature: options.Temperature = 1.0,
-    top_p: options.TopP = 1.0,
     words: Annotated[int, typer.Option(min=1, help="The most words of an answer.", rich_help_panel=KEEPING)] = 2000,
     alike: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="The largest self-BLEU of its paths.", rich_help_panel=KEEPING)
+        float,
+        typer.Option(min=0.0, max=1.0, help="The largest self-BLEU of an answer's paths.", rich_help_panel=KEEPING),
     ] = 0.5,
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Keep answers without a fork too.", rich_help_panel=KEEPING)
@@ -73,36 +97,30 @@ def coldstart(
     any_language: Annotated[
         bool, typer.Option("--any-language", help="Keep other languages than English too.", rich_help_panel=KEEPING)
     ] = False,
-    sampler: Annotated[str, typer.Option(help="How it draws.", rich_help_panel=OWN)] = "isolated",
-    paths: Annotated[int, typer.Option(min=1, max=64, help="Of every fork.", rich_help_panel=OWN)] = 2,
-    total: Annotated[int, typer.Option(min=1, help="Tokens of an answer.", rich_help_panel=OWN)] = 3000,
-    critical_path: Annotated[int, typer.Option(min=1, help="One after the other.", rich_help_panel=OWN)] = 3000,
-    path_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a path.", rich_help_panel=OWN)] = 1000,
-    forks: Annotated[int, typer.Option(min=0, help="Forks of an answer.", rich_help_panel=OWN)] = 4,
-    rows: Annotated[int, typer.Option(min=1, help="Answers drawn at once.", rich_help_panel=OWN)] = 64,
     data_dir: DataDir = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Ask a teacher for answers with parallel blocks and keep those that are right and well written, to imitate.
+    """Ask a teacher for answers with parallel blocks, and keep the correct and well-written ones to imitate.
 
-    Every response is on disk before it counts. Broken off, the same command goes on and asks nothing twice."""
-    ours = files("parallel_r1.coldstart").joinpath("instruction.txt")
+    Every response is on disk before it counts. Once interrupted, the same command goes on and asks nothing twice."""
+    from parallel_r1.coldstart.instruction import instruction as ours
+
     if show_instruction:
-        print(ours.read_text(encoding="utf-8"), end="")
+        print(ours(), end="")
         return
     one_of("--teacher", teacher, Kind)
     needed = {"--problems": problems, "--model": model, "--out": out}
     needed |= {"--base-url": base_url} if teacher == "server" else {}
     for option, value in needed.items():
         if not value:
-            raise UserError(f"{option}", "none", "parallel-r1 coldstart --help says what it is")
+            raise UserError(f"{option}", "none", "see parallel-r1 coldstart --help")
     assert out is not None
     from parallel_r1.answers.shape import need_sacrebleu
     from parallel_r1.coldstart.ask_server import Server
     from parallel_r1.coldstart.collect import ANSWERS, Collection, Limits, problems_of
     from parallel_r1.coldstart.filters import Sieve
     from parallel_r1.coldstart.journal import Ask, Journal
-    from parallel_r1.tasks.base import load_task
+    from parallel_r1.tasks.base import load_task, statement_of
     from parallel_r1.tasks.datasets.rows import check_writable
 
     check_writable(out / ANSWERS)
@@ -111,30 +129,21 @@ def coldstart(
     limits = Limits(most_tokens, most_money, prompt_price, answer_price, patience)
     asked: Respondent
     if teacher == "server":
-        text = _instruction(instruction) if instruction else ours.read_text(encoding="utf-8")
-        asked = Server(base_url, model, text, temperature, top_p, max_tokens, concurrency, timeout, retries)
+        text = _instruction(instruction_file) if instruction_file else ours()
+        asked = Server(
+            base_url, model, text, sampling.temperature, sampling.top_p, max_tokens, concurrency, timeout, retries
+        )
     else:
-        from parallel_r1 import models
         from parallel_r1.coldstart.ask_self import Own
 
         quiet()
-        sampling = sampling_of(
-            sampler=sampler,
-            paths=paths,
-            temperature=temperature,
-            top_p=top_p,
-            rows=rows,
-            total=total,
-            critical_path=critical_path,
-            path_tokens=path_tokens,
-            forks=forks,
-        )
-        asked = Own(models.load(model), model, sampling, seed)
-    tasks = {name.strip(): load_task(name.strip(), hold_back=True) for name in problems.split(",")}
-    asked_for = [(each, task.statement(each)) for task in tasks.values() for each in problems_of(task, seed, limit)]
+        asked = Own(load_policy(model, engine), model, sampling, seed, engine, prompt)
+    tasks = {name.strip(): load_task(name.strip(), hold_back=True, data_dir=data_dir) for name in problems.split(",")}
+    asked_for = [(one, statement_of(task, one)) for task in tasks.values() for one in problems_of(task, seed, limit)]
     asks = [Ask(problem, statement, sample) for sample in range(samples) for problem, statement in asked_for]
 
-    from parallel_r1.report import terminal as display
+    from parallel_r1.report.progress import AskProgress
+    from parallel_r1.report.tables import print_collected
 
     with Journal(out, asked.settings) as journal:
         left = sum(ask.key not in journal.responses for ask in asks)
@@ -144,16 +153,16 @@ def coldstart(
                 soft_wrap=True,
                 highlight=False,
             )
-        with display.AskProgress(console, left) as progress:
+        with AskProgress(console, left) as progress:
             tell = (lambda _: None) if as_json else progress
             collection = Collection(tasks, asks, journal, sieve, limits, tell)
             try:
                 collection.run(asked)
             finally:
                 if as_json:
-                    print(json.dumps(collection.to_json()))
-                elif found := collection.statistics():
-                    display.collected(console, found)
+                    print_json(collection.to_json())
+                elif statistics := collection.statistics():
+                    print_collected(console, statistics)
         if not as_json:
             if collection.over:
                 console.print(f"stopped: {collection.over}", highlight=False, soft_wrap=True)
@@ -162,8 +171,12 @@ def coldstart(
 
 def _instruction(path: Path) -> str:
     if not path.is_file():
-        raise UserError("a file with an instruction", f"no file {path}", "--show-instruction prints ours to begin with")
+        raise UserError(
+            "a text file for --instruction-file", f"no file {path}", "--show-instruction prints ours to begin with"
+        )
     text = path.read_text(encoding="utf-8")
     if "{problem}" not in text:
-        raise UserError("an instruction with {problem} in it", f"none in {path}", "say where the statement goes")
+        raise UserError(
+            "an instruction with {problem} in it", f"none in {path}", "write {problem} where the statement goes"
+        )
     return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_r1.cli import options
-from parallel_r1.cli.app import app, console
+from parallel_r1.cli.app import app, console, print_json
 from parallel_r1.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,19 +31,10 @@ NewFile = Annotated[Path, typer.Option("--out", help="A new .jsonl or .parquet f
 Column = Annotated[str, typer.Option(help="The column with the answers.")]
 
 
-def _use(folder: Path | None) -> None:
-    """Every part of the program asks the environment where the data lie."""
-    if folder is not None:
-        from parallel_r1.tasks.datasets.sources import FOLDER
-
-        os.environ[FOLDER] = str(folder)
-
-
 DataDir = Annotated[
     Path | None,
     typer.Option(
         "--data-dir",
-        callback=_use,
         help="A folder with files such as gsm8k_train.parquet, instead of the hub. Default: $PARALLEL_R1_DATA.",
     ),
 ]
@@ -55,7 +45,7 @@ def check(name: Name, data_dir: DataDir = None, as_json: options.AsJson = False)
     """Report every damaged problem of a set: what kind of damage, how many, which."""
     from parallel_r1.tasks.datasets.damage import MEANING, find
 
-    records = _open(name)[1]
+    records = _open(name, data_dir)[1]
     _report(name, records, find(records), MEANING, as_json)
 
 
@@ -64,8 +54,9 @@ def clean(
     name: Name,
     out: Annotated[Path, typer.Option(help="A new .parquet or .jsonl file; the data card goes beside it.")],
     against: Against = "",
-    keep: Annotated[list[str] | None, typer.Option(help="Leave this kind of damage alone. Repeatable.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Keep problems with this kind of damage. Repeatable.")] = None,
     data_dir: DataDir = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write a set without its damaged problems, and without those of benchmarks, with a data card."""
     from parallel_r1.cli.app import one_of
@@ -75,10 +66,14 @@ def clean(
     for kind in keep or []:
         one_of("--keep", kind, Kind)
     cleaning.check_vacant(out)
-    source, records = _open(name)
+    source, records = _open(name, data_dir)
     benchmarks = _names(against)
-    cleaned = cleaning.clean(records, _benchmarks(benchmarks), keep or [])
+    cleaned = cleaning.clean(records, _benchmarks(benchmarks, data_dir), keep or [])
     card = cleaning.write(cleaned, source, benchmarks, out)
+    if as_json:
+        kept = len(cleaned.records)
+        print_json({"out": str(out), "card": str(card), "read": cleaned.read, "kept": kept, "dropped": cleaned.dropped})
+        return
     for kind, count in sorted(cleaned.dropped.items(), key=lambda item: -item[1]):
         console.print(f"{count:6,}  {kind}", highlight=False)
     console.print(
@@ -98,11 +93,11 @@ def decontaminate(
     """Report every problem of a set that is in a benchmark: the same text, the same words, or a run of 13 words."""
     from parallel_r1.tasks.datasets.overlap import MEANING, overlaps
 
-    records = _open(name)[1]
-    found = overlaps(records, _benchmarks(_names(against)))
-    _report(name, records, found, MEANING, as_json)
+    records = _open(name, data_dir)[1]
+    matches = overlaps(records, _benchmarks(_names(against), data_dir))
+    _report(name, records, matches, MEANING, as_json)
     if not as_json:
-        hit = Counter(benchmark for benchmark, _ in {(each.benchmark, each.other) for each in found})
+        hit = Counter(benchmark for benchmark, _ in {(match.benchmark, match.other) for match in matches})
         for benchmark, count in hit.items():
             console.print(f"{count:6,}  problems of {benchmark} are among them", highlight=False)
 
@@ -114,7 +109,7 @@ def repair(
     column: Column = "text",
     as_json: options.AsJson = False,
 ) -> None:
-    """Put right what is wrong with answers in their layout alone, and say what was changed. No word is touched."""
+    """Correct the layout of answers and list the changes. Their words stay as they are."""
     from parallel_r1.answers import convert as formats
     from parallel_r1.answers.parser import parse_text
 
@@ -126,7 +121,7 @@ def repair(
         changes.update(changed)
     _write(out, rows)
     if as_json:
-        print(json.dumps({"answers": len(rows), "changed": changes, "valid_before": before, "valid_after": after}))
+        print_json({"answers": len(rows), "changed": changes, "valid_before": before, "valid_after": after})
         return
     for kind, count in changes.most_common():
         console.print(f"{count:6,}  {kind}", highlight=False)
@@ -146,14 +141,14 @@ def convert(
     column: Column = "text",
     as_json: options.AsJson = False,
 ) -> None:
-    """Read answers in the format of another project and write them in ours, or back. What cannot be read is left out
-    and named; then the exit code is 1."""
+    """Convert answers from the format of another project into ours, or back. Answers that cannot be read are left out
+    and listed, and the exit code is then 1."""
     from parallel_r1.answers import convert as formats
     from parallel_r1.errors import nearest
 
     for name in (source, target):
         if name not in formats.SCHEMAS:
-            raise UserError("a known format", f"'{name}'", nearest(name, formats.SCHEMAS))
+            raise UserError("the name of a format", f"'{name}'", nearest(name, formats.SCHEMAS))
     rows, refused = _read(file, out, column), {}
     for number, row in enumerate(rows, 1):
         try:
@@ -162,7 +157,7 @@ def convert(
             refused[number] = str(error)
     _write(out, [row for number, row in enumerate(rows, 1) if number not in refused])
     if as_json:
-        print(json.dumps({"answers": len(rows), "written": len(rows) - len(refused), "refused": refused}))
+        print_json({"answers": len(rows), "written": len(rows) - len(refused), "refused": refused})
     else:
         for number, why in refused.items():
             console.print(f"row {number}: {why}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -173,7 +168,7 @@ def convert(
 
 
 def _read(file: Path, out: Path, column: str) -> list[dict[str, Any]]:
-    """The rows of a file of answers that shall be written to another."""
+    """The rows of a file of answers, once it is certain that the new file can be written."""
     from parallel_r1.tasks.datasets.rows import check_new, read_file
 
     check_new(out)
@@ -185,7 +180,7 @@ def _read(file: Path, out: Path, column: str) -> list[dict[str, Any]]:
             raise UserError(
                 f"a text in the column {column}",
                 f"columns {', '.join(row)} in row {number} of {file}",
-                "name another --column, or mend that row",
+                "name another --column, or correct that row",
             )
     return rows
 
@@ -196,36 +191,36 @@ def _write(out: Path, rows: list[dict[str, Any]]) -> None:
     write_file(out, rows)
 
 
-def _open(name: str) -> tuple[Source, list[Record]]:
-    from parallel_r1.tasks.datasets.sources import open_source
+def _open(name: str, data_dir: Path | None) -> tuple[Source, list[Record]]:
+    from parallel_r1.tasks.suites import open_source
 
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network every try would be a line
-    source = open_source(name)
-    return source, source.records(*source.first)
+    source = open_source(name, data_dir)
+    return source, source.records(*source.main_splits)
 
 
 def _names(against: str) -> list[str]:
     return [name.strip() for name in against.split(",") if name.strip()]
 
 
-def _benchmarks(names: Iterable[str]) -> list[Record]:
-    from parallel_r1.tasks.datasets.sources import open_source
+def _benchmarks(names: Iterable[str], data_dir: Path | None) -> list[Record]:
+    from parallel_r1.tasks.suites import open_source
 
-    return [record for name in names for record in open_source(name).records("test")]
+    return [record for name in names for record in open_source(name, data_dir).records("test")]
 
 
-def _report(name: str, records: list[Record], found: list[Any], meaning: dict[str, str], as_json: bool) -> None:
-    """What was found, by kind, and what every kind means."""
-    named: dict[str, dict[str, None]] = defaultdict(dict)
-    for each in found:
-        named[each.kind][each.id] = None
-    ids = {kind: list(those) for kind, those in named.items()}
-    counts = {kind: len(those) for kind, those in ids.items()}
+def _report(name: str, records: list[Record], findings: list[Any], meaning: dict[str, str], as_json: bool) -> None:
+    """Print the findings by kind, with the meaning of every kind."""
+    by_kind: dict[str, dict[str, None]] = defaultdict(dict)
+    for finding in findings:
+        by_kind[finding.kind][finding.id] = None
+    ids = {kind: list(names) for kind, names in by_kind.items()}
+    counts = {kind: len(names) for kind, names in ids.items()}
     if as_json:
-        rows = [vars(each) for each in found]
-        print(json.dumps({"set": name, "problems": len(records), "counts": counts, "ids": ids, "found": rows}))
+        rows = [vars(finding) for finding in findings]
+        print_json({"set": name, "problems": len(records), "counts": counts, "ids": ids, "found": rows})
         return
     for kind, count in sorted(counts.items(), key=lambda item: -item[1]):
         console.print(f"{count:6,}  {kind:18}{meaning[kind]}", highlight=False, soft_wrap=True)
-    affected = len({each.id for each in found})
+    affected = len({finding.id for finding in findings})
     console.print(f"{affected:,} of {len(records):,} problems of {name}; --json names them", highlight=False)

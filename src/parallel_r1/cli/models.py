@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from parallel_r1.cli import options
-from parallel_r1.cli.app import app, console, one_of, quiet
+from parallel_r1.cli.app import app, console, one_of, print_json, quiet
 
 
 @app.command()
@@ -19,18 +19,23 @@ def prepare(
         str, typer.Option(help="The tags' rows: mean (of their text's pieces), random, or keep what is there.")
     ] = "mean",
     seed: options.Seed = 0,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Give a model the six tags as tokens; nothing else that it says changes."""
+    """Give a model the six tags as tokens. What it does with other tokens does not change."""
     from parallel_r1.models.tags import Init
     from parallel_r1.models.tags import prepare as make
 
     one_of("--init", init, Init)
     quiet()
-    made = make(model, out, init, seed)  # type: ignore[arg-type]
-    if made is None:
+    prepared = make(model, out, init, seed)  # type: ignore[arg-type]
+    if as_json:
+        tokens, added = (prepared.tokens, prepared.added) if prepared else ({}, 0)
+        print_json({"out": str(out) if prepared else None, "tokens": tokens, "added": added})
+        return
+    if prepared is None:
         console.print(f"{model} has the six tags already: nothing to do", soft_wrap=True, highlight=False)
         return
-    tokens = ", ".join(f"{tag} {token}" for tag, token in made.tokens.items())
-    console.print(f"tokens: {tokens}", soft_wrap=True, highlight=False)
-    console.print(f"rows: {init}; the model's tables have grown by {made.added}", highlight=False)
+    listed = ", ".join(f"{tag} {token}" for tag, token in prepared.tokens.items())
+    console.print(f"tokens: {listed}", soft_wrap=True, highlight=False)
+    console.print(f"rows: {init}; the model's tables have grown by {prepared.added}", highlight=False)
     console.print(f"wrote {out}", soft_wrap=True, highlight=False)

@@ -1,11 +1,27 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share.
+
+`shared` gives a command the options of a whole group and hands it one object: a command with a parameter
+`sampling: Sampling`, `engine: Engine` or `prompt: Prompt` gets the options of that group in its place. Options that
+are left out take the value of the model's training card, or else the default of the command.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+from parallel_r1.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from parallel_r1.answers.trace import Scorer
+    from parallel_r1.generation.training_card import TrainingCard
 
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, such as recipes/tiny/demo.toml.")]
 ModelPath = Annotated[str, typer.Argument(help="A Hugging Face model folder or hub id, with the six tags.")]
@@ -15,23 +31,236 @@ Overrides = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option(
-        "--out", help="The run folder: a new one, or one in which this recipe was broken off. Default: runs/NAME."
+        "--out", help="The run folder: a new one, or that of an interrupted run of this recipe. Default: runs/NAME."
     ),
 ]
 Track = Annotated[
     list[str] | None,
-    typer.Option("--track", help="Also tell tensorboard, wandb, mlflow or trackio the metrics. Repeatable."),
+    typer.Option("--track", help="Send the metrics to tensorboard, wandb, mlflow or trackio too. Repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
-SamplerName = Annotated[str, typer.Option(help="How answers are drawn: isolated, causal_join or sequential.")]
-ScorerName = Annotated[str, typer.Option(help="How answers are scored: isolated, replay or causal.")]
-Paths = Annotated[int, typer.Option(min=1, max=64, help="Paths of every fork.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="1 is the raw policy, 0 the most probable token.")]
-TopK = Annotated[int, typer.Option(min=0, help="Draw from the k most probable tokens; 0: from all.")]
-TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw from the tokens that make up this probability.")]
-MinP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Leave out tokens below this share of the best one.")]
 Seed = Annotated[int, typer.Option(help="The same seed draws the same answers.")]
-Total = Annotated[int, typer.Option(min=1, help="Budget: all tokens of an answer, over all paths.")]
-Critical = Annotated[int, typer.Option(min=1, help="Budget: tokens one after the other, the answer's latency.")]
-PathBudget = Annotated[int, typer.Option("--path-tokens", min=1, help="Budget: tokens of one path.")]
-Forks = Annotated[int, typer.Option(min=0, help="Budget: forks of an answer.")]
+Scoring = Annotated[
+    str | None,
+    typer.Option(
+        help="How answers are scored: isolated, replay or causal.",
+        show_default="as the model was trained, or the sampler's exact partner",
+    ),
+]
+Escapes = Annotated[
+    bool,
+    typer.Option(
+        "--escapes", "-e", help=r"Read \n, \t and \\ in texts as a line break, a tab and a backslash, as echo -e does."
+    ),
+]
+
+CARD = " (default: as the model was trained, or else the value shown)"
+GROUPS: dict[str, tuple[str, dict[str, tuple[Any, str, dict[str, Any]]]]] = {
+    "sampling": (
+        "Sampling" + CARD,
+        {
+            "sampler": (str, "How answers are drawn: isolated, causal_join or sequential.", {}),
+            "paths": (int, "Paths of every fork.", {"min": 1, "max": 64}),
+            "temperature": (float, "1 is the raw policy, 0 the most probable token.", {"min": 0.0}),
+            "top_k": (int, "Draw from the k most probable tokens; 0: from all.", {"min": 0}),
+            "top_p": (float, "Draw from the tokens that make up this probability.", {"min": 0.0, "max": 1.0}),
+            "min_p": (float, "Leave out tokens below this share of the best one.", {"min": 0.0, "max": 1.0}),
+            "stop": (list[str], "End the answer after this text. Repeatable; reads -e.", {}),
+            "total": (int, "Budget: all tokens of an answer, over all paths.", {"min": 1}),
+            "critical_path": (int, "Budget: tokens one after the other, the answer's latency.", {"min": 1}),
+            "path_tokens": (int, "Budget: tokens of one path.", {"min": 1}),
+            "forks": (int, "Budget: forks of an answer.", {"min": 0}),
+        },
+    ),
+    "engine": (
+        "Engine",
+        {
+            "rows": (int, "The most answers that are drawn at once.", {"min": 1}),
+            "memory": (int, "The most tokens whose keys and values are held at once. Default: no limit.", {"min": 1}),
+            "compile": (bool, "Run the model through torch.compile while it draws.", {}),
+            "device": (str, "Where the model runs: auto (CUDA if there is one), cpu, cuda or cuda:1.", {}),
+        },
+    ),
+    "prompt": (
+        "Prompt" + CARD,
+        {
+            "instruction": (str, "Text before every problem; reads -e.", {}),
+            "final_answer": (str, "Where the final answer may stand: trunk, or anywhere (paths too).", {}),
+        },
+    ),
+}
+"""Parameter of a command -> the title of its options in the help, and the options: type, help text, limits."""
+BUDGET = {"total": "total", "critical_path": "critical_path", "path_tokens": "path", "forks": "forks"}
+"""Option -> its key in a budget."""
+
+
+def shared(
+    *, only: Collection[str] = (), without: Collection[str] = (), **defaults: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of the groups that its parameters name; see the module.
+
+    Args:
+        only: the sampling options that the command has; all of them if empty.
+        without: options that the command does not have.
+        defaults: option -> the default of this command, where the settings have another.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command).parameters
+        hints = get_type_hints(
+            command, localns=dict.fromkeys(("Sampling", "Engine", "Prompt"), Any), include_extras=True
+        )
+        names = {
+            group: [
+                name
+                for name in GROUPS[group][1]
+                if name not in without and (group != "sampling" or not only or name in only)
+            ]
+            for group in GROUPS
+            if group in own
+        }
+        parameters = [one.replace(annotation=hints[name]) for name, one in own.items() if name not in names]
+        for group, chosen in names.items():
+            parameters += [_parameter(group, name, defaults) for name in chosen]
+        adds_escapes = "escapes" not in own and any({"stop", "instruction"} & set(chosen) for chosen in names.values())
+        if adds_escapes:
+            parameters.append(
+                inspect.Parameter("escapes", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Escapes)
+            )
+
+        @wraps(command)
+        def run(**values: Any) -> None:
+            escapes = values.pop("escapes", False) if adds_escapes else values.get("escapes", False)
+            given = {group: {name: values.pop(name) for name in chosen} for group, chosen in names.items()}
+            # What a server serves has no card here.
+            card = None if values.get("teacher") == "server" else _card(values["model"])
+            values |= _settings(given, defaults, card, escapes)
+            command(**values)
+
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+        )
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run
+
+    return decorate
+
+
+def _parameter(group: str, name: str, defaults: Mapping[str, Any]) -> inspect.Parameter:
+    panel, options = GROUPS[group]
+    kind, text, limits = options[name]
+    value = _default(group, name, defaults)
+    shown = " ".join(value) if isinstance(value, tuple) else value
+    flags = [f"--{name.replace('_', '-')}"] if kind is bool else []
+    default: Any = value if group == "engine" else None
+    note: bool | str = value is not None if group == "engine" else str(shown) or "none"
+    option = typer.Option(*flags, help=text, rich_help_panel=panel, show_default=note, **limits)
+    annotation: Any = Annotated[kind if default is not None else kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _default(group: str, name: str, defaults: Mapping[str, Any]) -> Any:
+    """The value of an option where neither the user nor a training card names one."""
+    if name in defaults:
+        return defaults[name]
+    settings: Any = _section(group)()
+    return getattr(settings.budget, BUDGET[name]) if name in BUDGET else getattr(settings, name)
+
+
+def _section(group: str) -> type[BaseModel]:
+    from parallel_r1.generation.settings import Engine, Sampling
+    from parallel_r1.tasks.prompts import Prompt
+
+    sections: dict[str, type[BaseModel]] = {"sampling": Sampling, "engine": Engine, "prompt": Prompt}
+    return sections[group]
+
+
+def _card(model: str) -> TrainingCard | None:
+    from parallel_r1.generation.training_card import read_card
+
+    return read_card(model)
+
+
+def _settings(
+    given: dict[str, dict[str, Any]], defaults: Mapping[str, Any], card: TrainingCard | None, escapes: bool
+) -> dict[str, Any]:
+    """The objects that a command gets, and a warning where the user asks for what the weights have not learnt."""
+    from parallel_r1.cli.app import warn
+
+    made: dict[str, Any] = {}
+    for group, options in given.items():
+        trained = getattr(card, group, None)  # a card has no engine
+        base = trained.model_dump(exclude={"form"}) if trained else _section(group)().model_dump()
+        for name, value in options.items():
+            value = _plain(value, escapes) if name in ("stop", "instruction") else value
+            if value is None or value == []:
+                if trained:
+                    continue
+                value = _default(group, name, defaults)
+            target = base["budget"] if name in BUDGET else base
+            target[BUDGET.get(name, name)] = value
+        made[group] = _validated(group, base)
+    if card is not None and "sampling" in made:
+        from parallel_r1.generation.training_card import departures
+
+        if differing := departures(card, made["sampling"], made.get("prompt", card.prompt)):
+            warn(f"these weights were trained with {'; '.join(differing)}")
+    return made
+
+
+def _validated(group: str, values: dict[str, Any]) -> BaseModel:
+    from pydantic import ValidationError
+
+    from parallel_r1.answers.trace import Sampler
+    from parallel_r1.cli.app import one_of
+
+    if group == "sampling":
+        one_of("--sampler", values["sampler"], Sampler)
+    try:
+        return _section(group).model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        back = {key: option for option, key in BUDGET.items()}
+        name = back[str(first["loc"][1])] if first["loc"][0] == "budget" else str(first["loc"][0])
+        raise UserError(
+            f"a valid --{name.replace('_', '-')}", repr(first["input"]), first["msg"].removeprefix("Value error, ")
+        ) from error
+
+
+def _plain(value: Any, escapes: bool) -> Any:
+    """Texts of the user with their escapes read, where the user asks for it."""
+    if not escapes or value is None:
+        return value
+    return [unescape(text) for text in value] if isinstance(value, list) else unescape(value)
+
+
+def unescape(text: str) -> str:
+    r"""Read `\n`, `\t` and `\\`. Every other backslash stays, so that LaTeX such as `\frac` keeps it."""
+    meaning = {"n": "\n", "t": "\t", "\\": "\\"}
+    pieces, at = [], 0
+    while at < len(text):
+        escaped = meaning.get(text[at + 1 : at + 2]) if text[at] == "\\" else None
+        pieces.append(text[at] if escaped is None else escaped)
+        at += 1 if escaped is None else 2
+    return "".join(pieces)
+
+
+def scorer_of(model: str, given: str | None, sampler: str | None = None) -> Scorer:
+    """How answers are scored: as the user asks, else as the weights of a model were trained, else by the sampler's
+    exact partner.
+
+    Args:
+        sampler: the sampler that draws the answers; the card's scorer counts only if this is the card's sampler. None
+            if nothing is drawn.
+    """
+    from parallel_r1.answers.trace import EXACT_SCORER
+    from parallel_r1.answers.trace import Scorer as Names
+    from parallel_r1.cli.app import one_of
+
+    if given is not None:
+        one_of("--scorer", given, Names)
+        return given  # type: ignore[return-value]
+    card = _card(model)
+    if card is not None and sampler in (None, card.sampling.sampler):
+        return card.scorer
+    return EXACT_SCORER[sampler or "isolated"]  # type: ignore[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,12 +11,17 @@ import typer
 
 from parallel_r1 import distributed as processes
 from parallel_r1.cli import options
-from parallel_r1.cli.app import app, console, quiet, sampling_of
+from parallel_r1.cli.app import app, console, load_policy, print_json, quiet
 from parallel_r1.errors import Missing, UserError
 from parallel_r1.files import whole, write_text, written
 
 if TYPE_CHECKING:
+    from parallel_r1.evaluation.measure import Result
+    from parallel_r1.generation.settings import Engine, Sampling
+    from parallel_r1.runs.estimate import Plan
+    from parallel_r1.runs.folder import RunFolder
     from parallel_r1.runs.recipe import Recipe
+    from parallel_r1.tasks.prompts import Prompt
 
 
 @app.command()
@@ -24,9 +30,10 @@ def demo(
     overrides: options.Overrides = None,
     track: options.Track = None,
     recipe: Annotated[Path, typer.Option(help="The recipe to run.")] = Path("recipes/tiny/demo.toml"),
+    as_json: options.AsJson = False,
 ) -> None:
     """Watch a tiny model learn to think in parallel: the whole curriculum beside plain GRPO, in minutes on a CPU."""
-    _run(recipe, out, _changes(overrides, track), None)
+    _run(recipe, out, _changes(overrides, track), None, as_json)
 
 
 @app.command()
@@ -35,13 +42,16 @@ def train(
     out: options.Out = None,
     overrides: options.Overrides = None,
     track: options.Track = None,
-    dry_run: Annotated[bool, typer.Option(help="Check all that needs no weights, print the plan, stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Check everything that needs no weights, print the plan and stop.")
+    ] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Run every stage of a recipe: a curriculum."""
     if dry_run:
-        _plan(recipe, _changes(overrides, track))
+        _plan(recipe, _changes(overrides, track), as_json)
     else:
-        _run(recipe, out, _changes(overrides, track), None)
+        _run(recipe, out, _changes(overrides, track), None, as_json)
 
 
 @app.command()
@@ -50,9 +60,10 @@ def sft(
     out: options.Out = None,
     overrides: options.Overrides = None,
     track: options.Track = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Run the supervised stages of a recipe only."""
-    _run(recipe, out, _changes(overrides, track), "sft")
+    _run(recipe, out, _changes(overrides, track), "sft", as_json)
 
 
 @app.command()
@@ -61,51 +72,64 @@ def rl(
     out: options.Out = None,
     overrides: options.Overrides = None,
     track: options.Track = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Run the reinforcement-learning stages of a recipe only. Give the start with --set model.path=FOLDER."""
-    _run(recipe, out, _changes(overrides, track), "rl")
+    _run(recipe, out, _changes(overrides, track), "rl", as_json)
 
 
 def _changes(overrides: list[str] | None, track: list[str] | None) -> list[str]:
-    """What the options of a command change in a recipe."""
+    """The changes of a recipe that the options of a command ask for."""
     return [*(overrides or []), *([f"tracking={json.dumps(track)}"] if track else [])]
 
 
-def _plan(path: Path, overrides: list[str]) -> None:
+def _plan(path: Path, overrides: list[str], as_json: bool) -> None:
     from parallel_r1.runs.recipe_file import load_recipe
 
     recipe = load_recipe(path, overrides)
-    from parallel_r1.report import terminal as display
+    from parallel_r1.report.tables import print_plan
     from parallel_r1.runs import estimate as plan
     from parallel_r1.runs.curriculum import check
 
     quiet()
     missing: list[Missing] = []
-    display.plan(console, plan.make(recipe, check(recipe, missing)), missing)
+    planned = plan.make(recipe, check(recipe, missing))
+    if as_json:
+        print_json(_plan_json(planned, missing))
+    else:
+        print_plan(console, planned, missing)
 
 
-def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft", "rl"] | None) -> None:
+def _plan_json(planned: Plan, missing: list[Missing]) -> dict[str, Any]:
+    stages = [
+        {**asdict(stage), "memory": stage.memory and {**asdict(stage.memory), "peak": stage.memory.peak}}
+        for stage in planned.stages
+    ]
+    return {**asdict(planned), "stages": stages, "missing": [str(error) for error in missing]}
+
+
+def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft", "rl"] | None, as_json: bool) -> None:
+    """Run the stages of a recipe, all of them or those of one kind. As JSON, the run folder and the results of every
+    stage are printed at the end, and nothing before."""
     from parallel_r1.runs.recipe_file import load_recipe
 
     recipe = load_recipe(path, overrides)
     if kind is not None:
         recipe = recipe.only(kind)
-    from parallel_r1.evaluation import tables as report
-    from parallel_r1.report import terminal as display
-    from parallel_r1.report.curves import picture
+    from parallel_r1.report.progress import RunProgress
     from parallel_r1.runs.curriculum import build_policy, check, train
     from parallel_r1.runs.folder import RunFolder
     from parallel_r1.runs.trackers import Tracking
 
     quiet()
     processes.start(recipe.processes.count)
-    console.quiet = not processes.is_first()
+    console.quiet = as_json or not processes.is_first()
     check(recipe)
     folder, again = _choose_folder(out, recipe)
     policy = build_policy(recipe)
     run = RunFolder.create(folder, recipe)
     console.print(f"{'going on in' if again else 'writing to'} {run.path}", soft_wrap=True, highlight=False)
-    with display.RunProgress(console) as progress, Tracking(recipe, run) as tracking:
+    with RunProgress(console) as progress, Tracking(recipe, run) as tracking:
 
         @processes.by_first
         def tell(row: dict[str, Any]) -> None:
@@ -114,21 +138,32 @@ def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft"
 
         results = train(recipe, policy, run, tell)
     if processes.is_first():
-        chosen = report.chosen(run.metrics())
-        if results:
-            write_text(run.path / "table.md", report.markdown(results, recipe.compare, chosen))
-            display.results(console, results, recipe.compare)
-        for line in chosen:
-            console.print(line, soft_wrap=True, highlight=False)
-        if not picture(run.metrics(), run.path / "curves.png"):
-            console.print("no picture: it needs an RL stage and `pip install 'parallel-r1[plot]'`", markup=False)
+        _conclude(recipe, run, results)
     run.finish()
     console.print(f"everything is in {run.path}", soft_wrap=True, highlight=False)
+    if as_json and processes.is_first():
+        print_json({"run": str(run.path), "results": [result.to_json() for result in results]})
+
+
+def _conclude(recipe: Recipe, run: RunFolder, results: list[Result]) -> None:
+    """Write and print the table and the picture of a run."""
+    from parallel_r1.evaluation import tables as report
+    from parallel_r1.report.curves import picture
+    from parallel_r1.report.tables import print_results
+
+    chosen = report.chosen(run.metrics())
+    if results:
+        write_text(run.path / "table.md", report.markdown(results, recipe.compare, chosen))
+        print_results(console, results, recipe.compare)
+    for line in chosen:
+        console.print(line, soft_wrap=True, highlight=False)
+    if not picture(run.metrics(), run.path / "curves.png"):
+        console.print("no picture: it needs an RL stage and `pip install 'parallel-r1[plot]'`", markup=False)
 
 
 @processes.by_first
 def _choose_folder(out: Path | None, recipe: Recipe) -> tuple[Path, bool]:
-    """Where to write, and whether this recipe was begun there."""
+    """The folder to write to, and whether a run of this recipe was interrupted there."""
     from parallel_r1.runs.folder import RunFolder
 
     with written(out or Path("runs")):
@@ -137,7 +172,7 @@ def _choose_folder(out: Path | None, recipe: Recipe) -> tuple[Path, bool]:
 
 
 def _free_folder(wanted: Path, recipe: Recipe) -> Path:
-    """The first of NAME, NAME-2, NAME-3, .. that does not exist, or in which this recipe was broken off."""
+    """The first of NAME, NAME-2, NAME-3, .. that does not exist, or that holds an interrupted run of this recipe."""
     from parallel_r1.runs.folder import RunFolder
 
     number, folder = 1, wanted
@@ -148,22 +183,16 @@ def _free_folder(wanted: Path, recipe: Recipe) -> Path:
 
 
 @app.command("eval")
+@options.shared(paths=4)
 def evaluate(
     model: options.ModelPath,
     task: Annotated[list[str], typer.Option(help="A task, such as countdown-hard. Repeatable.")],
+    sampling: Sampling,
+    engine: Engine,
+    prompt: Prompt,
     problems: Annotated[int, typer.Option(min=1, help="Held-out problems.")] = 200,
-    samples: Annotated[int, typer.Option(min=1, help="Answers to each problem: the k of mean@k.")] = 8,
-    sampler: options.SamplerName = "isolated",
-    paths: options.Paths = 4,
-    temperature: options.Temperature = 1.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to every problem: the k of mean@k.")] = 8,
     seed: options.Seed = 1234,
-    total: options.Total = 512,
-    critical_path: options.Critical = 256,
-    path_tokens: options.PathBudget = 128,
-    forks: options.Forks = 4,
     rollouts: Annotated[Path | None, typer.Option(help="Write the answers to this JSONL file, for `show`.")] = None,
     shared_by: Annotated[
         int, typer.Option("--processes", min=1, help="Processes that share the work, started by torchrun.")
@@ -171,32 +200,33 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure a model on held-out problems: mean@k and pass@k with intervals, parallel ratio, latency."""
-    sampling = sampling_of(
-        sampler=sampler,
-        paths=paths,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        total=total,
-        critical_path=critical_path,
-        path_tokens=path_tokens,
-        forks=forks,
-    )
-    from parallel_r1 import models
     from parallel_r1.answers.rollout import write_jsonl
     from parallel_r1.evaluation.measure import held_out, summarise
+    from parallel_r1.generation.generator import make_generator
     from parallel_r1.generation.rollouts import answer
-    from parallel_r1.report import terminal as display
+    from parallel_r1.report.tables import print_results
     from parallel_r1.tasks.base import load_task
 
     quiet()
     processes.start(shared_by)
-    chosen = [load_task(name) for name in task]
+    tasks = [load_task(name) for name in task]
     if rollouts is not None and rollouts.exists():
         raise UserError("a new file for --rollouts", f"{rollouts} exists", "give another name")
-    policy = models.load(model)
-    drawn = [answer(policy, each, held_out(each, problems, seed), samples, sampling, seed) for each in chosen]
+    policy = load_policy(model, engine)
+    generator = make_generator(policy, engine)
+    drawn = [
+        answer(
+            policy,
+            one,
+            held_out(one, problems, seed),
+            samples,
+            sampling,
+            seed,
+            prompt=prompt,
+            generator=generator,
+        )
+        for one in tasks
+    ]
     if not processes.is_first():
         return
     results = [summarise(answers, model) for answers in drawn]
@@ -204,6 +234,6 @@ def evaluate(
         with whole(rollouts) as file:
             write_jsonl(file, [rollout for answers in drawn for rollout in answers])
     if as_json:
-        print(json.dumps([result.to_json() for result in results]))
+        print_json([result.to_json() for result in results])
     else:
-        display.results(console, results, ())
+        print_results(console, results, ())

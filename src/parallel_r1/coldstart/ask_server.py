@@ -1,4 +1,4 @@
-"""Asks any server that speaks OpenAI's protocol, many requests at a time."""
+"""Ask any server that speaks OpenAI's protocol, with many requests at a time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 Take = Callable[[Response], bool]
-"""Keeps a response and says whether to go on."""
+"""Called with every response; returns whether to go on."""
 LONGEST_WAIT = 8.0
-"""Seconds between two tries, where the server does not say how long to wait."""
+"""Longest pause between two tries, in seconds, where the server does not say how long to wait."""
 FATAL = (401, 403, 404)
-"""What a server says to every request if the key, the address or the model is wrong."""
+"""Statuses that a server answers every request with if the key, the address or the model is wrong."""
 REFUSED = (400, 413, 422)
-"""What a server says to one request that it cannot take, such as one that is too long for the model."""
+"""Statuses for a single request that the server cannot take, such as one that is too long for the model."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class Server:
     Attributes:
         base_url: with its version, such as http://localhost:8000/v1.
         model: its name there.
-        instruction: what is asked, with `{problem}` where the statement goes.
-        temperature, top_p, max_tokens: how an answer is drawn; `max_tokens` counts thoughts too.
-        concurrency: requests at a time.
-        timeout: seconds that one of them may take.
-        retries: how often one is asked again before it counts as failed.
+        instruction: the text of a request, with `{problem}` where the statement goes.
+        temperature, top_p, max_tokens: how an answer is sampled; `max_tokens` counts thoughts too.
+        concurrency: number of requests at a time.
+        timeout: seconds that one request may take.
+        retries: how often a request is made again before it counts as lost.
 
     The key is read from the environment variable OPENAI_API_KEY.
 
     Raises:
-        UserError: the client is not installed.
+        UserError: the package openai is not installed.
     """
 
     base_url: str
@@ -59,26 +59,33 @@ class Server:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What its answers depend on; the server may move and be asked faster."""
+        """Everything that the answers depend on; the address of the server and the concurrency may change."""
         names = ("model", "instruction", "temperature", "top_p", "max_tokens")
         return {"teacher": "server"} | {name: getattr(self, name) for name in names}
 
     def ask(self, asks: Sequence[Ask], take: Take) -> None:
-        """Ask until every response has been taken, or `take` says that it is enough.
+        """Ask until every request has its response, or `take` returns False.
 
         Raises:
-            UserError: the server refuses everyone, cannot be reached any more, or left some without an answer.
+            UserError: the server refuses all requests, cannot be reached any more, or left some without an answer.
         """
         asyncio.run(_Asking(self, deque(asks), take).run())
 
 
 class _Unanswered(Exception):
-    """A request that got no answer however often it was asked."""
+    """A request without an answer after all retries."""
 
 
 @dataclass
 class _Asking:
-    """Requests that are under way."""
+    """The requests of one `ask`.
+
+    Attributes:
+        queue: requests that have not been made.
+        lost, lost_in_a_row: requests without an answer, and how many of them since the last answer.
+        enough: whether `take` has returned False.
+        saving: held while a response is taken, one at a time.
+    """
 
     server: Server
     queue: deque[Ask]
@@ -112,7 +119,7 @@ class _Asking:
             )
 
     async def work(self, client: AsyncOpenAI) -> None:
-        """Ask for one after the other."""
+        """Make one request after the other until none is left."""
         while self.queue and not self.enough:
             ask = self.queue.popleft()
             try:
@@ -132,8 +139,8 @@ class _Asking:
             self.enough |= not go_on
 
     async def one(self, client: AsyncOpenAI, ask: Ask) -> Response:
-        """The response to a request. The client itself asks again after what is known to pass (no connection, 408, 409,
-        429, 5xx), and waits as long as the server says."""
+        """The response to a request. The client itself tries again after failures that may pass (no connection, 408,
+        409, 429, 5xx), and waits as long as the server says."""
         import openai
 
         wait = 0.5
@@ -141,16 +148,16 @@ class _Asking:
             try:
                 return self.read(ask, await self.request(client, ask))
             except openai.APIStatusError as error:
-                said = f"{error.status_code}: {_words(error)}"
+                message = f"{error.status_code}: {_words(error)}"
                 if error.status_code in FATAL:
                     raise UserError(
                         f"a server that takes requests for {self.server.model}",
-                        said,
+                        message,
                         "check --base-url, --model and the environment variable OPENAI_API_KEY",
                     ) from error
                 if error.status_code in REFUSED:
-                    return Response(*ask.key, "", "refused", 0, 0, said)
-                raise _Unanswered(said) from error
+                    return Response(*ask.key, "", "refused", 0, 0, message)
+                raise _Unanswered(message) from error
             except openai.APIConnectionError as error:
                 raise _Unanswered(_words(error.__cause__ or error)) from error
             except (ValueError, TypeError, AttributeError, IndexError, openai.APIResponseValidationError) as error:
@@ -160,6 +167,7 @@ class _Asking:
         raise _Unanswered(f"a response that is no completion ({_words(broken)})")
 
     async def request(self, client: AsyncOpenAI, ask: Ask) -> Any:
+        """Make one request and return the completion."""
         server = self.server
         return await client.chat.completions.create(
             model=server.model,
@@ -170,7 +178,7 @@ class _Asking:
         )
 
     def read(self, ask: Ask, completion: Any) -> Response:
-        """What a completion says; thoughts that the server has parted from the answer are left out."""
+        """A completion as a response, without thoughts that the server has put into a field of their own."""
         choice, usage = completion.choices[0], completion.usage
         text = choice.message.content or ""
         if not isinstance(text, str):
@@ -181,5 +189,5 @@ class _Asking:
 
 
 def _words(error: BaseException) -> str:
-    """An error in one short line."""
+    """An error as one short line."""
     return " ".join(f"{error or type(error).__name__}".split())[:200]

@@ -1,4 +1,4 @@
-"""Ask, judge, count, and write what was kept."""
+"""Collect answers to imitate: ask a teacher, judge its responses, write the ones that are kept."""
 
 from __future__ import annotations
 
@@ -13,34 +13,39 @@ from parallel_r1.answers.rollout import Problem
 from parallel_r1.coldstart.filters import MEANING, Reason, Sieve, Statistics, Verdict, judge, statistics
 from parallel_r1.coldstart.journal import Ask, Journal, Key, Response
 from parallel_r1.errors import UserError
-from parallel_r1.files import whole
-from parallel_r1.tasks.base import Task
+from parallel_r1.files import write_text
+from parallel_r1.tasks.base import Task, problem_stream
 from parallel_r1.tasks.datasets.rows import write_file
 
 ANSWERS, REJECTED, STATISTICS, CARD = "answers.parquet", "rejected.jsonl", "statistics.json", "README.md"
 
 
 class Respondent(Protocol):
-    """Who answers."""
+    """A teacher: a server, or a model of the user's own."""
 
     @property
-    def settings(self) -> dict[str, Any]: ...
+    def settings(self) -> dict[str, Any]:
+        """Everything that its answers depend on besides the problem, as JSON."""
+        ...
 
-    def ask(self, asks: Sequence[Ask], take: Callable[[Response], bool]) -> None: ...
+    def ask(self, asks: Sequence[Ask], take: Callable[[Response], bool]) -> None:
+        """Answer requests, in any order, and call `take` with every response, one at a time. Once `take` returns False
+        no further request is begun."""
+        ...
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When it is enough.
+    """When a collection stops before everything is answered.
 
     Attributes:
-        tokens: of prompts and answers together.
-        money: in the currency of the prices.
+        tokens: the most tokens of prompts and answers together.
+        money: the most that may be spent, in the currency of the prices.
         prompt_price, answer_price: of a million tokens.
-        patience: responses in a row of which none is kept.
+        patience: the most responses in a row of which none is kept.
 
     Raises:
-        UserError: a cap of money without a price.
+        UserError: money is capped and there is no price.
     """
 
     tokens: int | None = None
@@ -56,13 +61,18 @@ class Limits:
 
 @dataclass
 class Collection:
-    """The responses in a journal, with what becomes of each.
+    """The responses in a journal and their judgements.
 
     Attributes:
         tasks: by name; they verify answers.
-        asks: everything that shall be asked, in this order.
-        tell: is told after every response.
-        over: why no more is asked; None while it is not over.
+        asks: all requests, in the order in which they are made.
+        tell: called with the collection after every response.
+        over: why no more requests are made; None as long as they are.
+        verdicts: the judgements by the key of their request.
+        problems: the problems by the key of their request.
+        kept: number of responses that are kept.
+        tokens, money: used so far.
+        rejected: why responses were not kept, since the last one that was.
     """
 
     tasks: Mapping[str, Task]
@@ -77,37 +87,36 @@ class Collection:
     kept: int = 0
     tokens: int = 0
     money: float = 0.0
-    vain: list[Reason] = field(default_factory=list)  # of the last responses, since one was kept
+    rejected: list[Reason] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.problems = {ask.key: ask.problem for ask in self.asks}
-        for response in self.journal.responses.values():
-            self._count(response)
-        self.vain.clear()  # another sieve or a mended server may do better now
-        self._limit()
+        self._count(list(self.journal.responses.values()))
+        self.rejected.clear()  # other rules or a corrected server may do better now
+        self._check_limits()
 
     @property
     def left(self) -> list[Ask]:
-        """What has not been answered."""
+        """The requests without a response."""
         return [ask for ask in self.asks if ask.key not in self.journal.responses]
 
     def run(self, teacher: Respondent) -> None:
-        """Ask for what has not been answered. Whatever happens, what has come is written.
+        """Make the requests without a response. Whatever happens, the responses that have come are written.
 
         Raises:
-            UserError: as the teacher's `ask`; or `patience` responses in a row were not worth keeping.
+            UserError: as the teacher's `ask`; or `patience` responses in a row were not kept.
         """
         try:
             if self.left and not self.over:
                 teacher.ask(self.left, self._take)
         finally:
             write(self.journal.folder, self)
-        if len(self.vain) >= self.limits.patience:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(self.vain).most_common())
+        if len(self.rejected) >= self.limits.patience:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(self.rejected).most_common())
             raise UserError(
                 "responses that are worth keeping",
-                f"{len(self.vain)} in a row that are not: {reasons}",
-                f"look at {self.journal.folder / REJECTED}; mend --instruction, or raise --patience, and go on",
+                f"{len(self.rejected)} in a row that are not: {reasons}",
+                f"look at {self.journal.folder / REJECTED}; change --instruction, or raise --patience, and go on",
             )
 
     def _take(self, response: Response) -> bool:
@@ -115,54 +124,62 @@ class Collection:
         capped = self.limits.tokens is not None or self.limits.money is not None
         if capped and response.text and not response.answer_tokens:
             raise UserError("a server that counts tokens, since there is a cap", "none", "leave the caps out")
-        self._count(response)
-        self._limit()
+        self._count([response])
+        self._check_limits()
         self.tell(self)
         return self.over is None
 
-    def _count(self, response: Response) -> None:
+    def _count(self, responses: Sequence[Response]) -> None:
+        """Judge responses, those to a task's problems in one batch, and count them in their order."""
         limits = self.limits
-        self.tokens += response.prompt_tokens + response.answer_tokens
-        cost = response.prompt_tokens * limits.prompt_price + response.answer_tokens * limits.answer_price
-        self.money += cost / 1e6
-        problem = self.problems.get(response.key)
-        if problem is None:  # asked for by an earlier command with more problems
-            return
-        verdict = judge(response, problem, self.tasks[problem.source], self.sieve)
-        self.verdicts[response.key] = verdict
-        if verdict.reason is None:
-            self.kept += 1
-            self.vain.clear()
-        else:
-            self.vain.append(verdict.reason)
+        by_task: dict[str, list[Response]] = {}
+        for response in responses:
+            self.tokens += response.prompt_tokens + response.answer_tokens
+            cost = response.prompt_tokens * limits.prompt_price + response.answer_tokens * limits.answer_price
+            self.money += cost / 1e6
+            if response.key in self.problems:  # others are from an earlier command with more problems
+                by_task.setdefault(response.source, []).append(response)
+        for name, batch in by_task.items():
+            problems = [self.problems[response.key] for response in batch]
+            judged = judge(batch, problems, self.tasks[name], self.sieve)
+            self.verdicts |= {response.key: verdict for response, verdict in zip(batch, judged, strict=True)}
+        for response in responses:
+            verdict = self.verdicts.get(response.key)
+            if verdict is None:
+                continue
+            if verdict.reason is None:
+                self.kept += 1
+                self.rejected.clear()
+            else:
+                self.rejected.append(verdict.reason)
 
-    def _limit(self) -> None:
+    def _check_limits(self) -> None:
         limits = self.limits
         if limits.tokens is not None and self.tokens >= limits.tokens:
             self.over = f"{self.tokens:,} of {limits.tokens:,} tokens are used"
         elif limits.money is not None and self.money >= limits.money:
             self.over = f"{self.money:.2f} of {limits.money:.2f} are spent"
-        elif len(self.vain) >= limits.patience:
-            self.over = f"{len(self.vain)} responses in a row were not worth keeping"
+        elif len(self.rejected) >= limits.patience:
+            self.over = f"{len(self.rejected)} responses in a row were not worth keeping"
 
     def judged(self) -> Iterable[tuple[Response, Verdict]]:
-        """All of them, in the order in which they were asked for."""
+        """All responses with their judgements, in the order of the requests."""
         responses = self.journal.responses
         return ((responses[ask.key], self.verdicts[ask.key]) for ask in self.asks if ask.key in self.verdicts)
 
     def to_json(self) -> dict[str, Any]:
-        """What came of it as one JSON object."""
+        """The counts and the statistics as one JSON object."""
         return {
             "kept": self.kept,
             "left": len(self.left),
             "tokens": self.tokens,
             "money": self.money,
             "over": self.over,
-            "sources": [each.to_json() for each in self.statistics()],
+            "sources": [source.to_json() for source in self.statistics()],
         }
 
     def statistics(self) -> list[Statistics]:
-        """Those of every source that has responses."""
+        """The statistics of every source that has responses."""
         by_source: dict[str, list[tuple[Response, Verdict]]] = {}
         for pair in self.judged():
             by_source.setdefault(pair[0].source, []).append(pair)
@@ -170,21 +187,23 @@ class Collection:
 
 
 def problems_of(task: Task, seed: int, limit: int | None) -> list[Problem]:
-    """Problems to train on, each once: so many, or all that there are."""
-    found: dict[str, Problem] = {}
-    again = 0
-    for problem in task.problems("train", seed):
-        again = again + 1 if problem.id in found else 0
-        found.setdefault(problem.id, problem)
-        # A set comes in epochs; of what a generator draws enough is known when nothing new comes for so long.
-        if len(found) == limit or again > len(found):
+    """Different training problems of a task: as many as `limit`, or all that there are."""
+    by_id: dict[str, Problem] = {}
+    repeated = 0
+    for problem in problem_stream(task, "train", seed, may_end=True):
+        repeated = repeated + 1 if problem.id in by_id else 0
+        by_id.setdefault(problem.id, problem)
+        # A data set repeats epoch by epoch. A generator has no end: it is taken to have no more when as many problems
+        # in a row as there are were not new.
+        if len(by_id) == limit or repeated > len(by_id):
             break
-    return list(found.values())
+    return list(by_id.values())
 
 
 def write(folder: Path, collection: Collection) -> None:
-    """Write what is kept (`answers.parquet`, which cold starts read), what is not and why (`rejected.jsonl`), how many
-    (`statistics.json`) and the data card. All of it follows from the responses, so it can be written again."""
+    """Write the kept answers (`answers.parquet`, which a cold start reads), the others with their reasons
+    (`rejected.jsonl`), the statistics (`statistics.json`) and the data card. All of it is computed from the responses,
+    so it can be written again."""
     kept, rejected = [], []
     for response, verdict in collection.judged():
         problem = collection.problems[response.key]
@@ -193,19 +212,17 @@ def write(folder: Path, collection: Collection) -> None:
             kept.append({**row, "prompt": problem.prompt, "text": verdict.text, "answer": problem.answer})
         else:
             rejected.append({**row, "reason": verdict.reason, "refused": response.refused, "text": verdict.text})
-    found = collection.statistics()
     if kept:
         write_file(folder / ANSWERS, kept)
     else:
-        (folder / ANSWERS).unlink(missing_ok=True)  # what an earlier command kept
+        (folder / ANSWERS).unlink(missing_ok=True)  # written by an earlier command with other rules
     write_file(folder / REJECTED, rejected)
-    with whole(folder / STATISTICS) as part:
-        part.write_text(json.dumps([each.to_json() for each in found], indent=1) + "\n", encoding="utf-8")
-    with whole(folder / CARD) as part:
-        part.write_text(card(folder, collection, found), encoding="utf-8")
+    sources = collection.statistics()
+    write_text(folder / STATISTICS, json.dumps([source.to_json() for source in sources], indent=1) + "\n")
+    write_text(folder / CARD, card(folder, collection, sources))
 
 
-def card(folder: Path, collection: Collection, found: Sequence[Statistics]) -> str:
+def card(folder: Path, collection: Collection, sources: Sequence[Statistics]) -> str:
     """The data card, in Markdown."""
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     sieve = collection.sieve
@@ -219,8 +236,8 @@ def card(folder: Path, collection: Collection, found: Sequence[Statistics]) -> s
         f'    file = "{folder / ANSWERS}"',
         "",
         f"* Teacher: {settings['model']}"
-        + (", which shall learn from itself" if settings["teacher"] == "self" else "; its licence may bind who learns")
-        + ". How it was asked stands in `settings.json`.",
+        + (", the model itself" if settings["teacher"] == "self" else "; its licence may bind who learns from it")
+        + ". Its settings are in `settings.json`.",
         f"* Kept are answers that are right, well formed (layout repaired), of at most {sieve.words:,} words, "
         + ("" if sieve.foreign else "in English, ")
         + ("" if sieve.sequential else "with a fork, ")
@@ -228,13 +245,13 @@ def card(folder: Path, collection: Collection, found: Sequence[Statistics]) -> s
         f"* All responses are in `responses.jsonl`: {collection.tokens:,} tokens. Why one is not kept"
         f" is in `{REJECTED}`.",
         "",
-        "| | " + " | ".join(each.source for each in found) + " |",
-        "|---|" + "---|" * len(found),
-        *("| " + " | ".join([name, *(value(each) for each in found)]) + " |" for name, value in ROWS.items()),
+        "| | " + " | ".join(source.source for source in sources) + " |",
+        "|---|" + "---|" * len(sources),
+        *("| " + " | ".join([name, *(value(source) for source in sources)]) + " |" for name, value in ROWS.items()),
         *(
-            "| " + " | ".join([MEANING[reason], *(f"{each.reasons.get(reason, 0):,}" for each in found)]) + " |"
+            "| " + " | ".join([MEANING[reason], *(f"{source.reasons.get(reason, 0):,}" for source in sources)]) + " |"
             for reason in MEANING
-            if any(reason in each.reasons for each in found)
+            if any(reason in source.reasons for source in sources)
         ),
         "",
     ]
@@ -246,15 +263,15 @@ def _number(value: float | None, form: str) -> str:
 
 
 ROWS: dict[str, Callable[[Statistics], str]] = {
-    "problems asked": lambda each: f"{each.problems:,}",
-    "problems with a kept answer": lambda each: f"{each.solved:,}",
-    "responses": lambda each: f"{each.responses:,}",
-    "kept": lambda each: f"{each.kept:.1%}",
-    "layout repaired, of the kept": lambda each: _number(each.repaired, ".1%"),
-    "forks in an answer": lambda each: _number(each.forks, ".2f"),
-    "paths of a fork": lambda each: _number(each.paths, ".2f"),
-    "words": lambda each: _number(each.words, ".0f"),
-    "words inside paths": lambda each: _number(each.inside, ".0%"),
-    "first fork at": lambda each: _number(each.first, ".0%"),
+    "problems asked": lambda source: f"{source.problems:,}",
+    "problems with a kept answer": lambda source: f"{source.solved:,}",
+    "responses": lambda source: f"{source.responses:,}",
+    "kept": lambda source: f"{source.kept:.1%}",
+    "layout repaired, of the kept": lambda source: _number(source.repaired, ".1%"),
+    "forks in an answer": lambda source: _number(source.forks, ".2f"),
+    "paths of a fork": lambda source: _number(source.paths, ".2f"),
+    "words": lambda source: _number(source.words, ".0f"),
+    "words inside paths": lambda source: _number(source.inside, ".0%"),
+    "first fork at": lambda source: _number(source.first, ".0%"),
 }
-"""What is told of a source."""
+"""Rows of the table of statistics: a title, and a function from the statistics of a source to its cell."""

@@ -1,4 +1,4 @@
-"""Answers to imitate: from a file, or from a task's procedural teacher."""
+"""Answers to imitate: from a file, or written by a task that has a procedural teacher."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from parallel_r1.coldstart.settings import Data
 from parallel_r1.errors import Missing, UserError
 from parallel_r1.models.checks import positions
 from parallel_r1.models.policy import Policy
-from parallel_r1.tasks.base import epochs, load_task
+from parallel_r1.tasks.base import epochs, load_task, problem_stream
 from parallel_r1.tasks.datasets.rows import read_file
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and an answer to imitate; `rehearsal` if its first token is given, so that nothing is taught about the
-    choice between forking and not."""
+    """A prompt and an answer to imitate.
+
+    Attributes:
+        rehearsal: whether the first token of the answer is given instead of learnt. Then the example teaches nothing
+            about the choice between opening a fork and not.
+    """
 
     prompt: str
     text: str
@@ -31,20 +35,37 @@ class Example:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A task that can also write answers. An answer that did not solve its problem is None."""
+    """A task that can also write correct answers to its own problems, by a procedure and without a model.
 
-    def sequential_answer(self, problem: Problem, rng: random.Random, most: int) -> str | None: ...
+    A recipe that names such a task under `data.tasks` learns from its answers; `countdown.py` is an example. Both
+    methods return the whole text of an answer, tags included, or None if their tries did not solve the problem: then
+    the next problem is taken. All their random choices must come from `rng`, so that a seed repeats a run.
+    """
 
-    def parallel_answer(
-        self, problem: Problem, rng: random.Random, paths: int, most: int, after: int
-    ) -> str | None: ...
+    def sequential_answer(self, problem: Problem, rng: random.Random, most: int) -> str | None:
+        """An answer without a fork.
+
+        Args:
+            most: how many tries it may make.
+        """
+        ...
+
+    def parallel_answer(self, problem: Problem, rng: random.Random, paths: int, most: int, after: int) -> str | None:
+        """An answer with a fork whose paths do not know of one another.
+
+        Args:
+            paths: how many paths the fork has, at least 2.
+            most: how many tries a path may make.
+            after: how many tries the trunk may make after a fork in which no path succeeded.
+        """
+        ...
 
 
 def examples(data: Data, seed: int, hold_back: bool = False) -> Iterator[Example]:
-    """Endless prompts and answers, the same for the same seed.
+    """Prompts and answers without end, the same for the same seed.
 
     Args:
-        hold_back: whether the validation problems of the tasks are left out.
+        hold_back: whether the validation problems of countdown tasks are left out.
 
     Raises:
         UserError: a task without a teacher, or a file that cannot be read.
@@ -53,7 +74,7 @@ def examples(data: Data, seed: int, hold_back: bool = False) -> Iterator[Example
         yield from epochs(read_examples(Path(data.file)), seed)
     rng = random.Random(f"coldstart/{seed}")
     sources = {
-        name: (_teacher(name), load_task(name, hold_back).problems("train", seed))
+        name: (_teacher(name), problem_stream(load_task(name, hold_back), "train", seed))
         for name in {**data.tasks, **data.rehearse}
     }
     while True:
@@ -73,7 +94,7 @@ def examples(data: Data, seed: int, hold_back: bool = False) -> Iterator[Example
 
 
 def check(data: Data) -> None:
-    """Refuse data that cannot be read, and tasks without a teacher, before anything is learnt from them."""
+    """Refuse data that cannot be read, and tasks without a teacher, before a model is loaded."""
     if data.file is not None:
         read_examples(Path(data.file))
     for name in {**data.tasks, **data.rehearse}:
@@ -81,7 +102,7 @@ def check(data: Data) -> None:
 
 
 def check_lengths(data: Data, policy: Policy, instruction: str) -> None:
-    """Refuse answers of a file that are longer than the model's positions."""
+    """Refuse a file with an answer that needs more positions than the model has."""
     most = positions(policy.model.config)
     if data.file is None or most is None:
         return
@@ -92,7 +113,7 @@ def check_lengths(data: Data, policy: Policy, instruction: str) -> None:
         length = len(policy.encode(instruction + example.prompt)) + len(policy.encode(example.text)) + 1
         if length > most:
             raise UserError(
-                f"answers within the {most} positions that the model knows",
+                f"answers within the {most} positions of the model",
                 f"{length} tokens in row {number} of {data.file}",
                 "leave it out, or choose another model",
             )
@@ -106,18 +127,17 @@ def _teacher(name: str) -> Teacher:
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Prompts and answers of a JSONL or parquet file with the columns `prompt` and `text`; answers that break the
-    format are refused.
+    """The examples in a JSONL or parquet file with the columns `prompt` and `text`.
 
     Raises:
         UserError: no such file, a row without a text in each of the two columns, a malformed answer, or no row at all.
     """
     if not path.is_file():
         raise Missing("a file of answers", f"no file {path}", "check data.file, or write it with parallel-r1 coldstart")
-    found = [_example(row, f"row {number} of {path}") for number, row in enumerate(read_file(path), 1)]
-    if not found:
+    rows = [_example(row, f"row {number} of {path}") for number, row in enumerate(read_file(path), 1)]
+    if not rows:
         raise UserError("a file with answers", f"{path} is empty", "check data.file")
-    return found
+    return rows
 
 
 def _example(row: dict[str, Any], place: str) -> Example:
@@ -127,18 +147,27 @@ def _example(row: dict[str, Any], place: str) -> Example:
         raise UserError(
             "a prompt and a text in every row",
             f"{place} without a text in '{missing[0]}' (its columns: {columns})",
-            "rename the columns, or mend that row",
+            "rename the columns, or correct that row",
         )
-    defects = parse_text(row["text"]).defects
+    return checked(Example(row["prompt"], row["text"]), place)
+
+
+def checked(example: Example, place: str) -> Example:
+    """The example, if its answer is well-formed.
+
+    Args:
+        place: where it comes from, for the error.
+    """
+    defects = parse_text(example.text).defects
     if defects:
         raise UserError(
             "well-formed answers", f"{place}: {defects[0].message}", "see what parallel-r1 data repair can do"
         )
-    return Example(row["prompt"], row["text"])
+    return example
 
 
 def to_trace(example: Example, policy: Policy, sampler: Sampler, instruction: str = "") -> Trace:
-    """An example, after an instruction, as a trace that ends with the end of text."""
+    """An example as a trace that ends with the end-of-text token, its prompt after an instruction."""
     token_ids = [*policy.encode(example.text), *policy.tags.eos]
     trace = parse(token_ids, policy.tags, sampler=sampler, prompt_ids=policy.encode(instruction + example.prompt))
     if not example.rehearsal:
@@ -150,8 +179,8 @@ def to_trace(example: Example, policy: Policy, sampler: Sampler, instruction: st
 
 
 def plain_texts(data: Data, seed: int, count: int) -> Iterator[str]:
-    """Texts to train a tokenizer on: examples cut at their tags, so that no merge crosses one. Parallel and
-    sequential answers both, whatever the data's share."""
+    """Texts to train a tokenizer on: examples cut at their tags, so that no merge crosses one. Half of the examples are
+    parallel answers and half sequential ones, whatever `data.parallel` is."""
     for share in (0.0, 1.0):
         source = examples(data.model_copy(update={"parallel": share, "rehearsal": 0.0}), seed)
         for _ in range(count // 2):

@@ -1,19 +1,19 @@
-"""Which responses are worth imitating, and why the others are not."""
+"""Which responses of a teacher are kept to be imitated, and why the others are not."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from parallel_r1.answers.convert import repair
 from parallel_r1.answers.parser import parse_text, trunk
 from parallel_r1.answers.rollout import Problem
-from parallel_r1.answers.shape import Shape, mean, self_bleu, shape
+from parallel_r1.answers.shape import Shape, mean, paths_of_text, self_bleu, shape
 from parallel_r1.answers.syntax import without_tags
 from parallel_r1.coldstart.journal import Response
-from parallel_r1.tasks.base import Task
+from parallel_r1.tasks.base import Task, verdicts
 from parallel_r1.tasks.datasets.damage import foreign
 
 Reason = Literal["refused", "unfinished", "malformed", "long", "language", "sequential", "wrong", "alike"]
@@ -31,13 +31,13 @@ MEANING: dict[Reason, str] = {
 
 @dataclass(frozen=True)
 class Sieve:
-    """What a response must be like.
+    """The rules by which responses are kept.
 
     Attributes:
-        words: the most that it may have.
+        words: the most words of an answer.
         alike: the largest self-BLEU of its paths, 0 .. 1.
         sequential: whether answers without a fork are kept.
-        foreign: whether other languages than English are.
+        foreign: whether answers in other languages than English are kept.
     """
 
     words: int = 2000
@@ -48,13 +48,13 @@ class Sieve:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of a response.
+    """The judgement of a response.
 
     Attributes:
         text: the answer without thoughts, its layout repaired.
         reason: why it is not kept; None if it is.
-        repaired: what was changed in its layout.
-        shape: how it is built.
+        repaired: the kinds of repairs to its layout.
+        shape: its forks, paths and words.
     """
 
     text: str
@@ -63,54 +63,67 @@ class Verdict:
     shape: Shape
 
 
-def judge(response: Response, problem: Problem, task: Task, sieve: Sieve) -> Verdict:
-    """Repair a response and find the first reason not to keep it; what costs most is asked last."""
-    text, repaired = repair(without_thoughts(response.text))
-    found = shape(text)
-    return Verdict(text, _reason(response, text, found, problem, task, sieve), tuple(repaired), found)
+def judge(responses: Sequence[Response], problems: Sequence[Problem], task: Task, sieve: Sieve) -> list[Verdict]:
+    """Judge the responses to some problems of a task. The verifier is called once, for all responses that pass the
+    cheaper rules."""
+    drafts = [_draft(response, sieve) for response in responses]
+    candidates = [index for index, draft in enumerate(drafts) if draft.reason is None]
+    trunks = [trunk(drafts[index].text) for index in candidates]
+    correct = verdicts(task, [problems[index] for index in candidates], trunks)
+    for index, verdict in zip(candidates, correct, strict=True):
+        draft = drafts[index]
+        if not verdict:
+            drafts[index] = replace(draft, reason="wrong")
+        elif draft.shape.paths and self_bleu(paths_of_text(draft.text)) > sieve.alike:
+            drafts[index] = replace(draft, reason="alike")
+    return drafts
 
 
 def without_thoughts(text: str) -> str:
-    """What a reasoning model says after its thoughts. Where they are not closed it says nothing; where a chat template
-    has opened them there is only the end."""
+    """The answer of a reasoning model without its thoughts. Thoughts that are not closed leave no answer; where a chat
+    template has opened them, only their end is in the text."""
     if "</think>" in text:
         return text.rpartition("</think>")[2].strip()
     return "" if text.lstrip().startswith("<think>") else text.strip()
 
 
-def _reason(response: Response, text: str, found: Shape, problem: Problem, task: Task, sieve: Sieve) -> Reason | None:
+def _draft(response: Response, sieve: Sieve) -> Verdict:
+    """The judgement by all rules but correctness and the likeness of paths, which take the most time."""
+    text, repaired = repair(without_thoughts(response.text))
+    measured = shape(text)
+    return Verdict(text, _reason(response, text, measured, sieve), tuple(repaired), measured)
+
+
+def _reason(response: Response, text: str, measured: Shape, sieve: Sieve) -> Reason | None:
     if response.refused is not None:
         return "refused"
     if response.finish == "length" or not text:
         return "unfinished"
     if parse_text(text).defects:
         return "malformed"
-    if found.words > sieve.words:
+    if measured.words > sieve.words:
         return "long"
     if not sieve.foreign and foreign(without_tags(text, " ")):
         return "language"
-    if not found.paths and not sieve.sequential:
-        return "sequential"
-    if not task.verify(problem, trunk(text)):
-        return "wrong"
-    return "alike" if found.paths and self_bleu(text) > sieve.alike else None
+    return None if measured.paths or sieve.sequential else "sequential"
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What came of asking for the problems of a source. All of it but the first five is about responses that are kept,
-    and None if there is none.
+    """Counts and averages over the responses to the problems of a source. All but the first six are about the responses
+    that are kept, and None if there are none.
 
     Attributes:
-        problems: asked and answered at least once.
-        solved: with a response that is kept.
-        kept: share of the responses.
-        reasons: how many responses were not kept, by reason.
-        repaired: share of the kept responses whose layout had to be repaired.
-        forks, words: of a response.
-        paths: of a fork.
-        inside: share of the words that stand in paths.
-        first: where the first fork opens, 0 at the start of the answer and 1 at its end.
+        problems: problems with at least one response.
+        solved: problems with a response that is kept.
+        responses: all responses.
+        kept: the share of them that is kept, 0 .. 1.
+        reasons: reason -> number of responses not kept for it.
+        repaired: the share whose layout had to be repaired, 0 .. 1.
+        forks, words: of a response, on average.
+        paths: of a fork, on average.
+        inside: the share of a response's words that stands in paths, 0 .. 1, on average.
+        first: where the first fork opens, 0 at the start of the answer and 1 at its end, on average.
     """
 
     source: str
@@ -132,7 +145,7 @@ class Statistics:
 
 
 def statistics(source: str, judged: Sequence[tuple[Response, Verdict]]) -> Statistics:
-    """Those of the responses to the problems of a source, at least one."""
+    """The statistics of the responses to the problems of a source, of which there is at least one."""
     kept = [(response, verdict) for response, verdict in judged if verdict.reason is None]
     shapes = [verdict.shape for _, verdict in kept]
     return Statistics(
@@ -143,9 +156,9 @@ def statistics(source: str, judged: Sequence[tuple[Response, Verdict]]) -> Stati
         kept=len(kept) / len(judged),
         reasons=dict(Counter(verdict.reason for _, verdict in judged if verdict.reason).most_common()),
         repaired=mean(bool(verdict.repaired) for _, verdict in kept),
-        forks=mean(len(each.paths) for each in shapes),
-        paths=mean(paths for each in shapes for paths in each.paths),
-        words=mean(each.words for each in shapes),
-        inside=mean(each.inside / each.words for each in shapes if each.words),
-        first=mean(each.first for each in shapes if each.first is not None),
+        forks=mean(len(shape.paths) for shape in shapes),
+        paths=mean(paths for shape in shapes for paths in shape.paths),
+        words=mean(shape.words for shape in shapes),
+        inside=mean(shape.inside / shape.words for shape in shapes if shape.words),
+        first=mean(shape.first for shape in shapes if shape.first is not None),
     )

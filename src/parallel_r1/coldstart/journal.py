@@ -1,4 +1,4 @@
-"""Every response of a teacher, on disk before it counts."""
+"""The file of a teacher's responses. Every response is on the disk before it is used."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from filelock import FileLock, Timeout
 
 from parallel_r1.answers.rollout import Problem
 from parallel_r1.errors import UserError
-from parallel_r1.files import whole, written
+from parallel_r1.files import read_jsonl, write_text, written
 
 Key = tuple[str, str, int]
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What a teacher is asked for.
+    """A request to a teacher for one answer.
 
     Attributes:
-        problem: with the prompt that the answer will be learnt with.
+        problem: its prompt is the one that the answer will be imitated with.
         statement: the problem without the instruction of its task.
-        sample: which of several answers to it.
+        sample: number of the answer, from 0, among several answers to the problem.
     """
 
     problem: Problem
@@ -34,20 +34,20 @@ class Ask:
 
     @property
     def key(self) -> Key:
-        """What tells it from all others."""
+        """Identifies the request among all others."""
         return self.problem.source, self.problem.id, self.sample
 
 
 @dataclass(frozen=True)
 class Response:
-    """What came back.
+    """A teacher's response to one request.
 
     Attributes:
-        source, id, sample: what was asked.
-        text: the answer as it came, thoughts and all.
+        source, id, sample: the key of the request.
+        text: the answer as it came, thoughts included.
         finish: why it ended: `stop`, or `length` if it was cut.
         prompt_tokens, answer_tokens: as the teacher counts them.
-        refused: why the teacher did not answer this one; None if it did.
+        refused: why the teacher refused the request; None if it answered.
     """
 
     source: str
@@ -61,21 +61,21 @@ class Response:
 
     @property
     def key(self) -> Key:
-        """That of what was asked."""
+        """The key of the request."""
         return self.source, self.id, self.sample
 
 
 class Journal:
-    """The responses in a folder: `responses.jsonl`, one line each, in the order in which they came.
+    """The responses in a folder: `responses.jsonl`, one per line, in the order in which they came.
 
-    A line that was being written when the process ended is no response; what it answers is asked again.
+    A line that was being written when the process ended is dropped, and its request is made again.
 
     Args:
-        folder: made if it is not there.
-        settings: what a response depends on besides the problem; kept in `settings.json`.
+        folder: created if it does not exist.
+        settings: everything that a response depends on besides the problem; kept in `settings.json`.
 
     Raises:
-        UserError: another process writes here, the responses here come from other settings, or the file is damaged.
+        UserError: another process writes to the folder, its responses come from other settings, or a file is damaged.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -90,7 +90,7 @@ class Journal:
                 "a folder that no other process writes to", f"one that writes to {folder}", "wait for it"
             ) from error
         try:
-            self._settle(settings)
+            self._check_settings(settings)
             self.responses = self._read()
             self.file = self.path.open("ab")
         except BaseException:
@@ -98,7 +98,7 @@ class Journal:
             raise
 
     def add(self, response: Response) -> None:
-        """Keep a response; when this returns, nothing but the disk can lose it.
+        """Append a response. When this returns it is on the disk.
 
         Raises:
             UserError: it cannot be written.
@@ -118,11 +118,11 @@ class Journal:
         self.file.close()
         self.lock.release()
 
-    def _settle(self, settings: dict[str, Any]) -> None:
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        """Write the settings into a new folder; in an old one, refuse others than it was begun with."""
         path = self.folder / "settings.json"
         if not path.is_file():
-            with whole(path) as part:
-                part.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_text(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
             return
         try:
             before = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -137,6 +137,7 @@ class Journal:
                 )
 
     def _read(self) -> dict[Key, Response]:
+        """The responses on the disk, after a line that is not complete has been cut off."""
         if not self.path.is_file():
             return {}
         data = self.path.read_bytes()
@@ -144,15 +145,11 @@ class Journal:
         if end < len(data):
             with written(self.path):
                 os.truncate(self.path, end)
-        found = {}
-        for number, line in enumerate(data[:end].splitlines(), 1):
+        responses, fix = {}, "remove that line; its request is made again"
+        for number, row in read_jsonl(self.path, fix=fix):
             try:
-                response = Response(**json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise UserError(
-                    "a response on every line",
-                    f"{self.path}:{number}: {error}",
-                    "take that line out; it is asked again",
-                ) from error
-            found[response.key] = response
-        return found
+                response = Response(**row)
+            except TypeError as error:
+                raise UserError("a response on every line", f"{self.path}:{number}: {error}", fix) from error
+            responses[response.key] = response
+        return responses

@@ -1,1 +1,1 @@
-"""How good answers are, and whether a difference is more than chance."""
+"""Measure answers, compare results, and say how sure the comparison is."""

@@ -1,4 +1,4 @@
-"""How good answers are: mean@k, pass@k, parallel ratio, latency, with intervals and paired comparisons."""
+"""How good answers are: mean@k, pass@k, parallel ratio, critical path, with intervals and paired comparisons."""
 
 from __future__ import annotations
 
@@ -13,22 +13,31 @@ from parallel_r1.answers.rollout import Problem, Rollout, group
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.settings import Evaluation
 from parallel_r1.evaluation.statistics import interval
+from parallel_r1.generation.generator import Generator
 from parallel_r1.generation.rollouts import answer
 from parallel_r1.generation.settings import Sampling
 from parallel_r1.models.policy import Policy
-from parallel_r1.tasks.base import Split, Task, load_task
+from parallel_r1.tasks.base import Split, Task, load_task, problem_stream
+from parallel_r1.tasks.prompts import Prompt
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a policy does on held-out problems.
+    """How good a policy is on the problems of a task, with k answers to every problem.
 
     Attributes:
-        mean: share of correct answers (mean@k), with its 95 % interval `low`..`high` over problems.
-        passed: chance that one of k answers is correct (pass@k).
+        stage: name of the stage or model that was measured.
+        task: name of the task.
+        problems: number of problems.
+        samples: answers to every problem, the k of mean@k and pass@k.
+        mean: mean@k, the share of correct answers, 0 .. 1.
+        low, high: 95 % bootstrap interval of `mean` over problems.
+        passed: pass@k, the probability that at least one of k answers is correct; see `pass_at`.
         parallel_ratio: share of answers with a fork.
-        well_formed: share of the answers with a fork whose form is right; None if none forked.
-        critical_path, total: tokens of an answer, on average.
+        well_formed: share of the answers with a fork that have no defect; None without a fork.
+        forks: forks of an answer, mean.
+        critical_path: tokens of an answer that had to be drawn one after the other, mean.
+        total: all tokens of an answer, mean.
         by_problem: problem id -> share of its answers that are correct.
     """
 
@@ -48,51 +57,85 @@ class Result:
     by_problem: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as one JSON object."""
+        """The fields as a JSON object."""
         return asdict(self)
+
+    def compare(self, other: Result) -> Difference:
+        """How much better this result is than another, paired by problem: only problems that both measured count.
+
+        Raises:
+            UserError: the results share no problem.
+        """
+        shared = [problem for problem in self.by_problem if problem in other.by_problem]
+        if not shared:
+            raise UserError(
+                "two results on the same problems",
+                f"{self.task} and {other.task} without a problem in common",
+                "measure both on one task with the same seed",
+            )
+        differences = [self.by_problem[problem] - other.by_problem[problem] for problem in shared]
+        low, high = interval(differences)
+        base = fmean(other.by_problem[problem] for problem in shared)
+        mean = fmean(differences)
+        return Difference(mean, low, high, mean / base if base else None)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one policy is than another on the same problems: mean difference with its 95 % interval, and the
-    relative difference of the means."""
+    """How much better one result is than another on the same problems.
+
+    Attributes:
+        mean: mean difference in mean@k, -1 .. 1.
+        low, high: its 95 % bootstrap interval over problems.
+        relative: `mean` / the other's mean@k; None if the other's is 0.
+    """
 
     mean: float
     low: float
     high: float
-    relative: float
+    relative: float | None
 
 
 def held_out(task: Task, count: int, seed: int, split: Split = "test") -> list[Problem]:
-    """Different problems of a split that is not trained on; all of them if the task has fewer.
+    """Different problems of a split that is not trained on; all of the split if a finite task has fewer.
 
     Raises:
-        UserError: the task has no such split, or there is no end to its problems and yet there are not so many.
+        UserError: the task has no problem in this split, or generates problems without end but too few different ones.
     """
-    source = task.problems(split, seed)
-    found: dict[str, Problem] = {}
+    source = problem_stream(task, split, seed)
+    problems: dict[str, Problem] = {}
     for problem in islice(source, 20 * count + 1000):
-        found.setdefault(problem.id, problem)
-        if len(found) == count:
-            return list(found.values())
-    if not found:
+        problems.setdefault(problem.id, problem)
+        if len(problems) == count:
+            return list(problems.values())
+    if not problems:
         raise UserError(f"a task with {split} problems", f"{task.name} without", "name another task")
     if next(source, None) is not None:
-        raise UserError(f"{count} {split} problems of {task.name}", f"{len(found)}", "ask for fewer problems")
-    return list(found.values())
+        raise UserError(f"{count} {split} problems of {task.name}", f"{len(problems)}", "ask for fewer problems")
+    return list(problems.values())
 
 
 def evaluate(
-    policy: Policy, task_name: str, settings: Evaluation, sampling: Sampling, stage: str = "", split: Split = "test"
+    policy: Policy,
+    task_name: str,
+    settings: Evaluation,
+    sampling: Sampling,
+    stage: str = "",
+    split: Split = "test",
+    *,
+    prompt: Prompt | None = None,
+    generator: Generator | None = None,
 ) -> Result:
-    """Measure a policy on the held-out problems of a task."""
+    """Draw answers to held-out problems of a task and measure them."""
     task = load_task(task_name)
     problems = held_out(task, settings.problems, settings.seed, split)
-    return summarise(answer(policy, task, problems, settings.samples_of(task_name), sampling, settings.seed), stage)
+    samples = settings.samples_of(task_name)
+    rollouts = answer(policy, task, problems, samples, sampling, settings.seed, prompt=prompt, generator=generator)
+    return summarise(rollouts, stage)
 
 
 def summarise(rollouts: Sequence[Rollout], stage: str = "") -> Result:
-    """The figures of a set of judged answers, the same number for every problem."""
+    """Measure judged answers: at least one, and equally many to every problem."""
     groups = group(rollouts)
     counts = [sum(rollout.correct for rollout in members.rollouts) for members in groups]
     samples = len(groups[0].rollouts)
@@ -118,16 +161,13 @@ def summarise(rollouts: Sequence[Rollout], stage: str = "") -> Result:
 
 
 def pass_at(k: int, correct: int, drawn: int) -> float:
-    """Unbiased estimate of the chance that one of k answers is correct, from `correct` of `drawn`.
-    Source: Chen et al. 2021, arXiv 2107.03374."""
+    """Unbiased estimate of pass@k for one problem: 1 - C(drawn - correct, k) / C(drawn, k), for k <= drawn.
+
+    Args:
+        k: number of answers of which at least one should be correct.
+        correct: correct answers among those drawn.
+        drawn: answers drawn.
+
+    Source: Chen et al. 2021, "Evaluating Large Language Models Trained on Code" (arXiv 2107.03374).
+    """
     return 1.0 - comb(drawn - correct, k) / comb(drawn, k)
-
-
-def compare(ours: Result, theirs: Result) -> Difference:
-    """The paired difference of two results over the problems they share."""
-    shared = [problem for problem in ours.by_problem if problem in theirs.by_problem]
-    differences = [ours.by_problem[problem] - theirs.by_problem[problem] for problem in shared]
-    low, high = interval(differences)
-    base = fmean(theirs.by_problem[problem] for problem in shared)
-    mean = fmean(differences)
-    return Difference(mean, low, high, mean / base if base else float("inf"))

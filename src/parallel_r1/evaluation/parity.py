@@ -1,4 +1,4 @@
-"""Is what is sampled what is scored? Draw answers with forks, score them, compare the log-probabilities."""
+"""Parity of sampling and scoring: draw answers with forks, score them, compare the log-probabilities."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ import torch
 
 from parallel_r1.answers.syntax import FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, Tags
 from parallel_r1.answers.trace import TRUNK, Address, Sampler, Scorer
-from parallel_r1.generation.local.engine import LocalEngine
-from parallel_r1.generation.scheduler import Force, draw
-from parallel_r1.generation.settings import Budget, Sampling
+from parallel_r1.generation.generator import Force, Request, make_generator
+from parallel_r1.generation.settings import Budget, Engine, Sampling
 from parallel_r1.models.policy import Policy
 from parallel_r1.training.batch import collate, score
 from parallel_r1.training.mismatch import Mismatch, measure_mismatch
 from parallel_r1.training.sample import Sample
 
 BEFORE, PATH, SUMMARY = 5, 6, 4  # sampled tokens before a fork, in its shortest path, in its summary
-
-
-LENGTHS = 5  # how many different lengths its paths have
+LENGTHS = 5  # number of different lengths of paths
 
 
 def measure(
@@ -31,14 +28,18 @@ def measure(
     answers: int = 8,
     forks: int = 3,
     seed: int = 0,
+    engine: Engine | None = None,
 ) -> list[Mismatch]:
-    """Compare a sampler with scorers on answers into which forks are forced, so that any model shows what it does.
-    The forced tags are given tokens; everything else is drawn from the policy.
+    """Compare the log-probabilities of a sampler with those of scorers, one result per scorer.
+
+    Forks are forced into the answers, so that a model that never forks can be measured too. The forced tags are given
+    tokens; everything else is drawn from the policy.
 
     Args:
-        paths: of each fork; they differ in length.
-        answers: how many, from prompts of different lengths.
-        forks: in each answer, unless the policy ends it earlier.
+        paths: paths of a fork; they differ in length.
+        answers: number of answers, to prompts of different lengths.
+        forks: forks of an answer, unless the policy ends it earlier.
+        engine: what draws; the defaults if None.
     """
     tags, cycle = policy.tags, _cycle(policy.tags, sampler, paths)
     longest = BEFORE + 2 + PATH + LENGTHS + len(tags.join) + SUMMARY + 1
@@ -48,21 +49,23 @@ def measure(
     numbers = [", ".join(str((index * step) % 9 + 1) for step in range(1, 4 + index)) for index in range(answers)]
     prompts = [policy.encode(f"Use {listed} to make {20 + index}.\n") for index, listed in enumerate(numbers)]
     sampling = Sampling(sampler=sampler, paths=paths, budget=budget)
-    traces = draw(LocalEngine(policy.model), tags, prompts, sampling, seed, force=_force(tags, sampler, cycle, forks))
-    found = []
+    force = _force(tags, cycle, forks)
+    requests = [Request(prompt, sampling, f"{seed}/{index}", force) for index, prompt in enumerate(prompts)]
+    traces = make_generator(policy, engine).traces(requests)
+    results = []
     for scorer in scorers:
-        batch = collate([Sample(trace) for trace in traces], scorer)
+        batch = collate([Sample(trace) for trace in traces], scorer).to(policy.model.device)
         with torch.no_grad():
             scored = batch.gather(score(policy.model, batch))
-        found.append(measure_mismatch(traces, scored, tags, scorer))
-    return found
+        results.append(measure_mismatch(traces, scored, tags, scorer))
+    return results
 
 
 def _cycle(tags: Tags, sampler: Sampler, paths: int) -> list[int | None]:
-    """What the trunk's next tokens are, over and over: a given token, or None where the policy draws."""
+    """One period of the trunk's tokens: a given token, or None where the policy draws."""
     ids = tags.ids
     fork: list[int | None] = [ids[FORK_OPEN]]
-    if sampler != "sequential":  # the runtime runs the paths and gives the join, which counts as the trunk's own tokens
+    if sampler != "sequential":  # the runtime writes paths and join; the join counts as tokens of the trunk
         fork += [None] * len(tags.join)
     else:
         for path in range(paths):
@@ -71,8 +74,8 @@ def _cycle(tags: Tags, sampler: Sampler, paths: int) -> list[int | None]:
     return [*[None] * BEFORE, *fork, *[None] * SUMMARY, ids[SUMMARY_CLOSE]]
 
 
-def _force(tags: Tags, sampler: Sampler, cycle: list[int | None], forks: int) -> Force:
-    def force(answer: int, address: Address, size: int) -> int | None:
+def _force(tags: Tags, cycle: list[int | None], forks: int) -> Force:
+    def force(address: Address, size: int) -> int | None:
         if address != TRUNK:
             return tags.ids[PATH_CLOSE] if size > PATH + address[-1][1] % LENGTHS else None
         return cycle[size % len(cycle)] if size < forks * len(cycle) else None

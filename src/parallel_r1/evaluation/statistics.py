@@ -1,4 +1,4 @@
-"""Is it more than chance? Intervals over problems and seeds, a paired test, and Holm's correction."""
+"""Uncertainty of means and differences: bootstrap intervals, a paired randomisation test, Holm's correction."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ RESAMPLES = 10_000
 def interval(values: ArrayLike) -> tuple[float, float]:
     """95 % bootstrap interval of a mean.
 
-    Problems are drawn anew with replacement, and so are seeds, each independently of the other: a value counts as often
-    as its problem was drawn times as often as its seed was. Source: Owen, "The pigeonhole bootstrap" (2007).
+    Problems are resampled with replacement, and independently of them the seeds: a value counts as often as its problem
+    was drawn times as often as its seed was. Source: Owen, "The pigeonhole bootstrap" (2007).
 
     Args:
-        values: one for every problem, or a row of them for every seed.
+        values: one value per problem, or one row of them per seed.
     """
     table = np.atleast_2d(np.asarray(values, dtype=float))
     rng = np.random.default_rng(0)
@@ -27,27 +27,28 @@ def interval(values: ArrayLike) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def flip_test(differences: ArrayLike) -> float:
-    """The chance of a mean that is at least so far from 0, if for every problem a coin had decided which of the two it
-    was compared for is which: a paired randomisation test, two-sided.
+def sign_flip_test(differences: ArrayLike) -> float:
+    """Two-sided p-value of a paired sign-flip test of the mean difference.
+
+    The null hypothesis is that the sign of every difference is random. The p-value is the share of random sign
+    assignments whose mean is at least as far from 0 as the observed one, which counts as one of them.
 
     Args:
-        differences: one for every problem.
+        differences: one difference per problem.
     """
     values = np.asarray(differences, dtype=float)
     signs = np.random.default_rng(0).integers(0, 2, (RESAMPLES, len(values)), dtype=np.int8) * 2 - 1
-    # What is equal but for rounding counts as equal. The differences themselves are one of the ways the coins may fall.
+    # Sums that differ by rounding alone count as equal.
     hits = (np.abs(signs @ values) >= abs(values.sum()) - 1e-9).sum()
     return float((hits + 1) / (RESAMPLES + 1))
 
 
-def holm(chances: Sequence[float]) -> list[float]:
-    """The chances of several tests, corrected so that the chance of even one false alarm stays below a level at which
-    all that lie below it are believed. Source: Holm, "A simple sequentially rejective multiple test procedure"
-    (1979)."""
-    corrected = list(chances)
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm-corrected p-values, in the order given. Rejecting those below a level keeps the probability of any false
+    rejection below this level. Source: Holm, "A simple sequentially rejective multiple test procedure" (1979)."""
+    corrected = list(p_values)
     largest = 0.0
-    for done, index in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
-        largest = max(largest, min(1.0, (len(chances) - done) * chances[index]))
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = largest
     return corrected

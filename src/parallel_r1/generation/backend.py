@@ -1,4 +1,4 @@
-"""What reads tokens: the Protocol of an engine, and what it counts."""
+"""The Protocol of an engine, which runs the model for answers that grow, fork and join, and its counters."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 B = TypeVar("B")
-"""What an engine calls a branch: a chain of tokens that can grow."""
+"""An engine's type of a branch: a sequence of tokens that can grow, the trunk of an answer or one of its paths."""
 
 
 @dataclass
 class Counts:
-    """What an engine has done.
+    """Work that an engine has done.
 
     Attributes:
-        prefilled: tokens read many at a time: prompts, paths that a join reads again, and answers that had to wait.
+        prefilled: tokens read many at a time: prompts, paths that a join reads again, answers that were preempted.
         decoded: tokens read one at a time.
-        kv: tokens whose keys and values are held now.
-        peak_kv: the most that were ever held.
-        preempted: how often an answer had to give its memory up.
+        kv: tokens in the KV cache now.
+        peak_kv: most tokens in the KV cache so far.
+        preempted: number of times that an answer lost its memory to others and had to be read again.
     """
 
     prefilled: int = 0
@@ -31,41 +31,49 @@ class Counts:
     peak_kv: int = 0
     preempted: int = 0
 
+    def add(self, other: Counts) -> None:
+        """Add what another engine has done, after or before this one: their peaks are not added."""
+        self.prefilled += other.prefilled
+        self.decoded += other.decoded
+        self.kv += other.kv
+        self.peak_kv = max(self.peak_kv, other.peak_kv)
+        self.preempted += other.preempted
+
     def hold(self, tokens: int) -> None:
-        """Note that so many tokens more are held."""
+        """Add to the tokens in the KV cache; a negative number frees some."""
         self.kv += tokens
         self.peak_kv = max(self.peak_kv, self.kv)
 
 
 class Engine(Protocol[B]):
-    """Memory of many growing, forking and joining answers. A fork shares its prefix; a join keeps what was read."""
+    """KV cache and forward passes of many answers. The paths of a fork share its prefix; a join reads nothing again."""
 
     counts: Counts
 
     def open(self, prompts: Sequence[Sequence[int]], shared: Sequence[bool]) -> list[B]:
-        """Start one trunk per prompt. A shared prompt is read once and held once for all answers to it. The last token
-        of a prompt is left to be fed."""
+        """Start one trunk per prompt. A shared prompt is read and held once for all answers to it. The last token of a
+        prompt is not read: the caller feeds it to `step`."""
         ...
 
     def fork(self, trunk: B, paths: int) -> list[B]:
-        """Start paths from where a trunk is. The trunk rests until they are joined."""
+        """Start paths at the end of a trunk. The trunk cannot be fed until they are joined."""
         ...
 
     def join(self, trunk: B, paths: Sequence[B], keep: int) -> None:
-        """End the paths. The trunk goes on after the longest of the first `keep` of them, sees these, and the memory
-        of the others is free."""
+        """End the paths. The trunk sees the first `keep` of them and continues at the position after the longest; the
+        memory of the others is freed."""
         ...
 
     def read(self, feeds: Sequence[tuple[B, Sequence[int]]]) -> None:
-        """Read several tokens on each of some branches, at the latest when something depends on them."""
+        """Append several tokens to some branches. They may be read later, but before anything depends on them."""
         ...
 
     def step(self, feeds: Sequence[tuple[B, int]]) -> Float[Tensor, "n v"]:
-        """Feed one token to each of n different branches; the logits of what comes next."""
+        """Feed one token to each of n different branches; the logits of their next tokens."""
         ...
 
     def close(self, trunk: B) -> None:
-        """End an answer, open paths included, and free what it alone holds."""
+        """End an answer with all its paths, and free the memory that only it uses."""
         ...
 
     def trim(self) -> None:

@@ -1,7 +1,7 @@
-"""From logits to a token: the distribution that is sampled, and the raw policy's beside it.
+"""From logits to a token: the distribution that is sampled, and the raw policy beside it.
 
-A scorer that asks for the same `Sampling` gets the same distribution, so what is sampled can be scored exactly with
-temperature, top-k, top-p and min-p too. The filters are those of transformers.
+A scorer with the same `Sampling` gets the same distribution, so sampled tokens can be scored exactly under temperature,
+top-k, top-p and min-p too. The filters are the ones of transformers.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from transformers.generation.logits_process import (
 from parallel_r1.generation.settings import Sampling
 
 Decoding = tuple[float, int, float, float]
-"""Temperature, top-k, top-p, min-p: requests that agree in them are sampled in one call."""
+"""Temperature, top-k, top-p, min-p. Requests with the same values are sampled in one call."""
 RAW: Decoding = (1.0, 0, 1.0, 0.0)
+"""The raw policy."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One token per row. A row whose logits are not all numbers has a log-probability that is not a number.
+    """One token per row. If a logit of the row is NaN, the log-probabilities are NaN.
 
     Attributes:
         tokens: the tokens.
-        logprobs: under the distribution that they were drawn from, in nats.
-        raw_logprobs: under the raw policy.
+        logprobs: log-probabilities under the distribution that was sampled, in nats.
+        raw_logprobs: log-probabilities under the raw policy, in nats.
     """
 
     tokens: Int[Tensor, " n"]
@@ -44,34 +45,35 @@ class Drawn:
 
 
 def decoding(sampling: Sampling) -> Decoding:
-    """What of a sampling shapes the distribution."""
+    """The settings of a sampling that shape the distribution."""
     return sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
 
 
 @lru_cache
 def _filters(shape: Decoding) -> tuple[LogitsProcessor, ...]:
+    """The filters of transformers that differ from the raw policy, in their order."""
     temperature, top_k, top_p, min_p = shape
-    found: list[LogitsProcessor] = []
+    filters: list[LogitsProcessor] = []
     if temperature != 1:
-        found.append(TemperatureLogitsWarper(temperature))
+        filters.append(TemperatureLogitsWarper(temperature))
     if top_k:
-        found.append(TopKLogitsWarper(top_k))
+        filters.append(TopKLogitsWarper(top_k))
     if top_p < 1:
-        found.append(TopPLogitsWarper(top_p))
+        filters.append(TopPLogitsWarper(top_p))
     if min_p:
-        found.append(MinPLogitsWarper(min_p))
-    return tuple(found)
+        filters.append(MinPLogitsWarper(min_p))
+    return tuple(filters)
 
 
 def log_probabilities(logits: Float[Tensor, "n v"], shape: Decoding = RAW) -> Float[Tensor, "n v"]:
-    """The log-probabilities (nats) of the distribution that is sampled: temperature first, then top-k, top-p and
-    min-p, each on what the one before it left. At temperature 0 all probability is on the largest logit."""
+    """The log-probabilities (nats) of the distribution that is sampled: temperature, then top-k, then top-p, then
+    min-p. At temperature 0 all probability is on the largest logit."""
     scores = logits.float()
     if shape[0] == 0:
         best = scores.argmax(dim=-1, keepdim=True)
         return torch.full_like(scores, -torch.inf).scatter_(-1, best, 0.0)
     for keep in _filters(shape):
-        scores = keep(None, scores)  # they read the scores alone
+        scores = keep(None, scores)  # these filters ignore the tokens before
     return torch.log_softmax(scores, dim=-1)
 
 
@@ -79,9 +81,9 @@ def sample(logits: Float[Tensor, "n v"], uniforms: Sequence[float], shape: Decod
     """Draw one token per row by inverting the cumulative distribution at a uniform number from [0, 1).
 
     Args:
-        logits: of the raw policy.
-        uniforms: one per row, so that a row's draws depend on its own seed alone.
-        shape: of the distribution to sample; at temperature 0 the most probable token is taken.
+        logits: logits of the raw policy.
+        uniforms: one number per row, so that a row's draws depend only on its own seed.
+        shape: the distribution to sample; at temperature 0 the most probable token is taken.
     """
     raw = log_probabilities(logits)
     logprobs = raw if shape == RAW else log_probabilities(logits, shape)

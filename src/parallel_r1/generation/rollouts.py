@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-from parallel_r1.errors import UserError
-from parallel_r1.generation.settings import Sampling
-
-if TYPE_CHECKING:
-    pass
-
 
 from parallel_r1 import distributed as processes
 from parallel_r1.answers.rollout import Problem, Rollout
 from parallel_r1.answers.syntax import without_tags
 from parallel_r1.answers.trace import Trace
 from parallel_r1.answers.visibility import latency
-from parallel_r1.generation.backend import Engine
-from parallel_r1.generation.local.engine import LocalEngine, compiled
-from parallel_r1.generation.scheduler import draw
+from parallel_r1.errors import UserError
+from parallel_r1.generation.generator import Generator, Request, make_generator
+from parallel_r1.generation.settings import Sampling
 from parallel_r1.models.checks import positions
 from parallel_r1.models.policy import Policy
-from parallel_r1.tasks.base import Task
+from parallel_r1.tasks.base import Task, verdicts
 from parallel_r1.tasks.grading.extract import final_answer
+from parallel_r1.tasks.prompts import Prompt
 
 
 def check_length(policy: Policy, prompt: int, sampling: Sampling) -> None:
@@ -39,16 +32,26 @@ def check_length(policy: Policy, prompt: int, sampling: Sampling) -> None:
         )
 
 
-def judge(problem: Problem, trace: Trace, task: Task, policy: Policy, *, anywhere: bool = False) -> Rollout:
-    """Verify an answer and count what it cost.
+def judge(
+    answers: Sequence[tuple[Problem, Trace]], task: Task, policy: Policy, *, anywhere: bool = False
+) -> list[Rollout]:
+    """Verify answers, with one call of the task's verifier, and count their tokens.
 
     Args:
         anywhere: whether paths are read too where the trunk gives no final answer.
     """
-    text, told = policy.decode(trace.token_ids), policy.decode(trace.trunk_ids)
-    if anywhere and final_answer(told) is None:
-        told = without_tags(text, "\n")
-    return Rollout(problem, trace, text, task.verify(problem, told), latency(trace), len(trace.token_ids))
+    texts = [trace.texts(policy.decode) for _, trace in answers]
+    trunks = [policy.decode(trace.trunk_ids) for _, trace in answers]
+    if anywhere:
+        trunks = [
+            without_tags("".join(parts), "\n") if final_answer(trunk) is None else trunk
+            for parts, trunk in zip(texts, trunks, strict=True)
+        ]
+    correct = verdicts(task, [problem for problem, _ in answers], trunks)
+    return [
+        Rollout(problem, trace, parts, verdict, latency(trace), len(trace.token_ids))
+        for (problem, trace), parts, verdict in zip(answers, texts, correct, strict=True)
+    ]
 
 
 def answer(
@@ -58,32 +61,28 @@ def answer(
     samples: int,
     sampling: Sampling,
     seed: int | str,
-    engine: Engine[Any] | None = None,
+    *,
+    prompt: Prompt | None = None,
+    generator: Generator | None = None,
 ) -> list[Rollout]:
-    """Draw `samples` answers to every problem and judge them. The answers to a problem stand together. Each process
-    draws a part of them and gets all.
+    """Draw `samples` answers to every problem and judge them. Each process draws a part of them and gets all.
 
     Args:
-        engine: what reads tokens; a `LocalEngine` if None.
+        seed: answer i of all is drawn with the seed "seed/i".
+        prompt: what stands around a problem, and where its final answer may stand.
+        generator: what draws; one of this policy with default settings if None.
+
+    Returns:
+        The rollouts; those of one problem stand together.
+
+    Raises:
+        UserError: a prompt that leaves no room for its answer.
     """
+    prompt, generator = prompt or Prompt(), generator or make_generator(policy)
     asked = [problem for problem in problems for _ in range(samples)]
-    prompts = {problem.prompt: policy.encode(sampling.instruction + problem.prompt) for problem in problems}
-    check_length(policy, max(map(len, prompts.values())), sampling)
-    if engine is None:
-        engine = LocalEngine(policy.model, forward=compiled(policy.model) if sampling.compile else None)
+    prompt_ids = {problem.prompt: policy.encode(prompt.text(problem)) for problem in problems}
+    check_length(policy, max(map(len, prompt_ids.values())), sampling)
     mine = processes.share(range(len(asked)))
-    traces = draw(
-        engine,
-        policy.tags,
-        [prompts[asked[index].prompt] for index in mine],
-        sampling,
-        seed,
-        first=mine[0] if mine else 0,
-        policy_version=policy.version,
-        decode=policy.decode,
-    )
-    anywhere = sampling.final == "anywhere"
-    judged = [
-        judge(asked[index], trace, task, policy, anywhere=anywhere) for index, trace in zip(mine, traces, strict=True)
-    ]
-    return processes.gather(judged)
+    traces = generator.traces([Request(prompt_ids[asked[i].prompt], sampling, f"{seed}/{i}") for i in mine])
+    answers = [(asked[i], trace) for i, trace in zip(mine, traces, strict=True)]
+    return processes.gather(judge(answers, task, policy, anywhere=prompt.final_answer == "anywhere"))

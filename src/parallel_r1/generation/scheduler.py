@@ -1,31 +1,27 @@
-"""The heart: decode to a fork, run the paths at once, join, go on.
+"""Decode to a fork, run the paths at once, join, go on: many answers in one batch.
 
-`Drawing` keeps many answers in one batch. In each step every thread that is not waiting for its paths feeds one token,
-so answers, paths and summaries of any length go side by side, and a finished answer makes room for the next at once.
-When memory is full, the answer that came last gives its memory up and is read again later; what it drew is kept.
+In each step of `Scheduler` every thread that is not waiting for its paths feeds one token, so answers, paths and
+summaries of any length go side by side, and a finished answer makes room for the next at once. When memory is full, the
+answer that came last gives its memory up and is read again later; what it drew is kept.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from parallel_r1.answers.syntax import Tags
-from parallel_r1.answers.trace import Address, Trace
 from parallel_r1.errors import UserError
 from parallel_r1.generation.backend import Engine
 from parallel_r1.generation.distribution import decoding, sample
-from parallel_r1.generation.settings import Sampling
-from parallel_r1.generation.threads import Answer, Decode, OnToken, Run, Thread
-
-Force = Callable[[int, Address, int], int | None]
-"""Is asked (answer, address, tokens of this thread so far) before a token is drawn, and may give one instead."""
+from parallel_r1.generation.generator import OnToken, Request
+from parallel_r1.generation.threads import Answer, Decode, Run, Thread
 
 
 @dataclass
-class Drawing:
+class Scheduler:
     """Answers that are drawn together.
 
     Attributes:
@@ -33,9 +29,7 @@ class Drawing:
         tags: the ids of the tags.
         rows: answers that are drawn at once.
         memory: tokens that the engine may hold at once; None for no limit.
-        policy_version: kept on the traces.
-        on_token: told of every token.
-        force: gives tokens where the policy would draw them; used to look at forks that a policy would not open.
+        on_token: called for every token as it is drawn or given.
         decode: token ids to text; needed for stop texts.
     """
 
@@ -43,63 +37,80 @@ class Drawing:
     tags: Tags
     rows: int
     memory: int | None = None
-    policy_version: int = 0
     on_token: OnToken | None = None
-    force: Force | None = None
     decode: Decode | None = None
     queue: deque[Answer] = field(default_factory=deque)
     running: list[Answer] = field(default_factory=list)
     active: list[Thread] = field(default_factory=list)  # threads that feed a token in the next step
     prompts: dict[tuple[int, ...], int] = field(default_factory=dict)  # prompt -> answers to it that are not finished
-    known: int = 0
+    cancelled: list[Answer] = field(default_factory=list)  # what `cancel` was asked for since the last step
+    submitted: int = 0
 
     def __post_init__(self) -> None:
         if self.tags.eos & set(self.tags.ids.values()):
             raise UserError("stop tokens that are no tags", "a tag among them", "mend the tokenizer's eos_token")
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling, seed: int | str) -> Answer:
-        """Put one answer into the queue. What is drawn depends on the prompt, the sampling and the seed alone.
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer is waiting or being drawn."""
+        return bool(self.queue or self.running)
+
+    def submit(self, request: Request) -> Answer:
+        """Put one answer into the queue.
 
         Raises:
             UserError: an empty prompt; less memory than the prompt and the answer's budget may need; stop texts but no
                 `decode`.
         """
+        prompt, sampling = request.prompt_ids, request.sampling
         if not prompt:
-            raise UserError("prompts of at least one token", f"prompt {self.known} is empty", "give it some text")
+            raise UserError("prompts of at least one token", f"prompt {self.submitted} is empty", "give it some text")
         need = len(prompt) + sampling.budget.total
         if self.memory is not None and self.memory < need:
             raise UserError(
                 f"memory for {need} tokens: a prompt of {len(prompt)} and an answer of {sampling.budget.total}",
                 f"{self.memory}",
-                "raise sampling.memory or lower sampling.budget.total",
+                "raise engine.memory or lower sampling.budget.total",
             )
         if sampling.stop and self.decode is None:
             raise UserError("a way to read tokens for stop texts", "none", "pass decode, such as policy.decode")
-        answer = Answer(self.known, prompt, sampling, seed, self.tags, self.on_token, self.decode)
-        self.known += 1
+        answer = Answer(self.submitted, request, self.tags, self.on_token, self.decode)
+        self.submitted += 1
         self.prompts[answer.prompt] = self.prompts.get(answer.prompt, 0) + 1
         self.queue.append(answer)
         return answer
 
     def cancel(self, answer: Answer) -> None:
-        """End an answer where it stands; what it held is free at once. One that has ended stays as it is."""
-        if answer.finish is None:
+        """End an answer before the next step. It may be called while a step is under way, from `on_token` too. An
+        answer that has ended by then stays as it is."""
+        self.cancelled.append(answer)
+
+    def _cancel(self) -> list[Answer]:
+        """End the answers that were cancelled; what they held is free at once."""
+        ended = []
+        for answer in self.cancelled:
+            if answer.finish is not None:
+                continue
             answer.finish = "cancelled"
             if answer in self.running:
                 self._close(answer)
             else:
                 self.queue.remove(answer)
             self._forget(answer)
+            ended.append(answer)
+        self.cancelled.clear()
+        return ended
 
     def step(self) -> list[Answer]:
         """Admit what there is room for and feed one token to every active thread. Returns the answers that ended."""
+        gone = self._cancel()
         self._admit()
         if not self._fits(0):
             self.engine.trim()
         while not self._fits(0) and len(self.running) > 1:
             self._preempt()
         if not self.active:
-            return []
+            return gone
         threads = self.active
         logits = self.engine.step([(thread.branch, thread.feed.popleft()) for thread in threads])
         self._draw(threads, logits)
@@ -128,7 +139,7 @@ class Drawing:
             self._forget(answer)
         if not self.running and not self.queue:
             self.engine.trim()
-        return list(ended)
+        return [*gone, *ended]
 
     def _draw(self, threads: Sequence[Thread], logits: Any) -> None:
         """Draw the next token of every thread that has fed all it had."""
@@ -144,7 +155,8 @@ class Drawing:
                 thread = threads[row]
                 if thread.answer.finish:  # another thread of this answer has just broken
                     continue
-                given = self.force(thread.answer.index, thread.address, thread.size) if self.force else None
+                force = thread.answer.force
+                given = force(thread.address, thread.size) if force else None
                 if given is None:
                     thread.answer.accept(thread, token, (logprob, raw))
                 else:
@@ -238,33 +250,3 @@ class Drawing:
         self.prompts[answer.prompt] -= 1
         if not self.prompts[answer.prompt]:
             del self.prompts[answer.prompt]
-
-
-def draw(
-    engine: Engine[Any],
-    tags: Tags,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    seed: int | str,
-    *,
-    first: int = 0,
-    policy_version: int = 0,
-    on_token: OnToken | None = None,
-    force: Force | None = None,
-    decode: Decode | None = None,
-) -> list[Trace]:
-    """Draw one answer per prompt, answer i with the seed "seed/i". See `Drawing` for the other arguments.
-
-    Args:
-        first: the i of the first answer, where the prompts are a part of more.
-
-    Raises:
-        UserError: as `Drawing.submit`.
-    """
-    drawing = Drawing(
-        engine, tags, sampling.rows, sampling.memory, policy_version, on_token=on_token, force=force, decode=decode
-    )
-    answers = [drawing.submit(prompt, sampling, f"{seed}/{index}") for index, prompt in enumerate(prompts, first)]
-    while drawing.queue or drawing.running:
-        drawing.step()
-    return [answer.trace(policy_version) for answer in answers]

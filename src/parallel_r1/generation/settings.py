@@ -1,10 +1,10 @@
-"""What a recipe may say of how answers are drawn."""
+"""Settings of generation: the distribution that is sampled, the budget of an answer, the engine."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from parallel_r1.answers.syntax import TAGS
 from parallel_r1.answers.trace import Sampler
@@ -30,24 +30,17 @@ class Budget(Section):
 
 
 class Sampling(Section):
-    """How answers are drawn.
+    """The distribution that answers are drawn from, and how they may fork.
 
     Attributes:
-        sampler: what a fork and a join do.
-        paths: of every fork.
+        sampler: what a fork and a join do; see `answers.trace.Sampler`.
+        paths: number of paths of every fork.
         temperature: divides the logits; 0 takes the most probable token.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the most probable tokens that together have this probability.
         min_p: keep tokens that are at least this share as probable as the most probable one.
-        stop: texts that end the answer once the trunk holds one; the text stays.
-        rows: answers that are drawn at once.
-        memory: tokens whose keys and values may be held at once; None for no limit. When it is full, the answer that
-            came last waits and is read again later.
-        compile: whether the model runs through `torch.compile` while it draws: faster steps after half a minute or
-            more, and a C++ compiler is needed.
-        instruction: text before every prompt; tags in it are text.
-        final: where the final answer may stand: in the trunk, or, if it gives none, in a path too.
-        budget: of each answer.
+        stop: texts that end the answer once the trunk contains one; the text stays in the answer.
+        budget: of one answer.
     """
 
     sampler: Sampler = "isolated"
@@ -57,11 +50,6 @@ class Sampling(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Share = 0.0
     stop: tuple[str, ...] = ()
-    rows: Count = 256
-    memory: Count | None = None
-    compile: bool = False
-    instruction: str = ""
-    final: Literal["trunk", "anywhere"] = "trunk"
     budget: Budget = Budget()
 
     @property
@@ -87,8 +75,22 @@ class Sampling(Section):
             raise ValueError("a stop text must not be empty and must not hold one of the six tags")
         return stop
 
-    @model_validator(mode="after")
-    def memory_holds_an_answer(self) -> Sampling:
-        if self.memory is not None and self.memory <= self.budget.total:
-            raise ValueError(f"memory ({self.memory}) must be above budget.total ({self.budget.total})")
-        return self
+
+class Engine(Section):
+    """What draws the answers. None of it changes what is drawn, up to rounding.
+
+    Attributes:
+        kind: "local" draws with the model in this process.
+        device: "auto" is CUDA where there is one, else the CPU; or "cpu", "cuda", "cuda:1".
+        rows: the largest number of answers that are drawn at once.
+        memory: the largest number of tokens whose keys and values are held at once; None for no limit. When it is full,
+            the answer that came last waits and is read again later.
+        compile: run the model through `torch.compile` while it draws: faster steps after half a minute or more; needs a
+            C++ compiler.
+    """
+
+    kind: Literal["local"] = "local"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    rows: Count = 256
+    memory: Count | None = None
+    compile: bool = False

@@ -17,10 +17,8 @@ from typing import Any, Literal
 from parallel_r1.answers.parser import parse
 from parallel_r1.answers.syntax import FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, Tags
 from parallel_r1.answers.trace import TRUNK, Address, Defect, Finish, Span, Trace
-from parallel_r1.generation.settings import Sampling
+from parallel_r1.generation.generator import OnToken, Request
 
-OnToken = Callable[[int, Address, int, bool], None]
-"""Is told (answer, address, token, sampled) of every token as it is drawn or given."""
 Decode = Callable[[Sequence[int]], str]
 
 
@@ -95,19 +93,17 @@ class Answer:
     def __init__(
         self,
         index: int,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        seed: int | str,
+        request: Request,
         tags: Tags,
         on_token: OnToken | None = None,
         decode: Decode | None = None,
     ) -> None:
-        self.index, self.prompt, self.sampling, self.tags = index, tuple(prompt), sampling, tags
-        self.seed, self.on_token, self.decode = str(seed), on_token, decode
+        self.index, self.prompt, self.sampling, self.tags = index, tuple(request.prompt_ids), request.sampling, tags
+        self.seed, self.force, self.on_token, self.decode = request.seed, request.force, on_token, decode
         self.total = self.forks = self.open_forks = self.open_paths = self.coming_paths = 0
         self.finish: Finish | None = None
         self.broken = False
-        self.trunk = Thread(self, None, TRUNK, None, 0, sampling.budget.critical_path, random.Random(self.seed))
+        self.trunk = Thread(self, None, TRUNK, None, 0, self.sampling.budget.critical_path, random.Random(self.seed))
         self.trunk.feed.append(self.prompt[-1])
 
     def accept(self, thread: Thread, token: int, logprobs: tuple[float, float] | None) -> None:

@@ -1,13 +1,12 @@
 """Hugging Face models and tokenizers, with the six tags as tokens. No transformer of our own."""
 
-from parallel_r1.models.checks import check_attention, check_model, check_vocabulary, positions
+from parallel_r1.models.checks import check_model, check_vocabulary, positions
 from parallel_r1.models.policy import Policy, load, load_model, load_tokenizer, parameter_count, save, tag_ids
 from parallel_r1.models.tiny import END_OF_TEXT, qwen3, random_model, train_tokenizer
 
 __all__ = [
     "END_OF_TEXT",
     "Policy",
-    "check_attention",
     "check_model",
     "check_vocabulary",
     "load",

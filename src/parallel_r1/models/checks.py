@@ -1,8 +1,8 @@
-"""Which models forks know."""
+"""Which models can fork: those whose attention can be computed under another relation than plain causality."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parallel_r1.answers.syntax import Tags
 from parallel_r1.errors import UserError
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def check_vocabulary(tags: Tags, rows: int, path: str) -> None:
-    """Refuse tags for which a model with so many embeddings has none."""
-    last = max(*tags.ids.values(), *tags.newline, *tags.eos)
+    """Refuse tags, or an end of text, whose token ids are beyond a model's `rows` embeddings."""
+    last = max(*tags.ids.values(), *tags.gap, *tags.eos)
     if last >= rows:
         raise UserError(
             f"an embedding for every tag and the end of text in '{path}'",
@@ -22,18 +22,8 @@ def check_vocabulary(tags: Tags, rows: int, path: str) -> None:
         )
 
 
-def check_attention(attention: str) -> None:
-    """Refuse attention implementations that would ignore or misread the mask of a fork."""
-    if attention != "sdpa":
-        raise UserError(
-            "the attention implementation 'sdpa', which respects a fork's mask",
-            f"'{attention}', which ignores or misreads it",
-            "leave model.attention at 'sdpa'",
-        )
-
-
 def check_model(model: PreTrainedModel) -> None:
-    """Refuse models whose attention differs from plain causal attention in a way that forks do not know."""
+    """Refuse a model whose attention or head is computed in a way that the engine and the scorer do not repeat."""
     config = model.config.get_text_config()
     unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if unknown:
@@ -57,9 +47,33 @@ def check_model(model: PreTrainedModel) -> None:
             f"model type '{config.model_type}' without them",
             "choose a model such as Qwen3, Llama or Mistral",
         )
+    _check_layers(model)
+
+
+def _check_layers(model: PreTrainedModel) -> None:
+    """Refuse a model whose attention cannot be replaced, or whose attention modules do not say which layer they are:
+    the KV cache is kept by layer."""
+    if not model._can_set_attn_implementation():
+        raise UserError(
+            "a model whose attention goes through the AttentionInterface of transformers",
+            f"{type(model).__name__}, which has its own",
+            "choose another model",
+        )
+    modules = model.get_decoder().named_modules()
+    layers = {name: module for name, module in modules if type(module).__name__.endswith("Attention")}
+    seen: dict[int, str] = {}
+    for name, module in layers.items():
+        index: Any = getattr(module, "layer_idx", None)
+        if not isinstance(index, int) or index in seen:
+            raise UserError(
+                "attention modules that are numbered by layer_idx",
+                f"'{name}' with layer_idx {index}{f', as {seen[index]}' if index in seen else ''}",
+                "choose another model",
+            )
+        seen[index] = name
 
 
 def positions(config: PreTrainedConfig) -> int | None:
-    """How many positions a model knows; None if its configuration does not say."""
-    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return found
+    """Number of positions that a model supports; None if its configuration does not say."""
+    count: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return count

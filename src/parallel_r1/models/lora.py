@@ -1,11 +1,11 @@
-"""What learns of a model: all weights, or a LoRA adapter beside frozen ones.
+"""Which weights of a model learn: all of them, or a LoRA adapter beside frozen ones.
 
-With an adapter the six tags must still learn, and theirs are rows of a frozen table. They become a parameter of their
-own, `tag_rows`, that the embedding and the head read in place of those rows; where head and embedding are tied, so is
-it. What `peft` has for such rows copies the whole table in every forward pass.
+With an adapter the six tags must still learn, but their rows are part of a frozen embedding table. Those rows become a
+parameter of their own, `tag_rows`, which the embedding and the head read instead; it is tied if they are. `peft` has
+this too, but copies the whole table in every forward pass.
 
-A run has one adapter. Each stage goes on with it where its start left it, so that nothing is rounded in between, not
-even where the frozen weights are held in 4 bits.
+A run has one adapter. Every stage continues with the adapter of its start, so that nothing is rounded in between, not
+even where the frozen weights are quantised to 4 bits.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from parallel_r1 import models
 from parallel_r1.answers.syntax import TAGS
 from parallel_r1.errors import UserError, nearest, need
-from parallel_r1.models.policy import Policy
+from parallel_r1.models.attention import ATTENTION
+from parallel_r1.models.policy import Policy, dtype_of
 from parallel_r1.models.settings import LoRA
 
 ADAPTER = "adapter.safetensors"
-"""The file of a checkpoint that holds its adapter."""
+"""The file of a checkpoint with its adapter."""
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
-"""Bits that a weight takes in nf4: its own, its share of the scale of 64, and of the scale of 256 scales."""
+"""Bits per weight in nf4: 4, a share of the 8-bit scale of 64 weights, and a share of the scale of 256 scales."""
 
 
 def check(settings: LoRA) -> None:
-    """Refuse settings whose libraries are missing, or do not work on this machine."""
+    """Refuse settings whose libraries are not installed or do not work on this machine."""
     needed = {"peft": "lora", **({"bitsandbytes": "qlora"} if settings.quantise == "nf4" else {})}
     for library, extra in needed.items():
         need(library, "for model.lora", extra)
@@ -44,19 +45,19 @@ def check(settings: LoRA) -> None:
 
 
 def _check_quantiser() -> None:
-    """Let bitsandbytes hold a few numbers in 4 bits: it depends on the machine whether it can."""
+    """Quantise a few numbers with bitsandbytes, which does not work on every machine."""
     numbers = torch.linspace(-1, 1, 4096, device="cuda" if torch.cuda.is_available() else "cpu").view(64, 64)
     try:
         from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-        found = dequantize_4bit(*quantize_4bit(numbers, quant_type="nf4", compress_statistics=True))
+        restored = dequantize_4bit(*quantize_4bit(numbers, quant_type="nf4", compress_statistics=True))
     except Exception as error:  # it fails in as many ways as there are machines
         raise UserError(
             "a machine on which bitsandbytes works, for model.lora.quantise",
             f"{type(error).__name__}: {error}",
             "leave quantise = 'none', or see the documentation of bitsandbytes",
         ) from error
-    if not torch.allclose(found, numbers, atol=0.2):
+    if not torch.allclose(restored, numbers, atol=0.2):
         raise UserError(
             "a machine on which bitsandbytes works, for model.lora.quantise",
             "numbers that do not come back",
@@ -64,18 +65,28 @@ def _check_quantiser() -> None:
         )
 
 
-def load(path: str, settings: LoRA, seed: int, start: Path | None = None) -> Policy:
+def load(
+    path: str,
+    settings: LoRA,
+    seed: int,
+    start: Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Policy:
     """Load a model, frozen, with an adapter that learns.
 
     Args:
         path: a Hugging Face model folder or a hub id.
-        seed: of the adapter, which changes nothing until it has learnt.
-        start: a checkpoint of such a policy, whose adapter it shall have.
+        seed: of the adapter's random weights; a new adapter changes nothing until it has learnt.
+        start: a checkpoint whose adapter to continue with.
+        device, dtype: see `models.load`; quantised layers compute in this dtype.
 
     Raises:
         UserError: see `models.load` and `attach`.
     """
-    policy = replace(models.load(path, quantisation=_nf4() if settings.quantise == "nf4" else None), lora=settings)
+    quantisation = _nf4(dtype_of(dtype)) if settings.quantise == "nf4" else None
+    policy = replace(models.load(path, device=device, dtype=dtype, quantisation=quantisation), lora=settings)
     attach(policy.model, settings, policy.tags.ids.values(), seed)
     if start is not None:
         from safetensors.torch import load_file
@@ -84,19 +95,19 @@ def load(path: str, settings: LoRA, seed: int, start: Path | None = None) -> Pol
     return policy
 
 
-def _nf4() -> Any:
+def _nf4(dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_compute_dtype=dtype,
     )
 
 
 def attach(model: PreTrainedModel, settings: LoRA, tag_ids: Collection[int], seed: int) -> None:
-    """Freeze a model and give it an adapter, in place. It says what it said before.
+    """Freeze a model and give it an adapter, in place. Its outputs stay the same until the adapter learns.
 
     Raises:
         UserError: see `targeted`.
@@ -104,7 +115,7 @@ def attach(model: PreTrainedModel, settings: LoRA, tag_ids: Collection[int], see
     from peft import LoraConfig, inject_adapter_in_model
 
     modules: Iterator[Any] = model.modules()
-    for module in modules:  # kernels that round to bf16 where no gradient is asked for
+    for module in modules:  # bitsandbytes has kernels for inference that round to bf16
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     targets = list(targeted(model, settings))
@@ -115,29 +126,29 @@ def attach(model: PreTrainedModel, settings: LoRA, tag_ids: Collection[int], see
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
-    """The linear layers of a model but its head, by name."""
+    """The linear layers of a model by name, without its head."""
     head, kind = model.get_output_embeddings(), torch.nn.Linear
-    return {name: each for name, each in model.named_modules() if isinstance(each, kind) and each is not head}
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, kind) and layer is not head}
 
 
 def targeted(model: PreTrainedModel, settings: LoRA) -> dict[str, torch.nn.Linear]:
-    """The layers beside which an adapter of a model learns, by name.
+    """The layers that get an adapter, by name.
 
     Raises:
-        UserError: there is none of a name that `settings` gives.
+        UserError: no layer has a name that `settings` gives.
     """
     layers = linear_layers(model)
     if settings.targets == "all-linear":
         return layers
-    known = {name.rpartition(".")[2] for name in layers}
+    names = {name.rpartition(".")[2] for name in layers}
     for target in settings.targets:
-        if target not in known:
-            raise UserError("names of linear layers in model.lora.targets", f"'{target}'", nearest(target, known))
-    return {name: each for name, each in layers.items() if name.rpartition(".")[2] in settings.targets}
+        if target not in names:
+            raise UserError("names of linear layers in model.lora.targets", f"'{target}'", nearest(target, names))
+    return {name: layer for name, layer in layers.items() if name.rpartition(".")[2] in settings.targets}
 
 
 def size(model: PreTrainedModel, settings: LoRA) -> int:
-    """The numbers of the adapter that `attach` gives to a model.
+    """Number of weights of the adapter that `attach` gives to a model.
 
     Raises:
         UserError: see `targeted`.
@@ -148,7 +159,7 @@ def size(model: PreTrainedModel, settings: LoRA) -> int:
 
 
 def _free_rows(model: PreTrainedModel, tag_ids: Collection[int]) -> None:
-    """Make the tags' rows of a frozen embedding table and head a parameter that learns."""
+    """Make the rows of the tags in a frozen embedding table and head a parameter that learns."""
     table, head = _tables(model)
     tokens = torch.tensor(sorted(tag_ids), device=table.weight.device)
     for module, hook in ((table, _embed), (head, _predict)):
@@ -166,7 +177,7 @@ def _tables(model: PreTrainedModel) -> tuple[Any, Any]:
 
 
 def _embed(table: Any, arguments: tuple[Tensor], out: Tensor) -> Tensor:
-    """What an embedding table gives, with the tags' own rows."""
+    """Forward hook of an embedding table: embeddings of tags come from `tag_rows`."""
     is_tag = arguments[0][..., None] == table.tag_ids
     rows = embedding(is_tag.int().argmax(-1), table.tag_rows)
     scale = getattr(table, "embed_scale", None)  # Gemma's
@@ -174,21 +185,21 @@ def _embed(table: Any, arguments: tuple[Tensor], out: Tensor) -> Tensor:
 
 
 def _predict(head: Any, arguments: tuple[Tensor], out: Tensor) -> Tensor:
-    """What a head gives, with the tags' own rows."""
+    """Forward hook of a head: logits of tags come from `tag_rows`."""
     bias = None if head.bias is None else head.bias[head.tag_ids]
     return out.index_copy_(-1, head.tag_ids, linear(arguments[0], head.tag_rows, bias))
 
 
 def embedding_rows(model: PreTrainedModel) -> list[tuple[torch.nn.Parameter, Tensor]]:
-    """The parameters that hold rows of the embedding table and of the head, tied ones once, and the token of each row;
-    those that learn."""
-    found = {}
+    """The learning parameters that hold rows of the embedding table or the head, tied ones once, with the token id of
+    every row."""
+    parameters = {}
     for table in _tables(model):
         rows = getattr(table, "tag_rows", table.weight)
         tokens = table.tag_ids if hasattr(table, "tag_ids") else torch.arange(len(rows), device=rows.device)
         if rows.requires_grad:
-            found[id(rows)] = (rows, tokens)
-    return list(found.values())
+            parameters[id(rows)] = (rows, tokens)
+    return list(parameters.values())
 
 
 def learning(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
@@ -203,14 +214,14 @@ def weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def set_weights(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
-    """Give the weights that learn other values."""
+    """Overwrite the weights that learn."""
     for name, weight in learning(model).items():
         weight.copy_(values[name])
 
 
 @contextmanager
 def exchanged(model: PreTrainedModel, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Exchange the weights that learn with others of the same names, and exchange them again afterwards."""
+    """Swap the weights that learn with `values`, and swap them back afterwards."""
     _exchange(model, values)
     try:
         yield
@@ -221,14 +232,14 @@ def exchanged(model: PreTrainedModel, values: Mapping[str, Tensor]) -> Iterator[
 @torch.no_grad()
 def _exchange(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
     for name, weight in learning(model).items():
-        kept = weight.clone()
+        before = weight.clone()
         weight.copy_(values[name])
-        values[name].copy_(kept)
+        values[name].copy_(before)
 
 
 def save(policy: Policy, folder: Path) -> None:
-    """Write an ordinary Hugging Face model folder: what an adapter has learnt is added to the weights that it lies
-    beside. The adapter is written too, to go on from."""
+    """Write an ordinary Hugging Face model folder. An adapter is merged into the weights, and written to a file of its
+    own too, to continue from."""
     if policy.lora is None:
         models.save(policy, folder)
         return
@@ -240,15 +251,15 @@ def save(policy: Policy, folder: Path) -> None:
 
 @torch.no_grad()
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """The ordinary model, on the CPU, that says the same as one with an adapter. Only for saving: buffers that are not
-    saved are missing."""
+    """The ordinary model, on the CPU, with the same outputs as one with an adapter. Only for saving: buffers that are
+    not saved are missing."""
     from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_module_weight
 
     config = copy.deepcopy(model.config)
     vars(config).pop("quantization_config", None)
     with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+        plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation=ATTENTION)
     values = {}
     for name, _ in plain.named_parameters():
         path, _, kind = name.rpartition(".")

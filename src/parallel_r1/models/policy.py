@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from parallel_r1.answers.syntax import FORK_CLOSE, JOIN_TEXT, SUMMARY_OPEN, TAGS, Tags
+from parallel_r1.answers.syntax import FORK_CLOSE, JOIN_TEXT, SUMMARY_GAP, SUMMARY_OPEN, TAGS, Tags, holds_gap
 from parallel_r1.errors import UserError
 from parallel_r1.models.settings import LoRA
+from parallel_r1.shipped import resolve
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from parallel_r1.models.checks import check_attention, check_model, check_vocabulary
+from parallel_r1.models.checks import check_model, check_vocabulary
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class Policy:
-    """A model with its tokenizer and tags.
+    """A causal language model with its tokenizer, ready to fork. `load` makes one.
+
+    `model` stays an ordinary Hugging Face model: `generate`, `save_pretrained` and a forward pass with a padding mask
+    or a KV cache work as they do on any other. What this package adds is used only by its own calls.
 
     Attributes:
-        version: the number of updates it has seen.
-        lora: what of the model learns beside frozen weights; all of it if None.
+        model: the model, on the device where it generates; training changes its weights in place.
+        tokenizer: a tokenizer in which each of the six tags is one token.
+        tags: the ids of the tags and of the tokens around them.
+        version: number of updates to the weights since they were loaded.
+        lora: settings of the adapter that learns beside frozen weights; None if all weights learn.
     """
 
     model: PreTrainedModel
@@ -36,11 +46,11 @@ class Policy:
     lora: LoRA | None = None
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text."""
+        """The tokens of a text; a tag in it is one token, and no special token is added."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of tokens, tags included, the end of text left out."""
+        """The text of tokens, with tags and without the end of text."""
         kept = [token for token in token_ids if token not in self.tags.eos]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False))
 
@@ -53,90 +63,136 @@ def tag_ids(tokenizer: PreTrainedTokenizerBase) -> Tags:
     """
     ids = {}
     for tag in TAGS:
-        found = tokenizer.encode(tag, add_special_tokens=False)
-        if len(found) != 1 or found[0] == tokenizer.unk_token_id:
+        pieces = tokenizer.encode(tag, add_special_tokens=False)
+        if len(pieces) != 1 or pieces[0] == tokenizer.unk_token_id:
             raise UserError(
                 f"a tokenizer in which {tag} is one token",
-                f"{len(found)} tokens {tokenizer.convert_ids_to_tokens(found)}",
+                f"{len(pieces)} tokens {tokenizer.convert_ids_to_tokens(pieces)}",
                 "add the six tags with parallel-r1 prepare MODEL --out DIR",
             )
-        ids[tag] = found[0]
+        ids[tag] = pieces[0]
     if tokenizer.eos_token_id is None:
         raise UserError("a tokenizer with an end-of-text token", "none", "set eos_token in its tokenizer_config.json")
-    # Behind a tag, as they stand in answers: many tokenizers treat the start of a text in a way of its own.
+    # Decoded behind a tag, as in answers, because many tokenizers treat the start of a text differently.
     behind = tokenizer.batch_decode([[ids[FORK_CLOSE], token] for token in range(len(tokenizer))])
     texts = [text.removeprefix(FORK_CLOSE) for text in behind]
     blank = frozenset(token for token, text in enumerate(texts) if text and not text.strip())
-    breaks = frozenset(token for token in blank if "\n" in texts[token])
-    first, *newline, last = tokenizer.encode(JOIN_TEXT, add_special_tokens=False)
-    if (first, last) != (ids[FORK_CLOSE], ids[SUMMARY_OPEN]) or not breaks.intersection(newline):
+    breaks = frozenset(token for token in blank if holds_gap(texts[token]))
+    first, *gap, last = tokenizer.encode(JOIN_TEXT, add_special_tokens=False)
+    if (first, last) != (ids[FORK_CLOSE], ids[SUMMARY_OPEN]) or (SUMMARY_GAP and not breaks.intersection(gap)):
         raise UserError(
-            "a tokenizer that leaves a line break between tags alone",
-            f"{tokenizer.convert_ids_to_tokens([first, *newline, last])}",
+            f"a tokenizer that leaves {SUMMARY_GAP!r} between tags alone",
+            f"{tokenizer.convert_ids_to_tokens([first, *gap, last])}",
             "add the tags as special tokens without lstrip and rstrip",
         )
-    return Tags(ids, tuple(newline), frozenset([tokenizer.eos_token_id]), blank, breaks)
+    return Tags(ids, tuple(gap), frozenset([tokenizer.eos_token_id]), blank, breaks)
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the hub."""
     from transformers import AutoTokenizer
 
+    path = resolve(path)
     _check_folder(path, "tokenizer_config.json")
     with _loading(path):
         return AutoTokenizer.from_pretrained(path)
 
 
-def load(path: str, *, attention: str = "sdpa", quantisation: QuantizationConfigMixin | None = None) -> Policy:
-    """Load a causal model with its tokenizer, ready for forks.
+def load(
+    path: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantisation: QuantizationConfigMixin | None = None,
+) -> Policy:
+    """Load a causal model with its tokenizer, ready to fork.
 
     Args:
-        path: a Hugging Face model folder or a hub id.
-        attention: the attention implementation of plain answers, `sdpa`; an architecture without it gets `eager`.
-        quantisation: how linear layers are held; in fp32 if None.
+        path: a Hugging Face model folder, or the id of a model on the hub.
+        device: "cpu", "cuda", or one of several such as "cuda:1"; "auto" is CUDA where there is one, else the CPU.
+        dtype: of the weights, "fp32" or "bf16"; "auto" is fp32, in which sampled and scored log-probabilities agree.
+        quantisation: how transformers shall quantise the linear layers; None to leave them as they are.
 
     Raises:
-        UserError: no such folder, a file that is missing or cut off, another attention implementation, attention that
-            forks do not know, missing tags.
+        UserError: a folder that does not exist, a file that is missing or cut off, a tokenizer without the six tags, a
+            model that cannot fork (see `check_model`), a device that this machine does not have, another dtype.
     """
-    check_attention(attention)
+    place, weights = device_of(device), dtype_of(dtype)
     tokenizer = load_tokenizer(path)
     tags = tag_ids(tokenizer)
+    model: Any = load_model(path, weights, quantisation)
+    check_vocabulary(tags, model.config.get_text_config().vocab_size, path)
+    return Policy(model if model.device == place else model.to(place), tokenizer, tags)
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a name that `load` takes.
+
+    Raises:
+        UserError: a name of another form, or a device that this machine does not have.
+    """
     import torch
 
-    model = load_model(path, torch.float32, quantisation)
-    check_vocabulary(tags, model.config.get_text_config().vocab_size, path)
-    return Policy(model, tokenizer, tags)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    devices = {"cpu": torch.device("cpu"), **{f"cuda:{index}": torch.device("cuda", index) for index in range(count)}}
+    if count:
+        devices["cuda"] = torch.device("cuda", torch.cuda.current_device())
+    if name == "auto":
+        return devices.get("cuda", devices["cpu"])
+    if name not in devices:
+        raise UserError(f"a device of this machine: {', '.join(sorted(devices))}", f"'{name}'", "give device='auto'")
+    return devices[name]
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype of a name that `load` takes.
+
+    Raises:
+        UserError: another name.
+    """
+    import torch
+
+    dtypes = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
+    if name not in dtypes:
+        raise UserError(f"a dtype among {', '.join(dtypes)}", f"'{name}'", "give dtype='auto', which is fp32")
+    return dtypes[name]
 
 
 def load_model(
     path: str, dtype: torch.dtype | Literal["auto"], quantisation: QuantizationConfigMixin | None = None
 ) -> PreTrainedModel:
-    """Load a causal model alone; see `load`.
+    """Load a causal model alone, on the CPU unless it is quantised; see `load`.
 
     Args:
-        dtype: of its weights; "auto" for that in which they are saved.
+        dtype: of its weights; "auto" for the one in which they were saved.
     """
     from transformers import AutoModelForCausalLM
 
-    # No attention by name: transformers takes SDPA where the architecture has it.
+    from parallel_r1.models.attention import ATTENTION
+
+    path = resolve(path)
     with _loading(path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, quantization_config=quantisation, output_loading_info=True
+            path,
+            dtype=dtype,
+            quantization_config=quantisation,
+            attn_implementation=ATTENTION,
+            output_loading_info=True,
         )
-    model, found = loaded
-    missing = sorted(found["missing_keys"])
-    if missing:  # transformers makes such weights up
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers fills them with random numbers
         raise UserError(
             "weights for the whole model", f"'{path}' without {len(missing)}, such as {missing[0]}", "download it again"
         )
     check_model(model)
+    log.info("loaded %s: %s parameters in %s on %s", path, f"{parameter_count(model):,}", model.dtype, model.device)
     return model.eval()
 
 
 @contextmanager
 def _loading(path: str) -> Iterator[None]:
-    """Say in one line what could not be loaded: a model that is not there, or not all of it."""
+    """Turn the many errors of a model that is missing or incomplete into one `UserError`."""
     from safetensors import SafetensorError
 
     try:
@@ -145,17 +201,17 @@ def _loading(path: str) -> Iterator[None]:
         raise UserError(
             "a whole Hugging Face model folder, or a hub id that can be reached",
             f"'{path}' ({str(error).splitlines()[0]})",
-            "check the path, or the network; download again what was broken off",
+            "check the path or the network, or download again what is incomplete",
         ) from error
 
 
 def _check_folder(path: str, file: str) -> None:
-    """A local path must be a model folder; anything that looks like a hub id is left to transformers."""
+    """Refuse a local path that is not a model folder; anything that looks like a hub id is left to transformers."""
     folder = Path(path)
     looks_local = path.startswith((".", "/", "~")) or folder.exists() or path.count("/") != 1
     if looks_local and not (folder / file).is_file():
-        found = f"folder {path} without it" if folder.is_dir() else f"no folder {path}"
-        raise UserError(f"a Hugging Face model folder with {file}", found, "check the path")
+        problem = f"folder {path} without it" if folder.is_dir() else f"no folder {path}"
+        raise UserError(f"a Hugging Face model folder with {file}", problem, "check the path")
 
 
 def save(policy: Policy, folder: Path) -> None:
@@ -165,5 +221,5 @@ def save(policy: Policy, folder: Path) -> None:
 
 
 def parameter_count(model: PreTrainedModel) -> int:
-    """Trainable and frozen parameters, tied ones counted once."""
+    """Number of trainable and frozen parameters; tied ones count once."""
     return int(model.num_parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from parallel_r1.settings import Count, Section
 
@@ -27,7 +27,6 @@ class LoRA(Section):
     Attributes:
         rank: of what a layer gains.
         alpha: what a layer gains is multiplied by alpha / rank.
-        dropout: must stay 0.
         targets: names of linear layers, such as "q_proj", or "all-linear": all but the head.
         quantise: how the frozen linear layers are held: as they are, or in 4 bits ("nf4": QLoRA).
 
@@ -36,16 +35,8 @@ class LoRA(Section):
 
     rank: Count = 16
     alpha: Count = 32
-    dropout: float = 0.0
     targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
     quantise: Literal["none", "nf4"] = "none"
-
-    @field_validator("dropout")
-    @classmethod
-    def no_dropout(cls, dropout: float) -> float:
-        if dropout:
-            raise ValueError("dropout must be 0: what is sampled is what is scored")
-        return dropout
 
 
 class Model(Section):
@@ -57,7 +48,6 @@ class Model(Section):
 
     path: str | None = None
     architecture: Architecture | None = None
-    attention: str = "sdpa"
     lora: LoRA | None = None
 
     @model_validator(mode="after")

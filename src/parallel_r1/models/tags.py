@@ -1,5 +1,5 @@
-"""Give any causal model of Hugging Face the six tags: special tokens of its tokenizer, rows of its embedding table and
-of its head. Nothing that it says without them changes."""
+"""Add the six tags to any causal model of Hugging Face: special tokens of its tokenizer, rows of its embedding table
+and of its head. The logits of all other tokens stay the same."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from parallel_r1.answers.parser import parse
-from parallel_r1.answers.syntax import TAGS, Tags
+from parallel_r1.answers.syntax import TAGS, Tags, fork_text
 from parallel_r1.errors import UserError
 from parallel_r1.files import whole
 from parallel_r1.models.policy import Policy, load_model, load_tokenizer, save, tag_ids
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from torch import Generator, Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Init = Literal["mean", "random", "keep"]
-"""What a tag's row is at first: the mean of the rows of its text's pieces; drawn as the other rows are spread; or what
-stands there already, in a table that is longer than the vocabulary."""
-SAMPLE = (
-    "So: <Parallel><Path>1 + 2 = 3</Path><Path>one\nand two</Path></Parallel>\n<Summary>The same.</Summary> It is 3."
-)
+"""First value of a tag's row: the mean of the rows of the tokens that spelt it; random, with the mean and deviation of
+the other rows; or the row that is there already, in a table that is longer than the vocabulary."""
+SAMPLE = "So: " + fork_text(["1 + 2 = 3", "one\nand two"], "The same.") + " It is 3."
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a model was given.
+    """The tags that a model got.
 
     Attributes:
-        tokens: tag -> token, of the tags that it did not have.
-        added: rows by which its tables grew; other tags have rows that nothing used.
+        tokens: tag -> token id, of the tags that were missing.
+        added: number of rows by which its tables grew; tags beyond that use rows that were unused.
     """
 
     tokens: dict[str, int]
@@ -40,17 +39,17 @@ class Prepared:
 
 
 def prepare(path: str, out: Path, init: Init = "mean", seed: int = 0) -> Prepared | None:
-    """Write a model folder that has the six tags; None, and nothing written, if the model has them already.
+    """Write a copy of a model that has the six tags. Writes nothing and returns None if the model has them already.
 
     Args:
         path: a Hugging Face model folder or a hub id.
         out: a new folder.
-        init: what the rows of new tags are at first.
+        init: first values of the rows of new tags.
         seed: of random rows.
 
     Raises:
-        UserError: the folder exists or cannot be written, a model that forks do not know, a tokenizer that does not
-            keep tags or text, no rows to keep.
+        UserError: the folder exists or cannot be written, a model that cannot fork, a tokenizer that changes a text
+            with tags, no rows to keep.
     """
     if out.exists():
         raise UserError("a new folder for --out", f"{out} exists", "give another name")
@@ -58,12 +57,12 @@ def prepare(path: str, out: Path, init: Init = "mean", seed: int = 0) -> Prepare
 
     tokenizer = load_tokenizer(path)
     pieces = {tag: tokenizer.encode(tag, add_special_tokens=False) for tag in TAGS}
-    known, special = tokenizer.get_vocab(), tokenizer.get_added_vocab()
+    vocabulary, special = tokenizer.get_vocab(), tokenizer.get_added_vocab()
     rows = AutoConfig.from_pretrained(path).get_text_config().vocab_size
     if all(tag in special and special[tag] < rows for tag in TAGS):
         return None
     tags = add_tags(tokenizer)
-    tokens = {tag: token for tag, token in tags.ids.items() if tag not in known or token >= rows}
+    tokens = {tag: token for tag, token in tags.ids.items() if tag not in vocabulary or token >= rows}
     model = load_model(path, "auto")
     added = max(0, 1 + max(tags.ids.values()) - rows)
     if added:
@@ -85,7 +84,7 @@ def add_tags(tokenizer: PreTrainedTokenizerBase) -> Tags:
     """Add the tags that a tokenizer lacks, as special tokens.
 
     Raises:
-        UserError: a text with tags does not survive the tokenizer. SentencePiece may write a space behind a tag.
+        UserError: the tokenizer changes a text with tags. A space behind a tag, as of SentencePiece, is no change.
     """
     from tokenizers import AddedToken
 
@@ -103,7 +102,7 @@ def add_tags(tokenizer: PreTrainedTokenizerBase) -> Tags:
 def _fill(
     model: PreTrainedModel, tokens: Mapping[str, int], pieces: Mapping[str, Sequence[int]] | None, rows: int, seed: int
 ) -> None:
-    """Set the rows of new tags, in the embedding table and in a head of its own."""
+    """Set the rows of new tags in the embedding table, and in the head if it is not tied."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -115,13 +114,14 @@ def _fill(
                 part[token] = _mean(part, pieces[tag]) if pieces else _drawn(part[:rows], generator)
 
 
-def _mean(part: Tensor, pieces: Sequence[int]) -> Tensor:
+def _mean(part: Float[Tensor, "v d"], pieces: Sequence[int]) -> Float[Tensor, " d"]:
+    """The mean of a few rows."""
     return part[list(pieces)].float().mean(0)
 
 
-def _drawn(part: Tensor, generator: Generator) -> Tensor:
-    """A row drawn as the rows of a table are spread, number by number."""
+def _drawn(part: Float[Tensor, "v d"], generator: Generator) -> Float[Tensor, " d"]:
+    """A random row, normal with the mean and deviation that the rows of a table have in every column."""
     import torch
 
-    known = part.float()
-    return torch.normal(known.mean(0), known.std(0), generator=generator)
+    rows = part.float()
+    return torch.normal(rows.mean(0), rows.std(0), generator=generator)

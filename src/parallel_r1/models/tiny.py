@@ -1,4 +1,4 @@
-"""Small models of our own: a tokenizer trained on texts, random weights."""
+"""New models from nothing: a tokenizer trained on texts, a Qwen3 model with random weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer trained on texts. Numbers of up to three digits may become one token and never merge
-    with what stands beside them; the six tags and the end of text are special tokens.
+    """A byte-level BPE tokenizer trained on texts. A run of up to three digits may become one token, but never together
+    with other characters; the six tags and the end of text are special tokens.
 
     Args:
-        texts: what to learn the merges from.
-        vocabulary: how many tokens, the 256 bytes and the special tokens included.
+        texts: the training texts.
+        vocabulary: number of tokens, with the 256 bytes and the special tokens.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -50,7 +50,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def random_model(tokenizer: PreTrainedTokenizerBase, *, seed: int, **shape: int) -> PreTrainedModel:
-    """A Qwen3 model with random weights for a tokenizer.
+    """A Qwen3 model with random weights for a tokenizer, in fp32 on the CPU.
 
     Args:
         seed: of the weights.
@@ -59,9 +59,11 @@ def random_model(tokenizer: PreTrainedTokenizerBase, *, seed: int, **shape: int)
     import torch
     from transformers import Qwen3ForCausalLM
 
+    from parallel_r1.models.attention import ATTENTION
+
     config = qwen3(len(tokenizer), **shape)
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = ATTENTION
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Qwen3ForCausalLM(config).eval()
@@ -73,9 +75,9 @@ def qwen3(
     """The configuration of a Qwen3 model with tied embeddings.
 
     Args:
-        vocabulary: how many tokens.
+        vocabulary: number of tokens.
         hidden, layers, heads, kv_heads, intermediate: the architecture; a head has `hidden / heads` dimensions.
-        positions: the longest sequence it is meant for.
+        positions: length of the longest sequence it supports.
     """
     from transformers import Qwen3Config
 

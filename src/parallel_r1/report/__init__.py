@@ -1,1 +1,1 @@
-"""What people see of a run: tables, pictures, the terminal."""
+"""Tables, curves and answers, for a terminal, a notebook or a file."""

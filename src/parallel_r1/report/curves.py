@@ -1,4 +1,4 @@
-"""The picture of a run against its steps."""
+"""Curves of a run: reward, accuracy and parallel ratio against the step."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from parallel_r1.files import whole
 
 
 def picture(metrics: Sequence[dict[str, Any]], path: Path) -> bool:
-    """Draw reward, accuracy and parallel ratio of the RL stages against the step. False if matplotlib is not there, or
-    if there was no RL stage."""
+    """Draw reward, accuracy and parallel ratio of the RL stages into an image file.
+
+    Returns:
+        False, and no file, if matplotlib is not installed or the run had no RL stage.
+    """
     stages = list(dict.fromkeys(row["stage"] for row in metrics if row["kind"] == "rl"))
     if not stages or importlib.util.find_spec("matplotlib") is None:
         return False
@@ -40,7 +43,7 @@ def picture(metrics: Sequence[dict[str, Any]], path: Path) -> bool:
 
 
 def _smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:
-    """An exponential moving average that starts at the first value."""
+    """Exponential moving average that starts at the first value."""
     smoothed: list[float] = []
     for value in values:
         smoothed.append(weight * smoothed[-1] + (1 - weight) * value if smoothed else value)

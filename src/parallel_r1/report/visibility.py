@@ -1,4 +1,4 @@
-"""A picture of who sees whom."""
+"""A picture of which token sees which."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from parallel_r1.files import whole
 
 
 def relation(laid: Layout, tokens: Sequence[str], addresses: Sequence[Address], title: str, path: Path) -> None:
-    """Draw who sees whom: a row for every place, a square for every place that it sees, in the colour of the path that
-    it shows. Places that are only read again are pale and have no name on the left.
+    """Draw the mask of a row: a line per place, with a square for every place that it sees, in the colour of that
+    place's path. Copies that are read again are pale and have no name on the left.
 
     Raises:
-        UserError: matplotlib is not installed, it does not write such files, or this one cannot be written.
+        UserError: matplotlib is not installed, the suffix is not .png, .svg or .pdf, or the file cannot be written.
     """
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise UserError("a file that ends with .png, .svg or .pdf", f"'{path.name}'", "rename it")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,26 @@ from parallel_r1.coldstart import examples as coldstart
 from parallel_r1.errors import Missing, UserError
 from parallel_r1.evaluation.measure import Result, evaluate, held_out
 from parallel_r1.evaluation.settings import Evaluation
-from parallel_r1.generation.settings import Sampling
+from parallel_r1.generation.generator import make_generator
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
 from parallel_r1.runs import trackers as tracking
+from parallel_r1.runs.checkpoint import card_of, card_of_base
 from parallel_r1.runs.estimate import check_positions
 from parallel_r1.runs.folder import RunFolder, space
 from parallel_r1.runs.monitor import Monitor
 from parallel_r1.runs.recipe import Recipe
-from parallel_r1.tasks.base import Split, load_task
+from parallel_r1.tasks.base import Split, load_task, problem_stream
 from parallel_r1.training.loops import State, Step, run_rl, run_sft
 from parallel_r1.training.optimizer import moments_of
 from parallel_r1.training.rewards.language import check_reward
 from parallel_r1.training.settings import RL, SFT
 
+log = logging.getLogger(__name__)
 Observer = Callable[[dict[str, Any]], None]
 """Is told every row of metrics as it is made."""
+Counted = tuple[str, int, int, Split]
+"""A task, the most problems of it, the seed and the split: what a count of problems depends on."""
 
 
 @dataclass
@@ -80,6 +84,8 @@ class Curriculum:
         self.state = None if saved is None or saved["stage"] in self.done else saved
         taken = {row["stage"]: row["stage_step"] for row in run.metrics() if row["kind"] in ("sft", "rl")}
         self.step = sum(taken[name] for name in self.done) + (self.state["update"]["stage_step"] if self.state else 0)
+        if self.step:
+            log.info("resuming after step %d; finished stages: %s", self.step, ", ".join(self.done) or "none")
         run.rewind(self.step)
         self.monitor = Monitor().remember(run.metrics())
 
@@ -90,20 +96,29 @@ class Curriculum:
             self.run.log(each)
             self.tell(each)
 
-    def measure(self, name: str, sampling: Sampling, policy: Policy | None) -> None:
-        """Measure the weights after a stage on all tasks, unless it has been done. They are loaded if None."""
+    def measure(self, name: str, stage: SFT | RL, policy: Policy | None) -> None:
+        """Measure the weights after stage `name` on all tasks, unless it has been done. Answers are drawn as in
+        `stage`; the weights are loaded if None."""
         for task in self.recipe.evaluation.tasks:
             known = self.run.evaluation(f"{name}.{task}")
             if known is None:
                 policy = policy or load_checkpoint(self.recipe, self.run.checkpoint(name))
                 started = time.perf_counter()
-                known = evaluate(policy, task, self.recipe.evaluation, sampling, name).to_json()
+                known = self.evaluate(policy, task, self.recipe.evaluation, stage, name, "test")
                 seconds = time.perf_counter() - started
                 row = {"step": self.step, "kind": "evaluation", **_figures(known), "seconds": seconds}
                 self.run.log(row)  # the first: a row whose evaluation was not saved is dropped and comes again
                 self.run.save_evaluation(f"{name}.{task}", known)
                 self.tell(row)  # the last: where a tracker fails, nothing is measured twice
             self.results.append(Result(**known))
+
+    def evaluate(
+        self, policy: Policy, task: str, settings: Evaluation, stage: SFT | RL, name: str, split: Split
+    ) -> dict[str, Any]:
+        """Measure weights on one task, with answers drawn as in a stage."""
+        generator = make_generator(policy, self.recipe.engine)
+        result = evaluate(policy, task, settings, stage.sampling, name, split, prompt=stage.prompt, generator=generator)
+        return result.to_json()
 
     def learn(self, name: str, policy: Policy) -> Policy:
         """Take the steps of a stage that are left. Returns the policy that it hands over, which lies in the folder."""
@@ -114,7 +129,7 @@ class Curriculum:
         if isinstance(stage, SFT):
             updates = run_sft(policy, stage, self.recipe.seed, before, moments, shard=shard)
         else:
-            updates = run_rl(policy, stage, self.recipe.seed, before, moments, shard=shard)
+            updates = run_rl(policy, stage, self.recipe.seed, before, moments, shard=shard, engine=self.recipe.engine)
         watch, now = self.watch(name), before["stage_step"] if before else 0
         try:
             while not watch.over and (update := next(updates, None)):
@@ -124,7 +139,7 @@ class Curriculum:
                     before = update.state()
         except FloatingPointError as error:
             if now and all(weight.isfinite().all() for weight in policy.model.parameters()):
-                self.run.save_candidate(now, policy)
+                self.run.save_candidate(now, policy, card=card_of(self.recipe, name))
                 good = self.run.candidate(now)
             else:
                 good = self.run.checkpoint(start) if watch.best is None else self.run.candidate(watch.best)
@@ -134,7 +149,7 @@ class Curriculum:
                 f"lower its optimizer.lr; the last good weights are {good}",
             ) from error
         if watch.best is None:
-            self.run.save_checkpoint(name, policy, self.moments(name, before))
+            self.run.save_checkpoint(name, policy, self.moments(name, before), card_of(self.recipe, name))
             return policy
         self.run.hand_over(watch.best, name)
         return load_checkpoint(self.recipe, self.run.checkpoint(name))
@@ -150,7 +165,7 @@ class Curriculum:
         if watch.due(now):
             self.validate(name, now, policy, watch)
             if watch.best == now:
-                self.run.save_candidate(now, policy, self.moments(name, state()))
+                self.run.save_candidate(now, policy, self.moments(name, state()), card_of(self.recipe, name))
         if watch.due(now) or now % self.recipe.save_every == 0:
             self.run.save_state(self.step, {"stage": name, "best": watch.best, "update": state()})
 
@@ -159,7 +174,7 @@ class Curriculum:
         rule, started = watch.stage.stop, time.perf_counter()
         assert rule is not None
         settings = Evaluation(problems=rule.problems, samples=rule.samples, seed=self.recipe.evaluation.seed)
-        found = evaluate(policy, rule.task, settings, watch.stage.sampling, name, "validation").to_json()
+        found = self.evaluate(policy, rule.task, settings, watch.stage, name, "validation")
         watch.seen[now] = found[rule.metric]
         about = {"stage_step": now, "stage_steps": watch.stage.steps, "best_step": watch.best, "waited": watch.waited}
         self.record({"kind": "validation", **_figures(found), **about, "seconds": time.perf_counter() - started})
@@ -182,7 +197,6 @@ def _figures(found: dict[str, Any]) -> dict[str, Any]:
 def build_policy(recipe: Recipe) -> Policy:
     """The policy that a recipe starts from: loaded, or random with a tokenizer trained on its first sft stage."""
     model = recipe.model
-    models.check_attention(model.attention)
     if model.path is not None:
         return models.load(model.path) if model.lora is None else adapters.load(model.path, model.lora, recipe.seed)
     assert model.architecture is not None
@@ -224,53 +238,58 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, tell: Observer) -> lis
     check_positions(policy.model.config, recipe)
     for stage in recipe.stages.values():
         if isinstance(stage, SFT):
-            coldstart.check_lengths(stage.data, policy, stage.sampling.instruction)
+            coldstart.check_lengths(stage.data, policy, stage.prompt.instruction)
     under_way = Curriculum(recipe, run, tell)
     learning = sum(each.numel() for each in adapters.learning(policy.model).values())
     run.check_space(space(recipe, models.parameter_count(policy.model), learning))
     first = next(iter(recipe.stages))
     if recipe.model.path is not None:
-        under_way.measure("base", recipe.stages[first].sampling, policy)
-    run.save_checkpoint("base", policy)
+        under_way.measure("base", recipe.stages[first], policy)
+    run.save_checkpoint("base", policy, card=card_of_base(recipe))
     for name, stage in recipe.stages.items():
         if name in under_way.done:
-            under_way.measure(name, stage.sampling, None)
+            under_way.measure(name, stage, None)
             continue
         start = recipe.start_of(name)
         if start != "base" or name != first:
             policy = load_checkpoint(recipe, run.checkpoint(start))
         policy = under_way.learn(name, policy)
-        under_way.measure(name, stage.sampling, policy)
+        under_way.measure(name, stage, policy)
     return under_way.results
 
 
-def check(recipe: Recipe, missing: list[Missing] | None = None) -> dict[str, int]:
+def check(
+    recipe: Recipe, missing: list[Missing] | None = None, counts: dict[Counted, int] | None = None
+) -> dict[str, int]:
     """Everything about a recipe that can be wrong and can be known before a model is loaded: all that it reads is read.
 
     Args:
         missing: is told what is not there; if None, that is an error too.
+        counts: (task, most, seed, split) -> number of problems, filled in here and not counted again: for several
+            recipes that measure the same.
 
     Returns how many problems of each task are measured.
     """
     measured: dict[str, int] = {}
+    counts = {} if counts is None else counts
     tracking.check(recipe.tracking)
     if recipe.model.lora is not None:
         adapters.check(recipe.model.lora)
     settings = recipe.evaluation
     for task in settings.tasks:
         with _there(missing):
-            measured[task] = _count(task, settings.problems, settings.seed, "test")
+            measured[task] = _count((task, settings.problems, settings.seed, "test"), counts)
     for name, stage in recipe.stages.items():
         if isinstance(stage, RL):
             check_reward(stage.reward, forks=stage.sampling.opens_forks)
             with _there(missing):
-                next(load_task(stage.task, stage.hold_back).problems("train", recipe.seed))
+                next(problem_stream(load_task(stage.task, stage.hold_back), "train", recipe.seed))
         else:
             with _there(missing):
                 coldstart.check(stage.data)
         if stage.stop is not None:
             with _there(missing):
-                _count(stage.stop.task, stage.stop.problems, settings.seed, "validation")
+                _count((stage.stop.task, stage.stop.problems, settings.seed, "validation"), counts)
         if stage.optimizer.carry and recipe.start_of(name) == "base":
             raise UserError(
                 f"a stage to carry moments on from, for stages.{name}.optimizer.carry",
@@ -280,9 +299,12 @@ def check(recipe: Recipe, missing: list[Missing] | None = None) -> dict[str, int
     return measured
 
 
-@cache  # the rows of a study ask the same
-def _count(task: str, most: int, seed: int, split: Split) -> int:
-    return len(held_out(load_task(task), most, seed, split))
+def _count(counted: Counted, counts: dict[Counted, int]) -> int:
+    """How many problems of a split are measured: at most so many, or all that there are."""
+    if counted not in counts:
+        task, most, seed, split = counted
+        counts[counted] = len(held_out(load_task(task), most, seed, split))
+    return counts[counted]
 
 
 @contextmanager

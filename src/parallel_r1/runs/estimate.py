@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from parallel_r1.errors import UserError
+from parallel_r1.generation.settings import Engine
 from parallel_r1.models import attention as attend
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.checks import check_model, check_vocabulary, positions
@@ -32,7 +34,6 @@ from parallel_r1.runs.recipe import Processes, Recipe
 from parallel_r1.training.batch import LOGITS
 from parallel_r1.training.settings import RL, SFT, Stage
 
-ATTENTION = "parallel_r1_plan"
 NUMBER = 4
 """Bytes of a weight, a gradient, a moment, a key or a value: fp32."""
 
@@ -136,7 +137,7 @@ def make(recipe: Recipe, problems: Mapping[str, int]) -> Plan:
             reason = str(error).splitlines()[0]
             unknown.append(f"memory, positions and tags: {path}, {where} ({reason}); parallel-r1 prepare writes one")
         memories = {
-            name: None if model is None else memory(model, lora, stage, recipe.processes)
+            name: None if model is None else memory(model, lora, stage, recipe.processes, recipe.engine)
             for name, stage in recipe.stages.items()
         }
     parameters = learning = disk = None
@@ -205,12 +206,12 @@ def build(recipe: Recipe) -> PreTrainedModel:
     else:
         assert recipe.model.path is not None
         config = AutoConfig.from_pretrained(recipe.model.path)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attend.ATTENTION)
     check_model(model)
     return model
 
 
-def memory(model: PreTrainedModel, lora: LoRA | None, stage: Stage, processes: Processes) -> Memory:
+def memory(model: PreTrainedModel, lora: LoRA | None, stage: Stage, processes: Processes, engine: Engine) -> Memory:
     """What a stage of a model needs, of which all learns or an adapter."""
     weights = learning = NUMBER * parameter_count(model)
     if lora is not None:
@@ -223,7 +224,7 @@ def memory(model: PreTrainedModel, lora: LoRA | None, stage: Stage, processes: P
     config = model.config.get_text_config()
     drawing = isinstance(stage, RL)
     longest = max(stage.micro_tokens, stage.sampling.budget.total if drawing else 0)
-    held = stage.sampling.memory or stage.sampling.rows * stage.sampling.budget.total
+    held = engine.memory or engine.rows * stage.sampling.budget.total
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return Memory(
@@ -262,23 +263,24 @@ def _kept(model: PreTrainedModel, tokens: int, half: bool) -> int:
 
     model.train()
     with (
-        attend.using(model.config.get_text_config(), ATTENTION),
         saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=half),
     ):
-        model.get_decoder()(torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
+        model.get_decoder()(
+            torch.zeros(1, tokens, dtype=torch.long),
+            attention_mask=attend.NO_MASK,
+            use_cache=False,
+            attention=_attention,
+        )
     return sum(each.untyped_storage().nbytes() for storage, each in found.items() if storage not in weights)
 
 
 def _attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, *, scaling: float | None, **_: Any
-) -> tuple[Tensor, None]:
-    """Plain causal attention under a name for which transformers makes no mask; it would make one of n x n."""
-    found = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
-    return found.transpose(1, 2), None
-
-
-AttentionInterface.register(ATTENTION, _attention)
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, *_: Any
+) -> Float[Tensor, "b n h e"]:
+    """Plain causal attention without a mask, in layers with a sliding window or a soft cap too."""
+    out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+    return out.transpose(1, 2)
 
 
 def check_positions(config: PretrainedConfig, recipe: Recipe) -> None:

@@ -21,7 +21,8 @@ from rich.filesize import decimal
 from parallel_r1.answers.rollout import Rollout, write_jsonl
 from parallel_r1.distributed import by_first
 from parallel_r1.errors import UserError
-from parallel_r1.files import move, whole, write_text, written
+from parallel_r1.files import move, read_jsonl, whole, write_json, write_text, written
+from parallel_r1.generation.training_card import TrainingCard
 from parallel_r1.models.lora import save
 from parallel_r1.models.policy import Policy
 from parallel_r1.runs.recipe import Recipe
@@ -158,8 +159,7 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; one that was broken off is left out."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return [row for _, row in read_jsonl(file, drop_unfinished=True)] if file.is_file() else []
 
     @by_first
     def rewind(self, step: int) -> None:
@@ -211,11 +211,17 @@ class RunFolder:
             write_jsonl(file, rollouts)
 
     @by_first
-    def save_checkpoint(self, name: str, policy: Policy, moments: dict[str, Any] | None = None) -> None:
-        """Write the weights after a stage as an ordinary Hugging Face model folder, with the moments of its optimiser
-        if a later stage goes on with them."""
+    def save_checkpoint(
+        self, name: str, policy: Policy, moments: dict[str, Any] | None = None, card: TrainingCard | None = None
+    ) -> None:
+        """Write the weights after a stage as an ordinary Hugging Face model folder.
+
+        Args:
+            moments: of the stage's optimiser, if a later stage goes on with them.
+            card: how the weights were trained.
+        """
         if not self.checkpoint(name).exists():
-            _save(self.checkpoint(name), policy, moments)
+            _save(self.checkpoint(name), policy, moments, card)
 
     def moments(self, name: str) -> dict[str, Any]:
         """The moments that `save_checkpoint` wrote with the weights after a stage."""
@@ -225,10 +231,12 @@ class RunFolder:
         return found
 
     @by_first
-    def save_candidate(self, step: int, policy: Policy, moments: dict[str, Any] | None = None) -> None:
-        """Write the weights after a step of the stage under way, which may be those that it hands over."""
+    def save_candidate(
+        self, step: int, policy: Policy, moments: dict[str, Any] | None = None, card: TrainingCard | None = None
+    ) -> None:
+        """Write the weights after a step of the running stage, which the stage may hand over; see `save_checkpoint`."""
         shutil.rmtree(self.candidate(step), ignore_errors=True)
-        _save(self.candidate(step), policy, moments)
+        _save(self.candidate(step), policy, moments, card)
 
     def candidate(self, step: int | None) -> Path:
         """Where the weights after a step of the stage under way lie, if it may hand them over."""
@@ -263,9 +271,11 @@ def space(recipe: Recipe, parameters: int, learning: int) -> int:
     return 4 * (parameters * (len(recipe.stages) + 1 + chosen) + learning * (carried * (1 + chosen) + 2 * 3))
 
 
-def _save(path: Path, policy: Policy, moments: dict[str, Any] | None) -> None:
+def _save(path: Path, policy: Policy, moments: dict[str, Any] | None, card: TrainingCard | None) -> None:
     with whole(path) as folder:
         save(policy, folder)
+        if card is not None:
+            card.write(folder)
         if moments is not None:
             _save_tensors(folder / MOMENTS, moments)
 
@@ -293,8 +303,3 @@ def environment() -> dict[str, Any]:
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as a JSON file, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1))

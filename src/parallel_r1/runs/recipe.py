@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from parallel_r1.errors import UserError, nearest
 from parallel_r1.evaluation.settings import Evaluation
+from parallel_r1.generation.settings import Engine
 from parallel_r1.models.settings import Model
 from parallel_r1.settings import Count, Section
 from parallel_r1.training.settings import RL, SFT
@@ -34,18 +35,21 @@ class Recipe(Section):
     Attributes:
         compare: pairs (stage, against) that the table compares, paired by problem.
         save_every: steps of a stage after which all that is needed to go on is saved; it is with every validation too.
-        tracking: what is told the metrics beside metrics.jsonl.
+        tracking: trackers that get the metrics beside metrics.jsonl.
+        imports: Python files, relative to the recipe's folder, and modules that register rewards, tasks or algorithms.
     """
 
     name: str
     seed: int = 0
     model: Model
+    engine: Engine = Engine()
     evaluation: Evaluation = Evaluation()
     stages: dict[str, Annotated[SFT | RL, Field(discriminator="kind")]] = Field(min_length=1)
     compare: tuple[tuple[str, str], ...] = ()
     save_every: Count = 20
     tracking: tuple[Tracker, ...] = ()
     processes: Processes = Processes()
+    imports: tuple[str, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -63,6 +67,17 @@ class Recipe(Section):
             raise ValueError(
                 f"stages.{trained[0]}.hold_back must be true: a stop rule is judged by problems that no stage trains on"
             )
+        return self
+
+    @model_validator(mode="after")
+    def memory_holds_an_answer(self) -> Recipe:
+        memory = self.engine.memory
+        for name, stage in self.stages.items():
+            if memory is not None and memory <= stage.sampling.budget.total:
+                raise ValueError(
+                    f"engine.memory ({memory}) must be above stages.{name}.sampling.budget.total "
+                    f"({stage.sampling.budget.total})"
+                )
         return self
 
     @model_validator(mode="after")

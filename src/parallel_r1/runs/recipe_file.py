@@ -10,24 +10,44 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from parallel_r1.errors import UserError, nearest
+from parallel_r1.registry import load_plugins
 from parallel_r1.runs.recipe import Recipe
+from parallel_r1.shipped import resolve
 from parallel_r1.training.algorithms.base import ALGORITHMS, UNKNOWN_NAME, PolicyGradient
 from parallel_r1.training.settings import DEFAULT_ALGORITHM, RL, SFT, Stage
 
 S = TypeVar("S", bound=BaseModel)
 
 
+MOVED = {
+    "sampling.rows": "engine.rows, for all stages",
+    "sampling.memory": "engine.memory, for all stages",
+    "sampling.compile": "engine.compile, for all stages",
+    "sampling.instruction": "prompt.instruction",
+    "sampling.final": "prompt.final_answer",
+    "grpo": "algorithm",
+    "allow_mismatch": "no key any more: a scorer that is written down is used as it is",
+}
+"""Keys of a stage that have another place since version 0.2, and that place."""
+GONE = {"model.attention": "model", "model.lora.dropout": "model.lora"}
+"""Keys that had one legal value, and the table that they were in."""
+
+
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe, apply `a.b=value` overrides, fill in defaults, check everything.
+
+    Args:
+        path: a file, or the path of a shipped recipe such as `recipes/tiny/demo.toml`.
 
     Raises:
         UserError: no such file, bad TOML, an unknown key, a value out of range.
     """
+    path = resolve(path)
     return make_recipe(read_toml(path), path, overrides or [])
 
 
 def read_toml(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The tables of a recipe file, laid over those of the file beside it that its `extends` names.
+    """The tables of a recipe file, laid over the tables of the file that its `extends` names.
 
     Args:
         over: the files that extend it.
@@ -35,19 +55,27 @@ def read_toml(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         UserError: no such file, bad TOML, files that extend each other.
     """
+    path = resolve(path)
     if not path.is_file():
-        raise UserError("a recipe file", f"no file {path}", "see recipes/ for some that work")
+        raise UserError("a recipe file", f"no file {path}", "`parallel-r1 recipes` lists those that ship")
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError("a recipe in TOML", f"{path}: {error}", "mend the line that it names") from error
+        raise UserError("a recipe in TOML", f"{path}: {error}", "correct the line that it names") from error
     under = tree.pop("extends", None)
     if under is None:
         return tree
     over = (*over, path.resolve())
-    if not isinstance(under, str) or (path.parent / under).resolve() in over:
+    if not isinstance(under, str) or extended(path, under).resolve() in over:
         raise UserError("the name of another recipe file in extends", f"{under!r} in {path}", "name one beside it")
-    return _merge(read_toml(path.parent / under, over), tree)
+    return _merge(read_toml(extended(path, under), over), tree)
+
+
+def extended(path: Path, name: str) -> Path:
+    """The file that the recipe at `path` names in its `extends`: a file beside it, or else one from the current folder
+    or a shipped one, such as `recipes/tiny/demo.toml`."""
+    beside, other = path.parent / name, resolve(Path(name))
+    return other if other.exists() and not beside.exists() else beside
 
 
 def make_recipe(tree: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe:
@@ -59,8 +87,39 @@ def make_recipe(tree: dict[str, Any], path: Path, overrides: Sequence[str]) -> R
     """
     for override in overrides:
         apply_override(tree, override)
+    _refuse_old_keys(tree, path)
+    model = tree.get("model")
+    if isinstance(model, dict) and isinstance(model.get("path"), str):
+        model["path"] = resolve(model["path"])
+    if isinstance(tree.get("imports"), list) and all(isinstance(name, str) for name in tree["imports"]):
+        tree["imports"] = load_plugins(tree["imports"], path.parent)
     _spread_defaults(tree, path)
     return validated(Recipe, tree, path)
+
+
+def _refuse_old_keys(tree: dict[str, Any], path: Path) -> None:
+    """Say the new key of one that has moved or gone."""
+    stages = tree.get("stages", {})
+    tables = {"defaults": tree.get("defaults"), **(stages if isinstance(stages, dict) else {})}
+    for table, stage in tables.items():
+        where = "defaults" if table == "defaults" else f"stages.{table}"
+        for key, new in MOVED.items():
+            if _holds(stage, key):
+                raise UserError(f"the keys of version 0.2 in {path}", f"{where}.{key}", f"it is {new} now")
+    for key, table in GONE.items():
+        if _holds(tree, key):
+            raise UserError(
+                f"the keys of version 0.2 in {path}", key, f"leave it out of [{table}]: it had one legal value"
+            )
+
+
+def _holds(tree: Any, key: str) -> bool:
+    """Whether nested tables have a dotted key."""
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
 
 
 def validated(section: type[S], tree: dict[str, Any], path: Path) -> S:

@@ -1,1 +1,1 @@
-"""Problems and verdicts."""
+"""Tasks: problems, and the verifiers that decide which answers are correct."""

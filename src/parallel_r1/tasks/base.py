@@ -1,65 +1,255 @@
-"""Problems and their verification, one file per task."""
+"""What a task is, and how to get one by name.
+
+A task of your own is a class with two methods, in any Python file or notebook:
+
+    @task("sums")
+    class Sums:
+        def problems(self, split, seed):
+            random = Random(f"{split}/{seed}")
+            while True:
+                a, b = random.randrange(100), random.randrange(100)
+                yield Problem(f"{a}+{b}", f"What is {a} + {b}?\\n", str(a + b), "sums")
+
+        def verify(self, problems, answers):
+            return [final_answer(answer) == problem.answer for problem, answer in zip(problems, answers)]
+
+Recipes then use it as `task = "sums"`, with the file in `imports`.
+"""
 
 from __future__ import annotations
 
+import inspect
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from parallel_r1.answers.rollout import Problem
-from parallel_r1.errors import UserError, nearest
+from parallel_r1.errors import UserError
+from parallel_r1.registry import Registry, where
 from parallel_r1.tasks.datasets.splits import Split
 
 T = TypeVar("T")
+Factory = TypeVar("Factory", bound=Callable[[], Any])
 
 
 class Task(Protocol):
-    """What a task offers: problems by split, a problem's bare statement, and whether an answer's trunk solves one."""
+    """Problems, and a verifier that decides which answers to them are correct.
+
+    A task may also have a method `statement(problem) -> str`: the problem without the instruction around it, which a
+    teacher is asked (`parallel-r1 coldstart`). Without that method a teacher gets the whole prompt.
+    """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What recipes, files and tables call the task; the `source` of its problems. `@task(name)` sets it."""
+        ...
 
-    def problems(self, split: Split, seed: int) -> Iterator[Problem]: ...
+    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+        """Yield the problems of a split, in an order that depends on nothing but the seed.
 
-    def statement(self, problem: Problem) -> str: ...
+        `train` must not end (`epochs(items, seed)` repeats a list for ever, shuffled). `validation` and `test` may end.
+        No problem may be in two splits. A split that the task does not have yields nothing.
+        """
+        ...
 
-    def verify(self, problem: Problem, trunk: str) -> bool: ...
+    def verify(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[bool]:
+        """Decide for a batch of answers which are correct, in the order of the batch.
+
+        Args:
+            problems: one for every answer; several answers to one problem repeat it.
+            answers: answers[i] is the text of the trunk of an answer to problems[i]: what stands outside all paths.
+        """
+        ...
+
+
+TASKS: Registry[Callable[[], Task]] = Registry("task")
+"""Every registered task by its name. Calling an entry constructs the task the first time, and then returns it."""
+_ARGUMENTS = {"problems": ("split", "seed"), "verify": ("problems", "answers")}
+
+
+def task(name: str) -> Callable[[Factory], Factory]:
+    """Register a class as a task. It is constructed, without arguments, when the task is first asked for by its name.
+
+    Running the definition again, as a notebook does, replaces the task. A function without arguments that returns a
+    task can be registered too.
+
+    Raises:
+        UserError: the name is that of another task or cannot be one, or the class lacks a method.
+    """
+
+    def register(factory: Factory) -> Factory:
+        _check_name(name, where(factory))
+        if isinstance(factory, type):
+            _check_methods(factory, f"class {factory.__name__}", where(factory))
+            if not hasattr(factory, "name"):
+                factory.name = name  # type: ignore[attr-defined]
+        TASKS.add(name, cache(lambda: _construct(name, factory)), factory)
+        return factory
+
+    return register
+
+
+def load_task(name: str | Task, hold_back: bool = False, data_dir: Path | None = None) -> Task:
+    """Get a task by its name. Its data are read when problems are asked for.
+
+    Args:
+        name: of a registered task or a public set of problems, `jsonl:PATH`, `parquet:PATH` or `hub:ID`; the last four
+            with `@plain` behind them for prompts that do not mention forks. A task object is returned as it is.
+        hold_back: keep the validation problems of a countdown task out of its training problems. All other tasks
+            always do.
+        data_dir: a folder with the files of the public sets. Default: the environment variable PARALLEL_R1_DATA.
+
+    Raises:
+        UserError: no such task, no such file, an object that is no task, or math-verify is needed and not installed.
+    """
+    if not isinstance(name, str):
+        return _check(name)
+    from parallel_r1.tasks import countdown  # registers its tasks
+    from parallel_r1.tasks.math import load_mathematics
+
+    if name not in TASKS:
+        return load_mathematics(name, data_dir)
+    registered = TASKS[name]()
+    if hold_back and isinstance(registered, countdown.Countdown):
+        return replace(registered, hold_back=True)
+    return registered
+
+
+def problem_stream(task: Task, split: Split, seed: int, *, may_end: bool = False) -> Iterator[Problem]:
+    """Iterate over a task's problems of a split, and check them on the way.
+
+    Args:
+        may_end: whether training problems may end.
+
+    Raises:
+        UserError: the task yields something else than problems, problems of another source, or its training problems
+            end.
+    """
+    place = where(type(task))
+    for problem in task.problems(split, seed):
+        if not isinstance(problem, Problem):
+            raise UserError(
+                f"objects of class Problem from problems of task '{task.name}'",
+                f"{problem!r:.60} from {place}",
+                "yield Problem(id, prompt, answer, source)",
+            )
+        if problem.source != task.name:
+            raise UserError(
+                f"problems with the source '{task.name}', the name of their task",
+                f"problem '{problem.id}' with the source '{problem.source}' from {place}",
+                "write the task's name into every problem",
+            )
+        yield problem
+    if split == "train" and not may_end:
+        raise UserError(
+            f"training problems of task '{task.name}' without an end",
+            f"a last one, from {place}",
+            "repeat them: yield from parallel_r1.tasks.base.epochs(items, seed)",
+        )
+
+
+def verdicts(task: Task, problems: Sequence[Problem], answers: Sequence[str]) -> list[bool]:
+    """Call a task's `verify`, once for the whole batch, and check what it returns.
+
+    Raises:
+        UserError: it returned something else than one bool for every answer; says where the task is defined.
+    """
+    if not problems:
+        return []
+    result = task.verify(problems, answers)
+    place = where(type(task))
+    if not isinstance(result, Sequence) or isinstance(result, str):
+        result_is = f"{type(result).__name__} from {place}"
+        raise UserError(f"a list of bools from verify of task '{task.name}'", result_is, "return one bool per answer")
+    if len(result) != len(answers):
+        raise UserError(
+            f"{len(answers)} verdicts from verify of task '{task.name}', one per answer",
+            f"{len(result)} from {place}",
+            "return one bool for every answer of the batch, in the same order",
+        )
+    for verdict in result:
+        if not isinstance(verdict, bool):
+            raise UserError(
+                f"bools from verify of task '{task.name}'",
+                f"{verdict!r:.60}, a {type(verdict).__name__}, from {place}",
+                "return True or False; bool(...) converts a number",
+            )
+    return list(result)
+
+
+def statement_of(task: Task, problem: Problem) -> str:
+    """The problem as a teacher reads it: from the task's method `statement`, or else the prompt."""
+    own: Callable[[Problem], str] | None = getattr(task, "statement", None)
+    return problem.prompt.strip() if own is None else own(problem)
 
 
 def epochs(items: Sequence[T], seed: int | str) -> Iterator[T]:
-    """Epoch after epoch, shuffled anew each time."""
+    """Repeat some items for ever, in a new random order every epoch. Without items there is nothing to repeat."""
     epoch = 0
-    while True:
+    while items:
         order = list(items)
         random.Random(f"{seed}/{epoch}").shuffle(order)
         yield from order
         epoch += 1
 
 
-def load_task(name: str, hold_back: bool = False) -> Task:
-    """The task of a name; its data are read when problems are asked for.
+def _check_name(name: str, place: str) -> None:
+    from parallel_r1.tasks.math import WITHOUT_FORKS
+    from parallel_r1.tasks.suites import SUITES
 
-    Args:
-        hold_back: whether its validation problems are kept out of the training problems of a procedural task.
+    if not name or name in SUITES or ":" in name or "," in name or name.endswith(WITHOUT_FORKS):
+        raise UserError(
+            f"a task name that is no public set of problems, without a colon, a comma or {WITHOUT_FORKS} at its end",
+            f"'{name}' at {place}",
+            "choose another name",
+        )
+
+
+def _construct(name: str, factory: Callable[[], Any]) -> Task:
+    """The task that a class or function makes.
 
     Raises:
-        UserError: no such task, no such file, or math-verify is needed and not installed.
+        UserError: it needs arguments, its product is no task, or has another name than it is registered under.
     """
-    from parallel_r1.tasks import countdown
-    from parallel_r1.tasks import math as mathematics
-    from parallel_r1.tasks.datasets.sources import open_source, public
-    from parallel_r1.tasks.grading.grader import grader
-
-    procedural: dict[str, Task] = {
-        task.name: replace(task, hold_back=hold_back) for task in (countdown.EASY, countdown.MEDIUM, countdown.HARD)
-    }
-    if name in procedural:
-        return procedural[name]
-    source = name.removesuffix(mathematics.WITHOUT_FORKS)
-    if source not in public() and ":" not in source:
+    place = where(factory)
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
         raise UserError(
-            "a known task, jsonl:PATH, parquet:PATH or hub:ID", f"'{name}'", nearest(source, [*procedural, *public()])
+            f"task '{name}' to be constructed without arguments", f"{place}: {error}", "give defaults to all of them"
+        ) from error
+    made = _check(factory())
+    if made.name != name:
+        raise UserError(
+            f"the task registered as '{name}' to have that name", f"'{made.name}' at {place}", "make the two the same"
         )
-    instruction = mathematics.PARALLEL if source == name else mathematics.PLAIN
-    return mathematics.Mathematics(name, open_source(source), instruction, grader())
+    return made
+
+
+def _check(candidate: Any) -> Task:
+    """Refuse an object that is no task."""
+    if isinstance(candidate, type):
+        raise UserError("a task object", f"the class {candidate.__name__}", f"pass {candidate.__name__}()")
+    kind, place = f"an object of class {type(candidate).__name__}", where(type(candidate))
+    _check_methods(candidate, kind, place)
+    if not isinstance(getattr(candidate, "name", None), str):
+        raise UserError("a task with a name", f"{kind} without one, at {place}", 'add name = "..." or @task("...")')
+    checked: Task = candidate
+    return checked
+
+
+def _check_methods(owner: Any, kind: str, place: str) -> None:
+    """Refuse a class or object without `problems` and `verify`, or an object whose methods take other arguments."""
+    for method, arguments in _ARGUMENTS.items():
+        expected = f"a task with a method {method}({', '.join(arguments)})"
+        function = getattr(owner, method, None)
+        if not callable(function):
+            raise UserError(expected, f"{kind} without it at {place}", "add it; see parallel_r1.tasks.base.Task")
+        try:
+            if not isinstance(owner, type):
+                inspect.signature(function).bind(*arguments)
+        except TypeError as error:
+            raise UserError(expected, f"{kind} where {error}, at {place}", f"let {method} take these two") from error

@@ -1,10 +1,10 @@
-"""Countdown: reach a target from a few numbers with + - *, each number used once.
+"""Countdown: reach a target from a few numbers with + - *, using every number once.
 
 Problems, their verification in exact integers, and a procedural teacher. The teacher guesses: it draws chains of steps
-with weight exp(-|result - target| / distance), so it has a noisy sense of which chains come near, and it says of every
-try whether it reached the target. `sequential_answer` tries one chain after the other; `parallel_answer` opens a fork
-whose paths are independent draws. Both are honest: an answer in which nothing reached the target is thrown away, and
-no try is ever made to succeed.
+with weight exp(-|result - target| / distance), so it has a noisy sense of which chains come near, and it notes after
+every try whether the try reached the target. `sequential_answer` tries one chain after the other; `parallel_answer`
+opens a fork whose paths are independent draws. Both are honest: an answer in which no try reached the target is thrown
+away, and no try is rigged to succeed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from parallel_r1.answers.rollout import Problem
-from parallel_r1.answers.syntax import FORK_CLOSE, FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, SUMMARY_OPEN
+from parallel_r1.answers.syntax import fork_text
+from parallel_r1.tasks.base import TASKS
 from parallel_r1.tasks.datasets.splits import Split
 from parallel_r1.tasks.grading.extract import final_answer
 
@@ -29,7 +30,8 @@ _NODES: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
 }
-HELD_OUT = 8  # one problem in this many is for tests, and one in this many of the others for validation
+HELD_OUT = 8
+"""One problem in this many is for testing, and one in this many of the others for validation."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Chain:
 
     @property
     def line(self) -> str:
-        """The steps as they are written in a try."""
+        """The steps as a try spells them."""
         return ", ".join(self.steps)
 
 
@@ -50,11 +52,11 @@ class Chain:
 def chains(numbers: tuple[int, ...], limit: int) -> tuple[Chain, ...]:
     """All chains over sorted numbers whose intermediate values lie in 1..limit. A chain combines two numbers, then
     joins one number after the other to the result, on either side."""
-    found: dict[tuple[str, ...], Chain] = {}
+    by_steps: dict[tuple[str, ...], Chain] = {}
 
     def grow(steps: tuple[str, ...], text: str, last: str, value: int, rest: tuple[int, ...]) -> None:
         if not rest:
-            found[steps] = Chain(steps, text, value)
+            by_steps[steps] = Chain(steps, text, value)
         for index, number in enumerate(rest):
             if index and number in rest[:index]:
                 continue
@@ -86,12 +88,12 @@ def chains(numbers: tuple[int, ...], limit: int) -> tuple[Chain, ...]:
                 if 1 <= result <= limit:
                     text = f"{first}{sign}{second}"
                     grow((f"{text}={result}",), text, sign, result, remaining)
-    return tuple(found.values())
+    return tuple(by_steps.values())
 
 
 def evaluate_expression(text: str) -> tuple[int, list[int]] | None:
-    """The exact value of an expression of integers, + - * and parentheses, with the numbers it uses; None if it is
-    anything else. Hostile text costs no more than honest text: length and nesting are bounded before parsing."""
+    """The exact value of an expression of integers, + - * and parentheses, and the numbers that it uses; None for any
+    other text. Hostile text costs no more than honest text: its length is bounded before parsing."""
     if len(text) > 120 or any(character not in "0123456789+-*() " for character in text) or "**" in text:
         return None
     try:
@@ -114,7 +116,7 @@ def evaluate_expression(text: str) -> tuple[int, list[int]] | None:
 
 
 def split_of(numbers: Sequence[int], target: int) -> Split:
-    """Where a problem belongs, whatever the order of its numbers and the task: a digest decides."""
+    """The split of a problem. A digest decides, so it is the same for every order of the numbers and in every task."""
     digest = hashlib.blake2b(f"{sorted(numbers)}/{target}".encode(), digest_size=8).digest()
     if digest[0] % HELD_OUT == 0:
         return "test"
@@ -130,9 +132,10 @@ class Countdown:
         low, high: their range, both ends included.
         target_low, target_high: the range of targets.
         distance: the teacher's sense of distance in units of the target; small means sharp.
-        chance: no problem is easier than this: the teacher's chance that its first guess reaches the target.
-        hold_back: whether validation problems are kept out of training. Countdown has few problems, so where nothing
-            is validated they are trained on.
+        chance: the largest probability that the teacher's first guess reaches the target, 0 .. 1; problems that are
+            easier are left out.
+        hold_back: whether validation problems are kept out of training. Countdown has few problems, so runs that
+            validate nothing train on them too.
     """
 
     name: str
@@ -146,13 +149,13 @@ class Countdown:
     hold_back: bool = False
 
     def problem(self, numbers: tuple[int, ...], target: int) -> Problem:
-        """The problem with these numbers in this order."""
+        """The problem with some numbers, in their order, and a target."""
         listed = ", ".join(map(str, numbers))
         return Problem(f"{self.name}/{listed}/{target}", f"Use {listed} to make {target}.\n", str(target), self.name)
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        """Endless solvable problems of a split, the same for the same seed. Splits share no problem, unless validation
-        problems are not held back from training."""
+        """Solvable problems of a split without end, the same for the same seed. No problem is in two splits, except
+        that training has the validation problems too unless `hold_back`."""
         rng = random.Random(f"{self.name}/{split}/{seed}")
         while True:
             numbers = tuple(rng.randint(self.low, self.high) for _ in range(self.count))
@@ -163,8 +166,8 @@ class Countdown:
             target = rng.choice(targets)
             if self.chance < 1.0 and self.first_guess(numbers, target) > self.chance:
                 continue
-            found = split_of(numbers, target)
-            if found == split or (found == "validation" and split == "train" and not self.hold_back):
+            own = split_of(numbers, target)
+            if own == split or (own == "validation" and split == "train" and not self.hold_back):
                 yield self.problem(numbers, target)
 
     @property
@@ -173,16 +176,19 @@ class Countdown:
         return 3 * self.target_high // 2
 
     def statement(self, problem: Problem) -> str:
-        """What is asked, with the form of the answer, which a teacher cannot guess."""
+        """The problem with the form of its answer, which a teacher cannot guess."""
         return f"{problem.prompt.strip()} The answer is an expression with each number once, such as 3*5+7."
 
-    def verify(self, problem: Problem, trunk: str) -> bool:
-        """Whether the last final answer of the trunk uses every number once and equals the target exactly."""
-        answer = final_answer(trunk)
-        found = None if answer is None else evaluate_expression(answer)
-        if found is None:
+    def verify(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[bool]:
+        """Whether the final answer of every trunk uses all numbers of its problem once and equals the target."""
+        return [self._is_correct(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
+
+    def _is_correct(self, problem: Problem, trunk: str) -> bool:
+        expression = final_answer(trunk)
+        result = None if expression is None else evaluate_expression(expression)
+        if result is None:
             return False
-        value, used = found
+        value, used = result
         numbers, target = self.parse(problem)
         return value == target and sorted(used) == sorted(numbers)
 
@@ -192,67 +198,70 @@ class Countdown:
         return tuple(map(int, listed.split(", "))), int(target)
 
     def weight(self, chain: Chain, target: int) -> float:
-        """How much the teacher is drawn to a chain."""
+        """The weight with which the teacher draws a chain."""
         return math.exp(-abs(chain.value - target) / self.distance)
 
     def first_guess(self, numbers: tuple[int, ...], target: int) -> float:
-        """The teacher's chance that its first guess reaches the target."""
+        """The probability that the teacher's first guess reaches the target."""
         pool = chains(tuple(sorted(numbers)), self.limit)
         hits = sum(self.weight(chain, target) for chain in pool if chain.value == target)
         return hits / sum(self.weight(chain, target) for chain in pool)
 
     def tries(
-        self, problem: Problem, rng: random.Random, most: int, known: Sequence[Chain] = ()
+        self, problem: Problem, rng: random.Random, most: int, tried: Sequence[Chain] = ()
     ) -> list[tuple[Chain, bool]]:
-        """Up to `most` different chains as the teacher guesses them, each with whether it reached the target; the last
-        one only may have. Chains that are `known` are not tried again."""
+        """Up to `most` different chains in the order of the teacher's guesses, with whether they reached the target;
+        only the last one may have. Chains in `tried` are not tried again."""
         numbers, target = self.parse(problem)
-        pool = [chain for chain in chains(tuple(sorted(numbers)), self.limit) if chain not in known]
+        pool = [chain for chain in chains(tuple(sorted(numbers)), self.limit) if chain not in tried]
         weights = [self.weight(chain, target) for chain in pool]
-        made: list[tuple[Chain, bool]] = []
-        while any(weights) and len(made) < most:
+        tries: list[tuple[Chain, bool]] = []
+        while any(weights) and len(tries) < most:
             (index,) = rng.choices(range(len(pool)), weights)
             chain = pool.pop(index)
             weights.pop(index)
-            made.append((chain, chain.value == target))
-            if made[-1][1]:
+            tries.append((chain, chain.value == target))
+            if tries[-1][1]:
                 break
-        return made
+        return tries
 
     def sequential_answer(self, problem: Problem, rng: random.Random, most: int) -> str | None:
-        """An answer that tries one chain after the other; None if `most` tries were not enough."""
+        """An answer that tries one chain after the other; None if none of `most` tries reached the target."""
         return _conclude(self.tries(problem, rng, most))
 
     def parallel_answer(self, problem: Problem, rng: random.Random, paths: int, most: int, after: int) -> str | None:
-        """An answer with a fork whose paths each try up to `most` chains, independently. If none of them reaches the
-        target, the summary says so and the trunk tries up to `after` other chains; None if that was not enough.
+        """An answer with a fork whose paths try up to `most` chains, independently of one another. If none of them
+        reaches the target, the summary says so and the trunk tries up to `after` other chains; None if none of these
+        reached it either.
 
-        The summary names the path that reached the target by what it found: paths at shared positions have no number.
+        The summary names the successful path by its expression: paths at shared positions have no number.
         """
         drawn = [self.tries(problem, rng, most) for _ in range(paths)]
-        found = [made[-1][0].expression for made in drawn if made[-1][1]]
-        body = "".join(f"{PATH_OPEN}{_write(made)}{PATH_CLOSE}" for made in drawn)
-        if found:
-            best = rng.choice(found)
+        solutions = [tries[-1][0].expression for tries in drawn if tries[-1][1]]
+        if solutions:
+            best = rng.choice(solutions)
             rest: str | None = f"Final Answer: {best}"
         else:
             best = "None"
-            rest = _conclude(self.tries(problem, rng, after, [chain for made in drawn for chain, _ in made]))
-        summary = f"{SUMMARY_OPEN}{best} reached {problem.answer}.{SUMMARY_CLOSE}"
-        return None if rest is None else f"{FORK_OPEN}{body}{FORK_CLOSE}\n{summary}\n{rest}"
+            rest = _conclude(self.tries(problem, rng, after, [chain for tries in drawn for chain, _ in tries]))
+        fork = fork_text(map(_write, drawn), f"{best} reached {problem.answer}.")
+        return None if rest is None else f"{fork}\n{rest}"
 
 
-def _conclude(made: list[tuple[Chain, bool]]) -> str | None:
+def _conclude(tries: list[tuple[Chain, bool]]) -> str | None:
     """Tries and the final answer; None if no try reached the target."""
-    if not made or not made[-1][1]:
+    if not tries or not tries[-1][1]:
         return None
-    return f"{_write(made)}\nFinal Answer: {made[-1][0].expression}"
+    return f"{_write(tries)}\nFinal Answer: {tries[-1][0].expression}"
 
 
-def _write(made: list[tuple[Chain, bool]]) -> str:
-    return "\n".join(f"{chain.line} yes: {chain.expression}" if hit else f"{chain.line} no" for chain, hit in made)
+def _write(tries: list[tuple[Chain, bool]]) -> str:
+    return "\n".join(f"{chain.line} yes: {chain.expression}" if hit else f"{chain.line} no" for chain, hit in tries)
 
 
 EASY = Countdown("countdown-easy", count=3, low=1, high=9, target_low=10, target_high=99, distance=10.0)
 MEDIUM = Countdown("countdown-medium", count=3, low=2, high=12, target_low=20, target_high=149, distance=20.0)
 HARD = Countdown("countdown-hard", count=3, low=2, high=12, target_low=20, target_high=149, distance=20.0, chance=0.12)
+TASKS.add(EASY.name, lambda: EASY, Countdown)
+TASKS.add(MEDIUM.name, lambda: MEDIUM, Countdown)
+TASKS.add(HARD.name, lambda: HARD, Countdown)

@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 from parallel_r1.answers.rollout import Problem
-from parallel_r1.answers.syntax import (
-    FINAL_ANSWER,
-    FORK_CLOSE,
-    FORK_OPEN,
-    PATH_CLOSE,
-    PATH_OPEN,
-    SUMMARY_CLOSE,
-    SUMMARY_OPEN,
-)
-from parallel_r1.errors import UserError
-from parallel_r1.tasks.base import epochs
+from parallel_r1.errors import UserError, nearest
+from parallel_r1.tasks.base import TASKS, epochs
 from parallel_r1.tasks.datasets.sources import Record, Source
 from parallel_r1.tasks.datasets.splits import Split
 from parallel_r1.tasks.grading.extract import final_answer
-from parallel_r1.tasks.grading.grader import Grader
+from parallel_r1.tasks.grading.grader import Grader, grader
+from parallel_r1.tasks.prompts import PARALLEL, PLAIN
+from parallel_r1.tasks.suites import SUITES, open_source
 
-PARALLEL = f"""Solve the problem step by step. Where several independent views of a step would help, open a block:
-{FORK_OPEN}{PATH_OPEN}one line of thought{PATH_CLOSE}{PATH_OPEN}another one{PATH_CLOSE}{FORK_CLOSE}
-{SUMMARY_OPEN}what they found, compared and put together{SUMMARY_CLOSE}
-A block has two paths or more, and no path knows of the others. Its summary follows at once, and the solution goes on \
-from there. Open a block as often as it helps, and not where it does not. Write the answer alone on the last line, \
-after "{FINAL_ANSWER}".
-
-Problem: {{problem}}
-
-Solution:
-"""
-PLAIN = f"""Solve the problem step by step. Write the answer alone on the last line, after "{FINAL_ANSWER}".
-
-Problem: {{problem}}
-
-Solution:
-"""
 WITHOUT_FORKS = "@plain"
-"""What a task's name ends with whose prompts say nothing about forks."""
+"""The end of a task's name that selects the prompt which does not mention forks."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +26,9 @@ class Mathematics:
     """Problems of a source under an instruction.
 
     Attributes:
-        name: that of the source, with `@plain` for the instruction that does not mention forks.
+        name: the name of the source, with `@plain` behind it for the instruction that does not mention forks.
         instruction: the prompt, with `{problem}` where the statement goes.
-        grader: what compares answers.
+        grader: compares final answers with references.
     """
 
     name: str
@@ -60,8 +37,8 @@ class Mathematics:
     grader: Grader
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        """The problems of a split in an order that the seed decides: to train on without end, in a new order every time
-        all have come; else each of them once.
+        """The problems of a split in an order that the seed decides. Training problems repeat for ever, in a new order
+        every epoch; those of the other splits come once.
 
         Raises:
             UserError: the source has no such problems, or cannot be read.
@@ -73,7 +50,7 @@ class Mathematics:
         return order if split == "train" else islice(order, len(records))
 
     def problem(self, record: Record) -> Problem:
-        """A record as it is asked."""
+        """A record with the instruction around it."""
         return Problem(record.id, self.instruction.format(problem=record.problem), record.answer, self.name)
 
     def statement(self, problem: Problem) -> str:
@@ -81,6 +58,27 @@ class Mathematics:
         before, after = self.instruction.split("{problem}")
         return problem.prompt.removeprefix(before).removesuffix(after)
 
-    def verify(self, problem: Problem, trunk: str) -> bool:
-        """Whether the final answer of the trunk equals the reference."""
-        return self.grader.right(final_answer(trunk), problem.answer)
+    def verify(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[bool]:
+        """Whether the final answer of every trunk equals the reference. All of them are graded in one call, so that all
+        processes of the grader work at once."""
+        return self.grader.grade(
+            [(final_answer(answer), problem.answer) for problem, answer in zip(problems, answers, strict=True)]
+        )
+
+
+def load_mathematics(name: str, data_dir: Path | None = None) -> Mathematics:
+    """The task of a set of problems: a public one, a file or a data set of the hub.
+
+    Args:
+        data_dir: a folder with the files of the public sets. Default: the environment variable PARALLEL_R1_DATA.
+
+    Raises:
+        UserError: no such set, no such file, or math-verify is not installed.
+    """
+    source = name.removesuffix(WITHOUT_FORKS)
+    if source not in SUITES and ":" not in source:
+        raise UserError(
+            "a known task, jsonl:PATH, parquet:PATH or hub:ID", f"'{name}'", nearest(source, [*TASKS, *SUITES])
+        )
+    instruction = PARALLEL if source == name else PLAIN
+    return Mathematics(name, open_source(source, data_dir), instruction, grader())

@@ -17,17 +17,21 @@ from torch import Tensor
 from parallel_r1 import distributed as processes
 from parallel_r1.answers.rollout import Group, Problem, Rollout, group
 from parallel_r1.coldstart import examples as coldstart
+from parallel_r1.coldstart.examples import Example
+from parallel_r1.generation.backend import Counts
 from parallel_r1.generation.distribution import decoding
-from parallel_r1.generation.local.engine import LocalEngine, compiled
+from parallel_r1.generation.generator import Generator, make_generator
 from parallel_r1.generation.rollouts import answer
+from parallel_r1.generation.settings import Engine
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
-from parallel_r1.tasks.base import Task, load_task
+from parallel_r1.tasks.base import Task, epochs, load_task, problem_stream
 from parallel_r1.training.algorithms.sft import CrossEntropy
 from parallel_r1.training.learner import Learner
 from parallel_r1.training.mismatch import measure_mismatch
+from parallel_r1.training.rewards.base import apply_reward
 from parallel_r1.training.rewards.language import parse_reward
-from parallel_r1.training.rewards.outcome import Outcome, Reward
+from parallel_r1.training.rewards.outcome import Reward
 from parallel_r1.training.sample import Sample
 from parallel_r1.training.settings import RL, SFT
 
@@ -97,6 +101,7 @@ def run_sft(
     moments: State | None = None,
     *,
     shard: bool = False,
+    examples: Sequence[Example] | None = None,
 ) -> Iterator[Step]:
     """Imitate the stage's examples. Changes the policy in place and yields every step.
 
@@ -104,14 +109,16 @@ def run_sft(
         state: go on after this step's state.
         moments: the optimiser's moments to start with if there is no state.
         shard: give every process only a share of the learning weights.
+        examples: the answers to imitate, in place of those that `stage.data` names.
     """
     learner = Learner(policy.model, stage, stage.updates, tag_ids=policy.tags.ids.values(), shard=shard)
     done, taken = resume(policy, learner, state, moments)
-    source = Source(coldstart.examples(stage.data, seed, stage.hold_back), taken)
+    endless = epochs(examples, seed) if examples else coldstart.examples(stage.data, seed, stage.hold_back)
+    source = Source(endless, taken)
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
         traces = [
-            coldstart.to_trace(example, policy, stage.sampling.sampler, stage.sampling.instruction)
+            coldstart.to_trace(example, policy, stage.sampling.sampler, stage.prompt.instruction)
             for example in islice(source, stage.batch)
         ]
         metrics = learner.update([Sample(trace) for trace in traces], CrossEntropy())
@@ -136,21 +143,30 @@ def run_rl(
     moments: State | None = None,
     *,
     shard: bool = False,
+    engine: Engine | None = None,
+    task: Task | None = None,
+    reward: Reward | None = None,
 ) -> Iterator[Step]:
-    """Sample answers, reward them, learn from them. Takes the same arguments as `run_sft`, changes the policy in place
-    and yields every step."""
-    task, reward = load_task(stage.task, stage.hold_back), parse_reward(stage.reward)
+    """Sample answers, reward them, learn from them. Changes the policy in place and yields every step.
+
+    Args:
+        state, moments, shard: as in `run_sft`.
+        engine: what draws the answers; the defaults if None.
+        task, reward: in place of those that the stage names.
+    """
+    task = task or load_task(stage.task, stage.hold_back)
+    reward = reward or parse_reward(stage.reward)
     algorithm, tag_ids = stage.algorithm, policy.tags.ids.values()
     learner = Learner(policy.model, stage, stage.updates, decoding(stage.sampling), tag_ids=tag_ids, shard=shard)
     reference = adapters.weights(policy.model) if "reference" in algorithm.needs else None
-    forward = compiled(policy.model) if stage.sampling.compile else None
+    generator = make_generator(policy, engine)
     done, taken = resume(policy, learner, state, moments)
-    source = Source(task.problems("train", seed), taken)
+    source = Source(problem_stream(task, "train", seed), taken)
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
-        engine = LocalEngine(policy.model, forward=forward)
-        rewarded = partial(reward_group, reward=reward, step=step)
-        groups, thrown = draw_groups(policy, task, source, stage, rewarded, seed, engine)
+        generator.counts = Counts()
+        rewarded = partial(apply_reward, reward=reward, step=step)
+        groups, thrown = draw_groups(policy, task, source, stage, rewarded, seed, generator)
         sampling_seconds = time.perf_counter() - started
         check_sampled(groups)
         credited, mismatch = add_logprobs(algorithm.credit(groups), learner, stage, policy, reference)
@@ -168,7 +184,7 @@ def run_rl(
             **means(updates),
             **mismatch,
             "sampled": sum(Sample(rollout.trace).sampled for rollout in rollouts),
-            **describe_engine(engine),
+            **describe_counts(generator.counts),
             "tokens_per_second": sum(rollout.total for rollout in rollouts) / seconds,
             "sampling_seconds": sampling_seconds,
             "seconds": seconds,
@@ -183,7 +199,7 @@ def draw_groups(
     stage: RL,
     rewarded: Callable[[Group], Group],
     seed: int,
-    engine: LocalEngine,
+    generator: Generator,
 ) -> tuple[list[Group], int]:
     """The rewarded groups of a step, and how many groups were replaced because all their answers earned the same."""
     kept: list[Group] = []
@@ -192,7 +208,16 @@ def draw_groups(
     for attempt in range(refill + 1):
         problems = list(islice(source, stage.problems - len(kept)))
         again = f"/{attempt}" if attempt else ""
-        drawn = answer(policy, task, problems, stage.group, stage.sampling, f"{seed}/{policy.version}{again}", engine)
+        drawn = answer(
+            policy,
+            task,
+            problems,
+            stage.group,
+            stage.sampling,
+            f"{seed}/{policy.version}{again}",
+            prompt=stage.prompt,
+            generator=generator,
+        )
         groups = [rewarded(members) for members in group(drawn)]
         live = [members for members in groups if len({rollout.reward for rollout in members.rollouts}) > 1]
         last = attempt == refill
@@ -201,12 +226,6 @@ def draw_groups(
         if len(kept) >= stage.problems:
             break
     return kept, thrown
-
-
-def reward_group(members: Group, reward: Reward, step: int) -> Group:
-    """A group with its rewards at a 1-based step."""
-    rewarded = (rollout.rewarded(reward(Outcome.of(rollout), step)) for rollout in members.rollouts)
-    return Group(members.problem, tuple(rewarded))
 
 
 def check_sampled(groups: Sequence[Group]) -> None:
@@ -282,10 +301,10 @@ def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
-def describe_engine(engine: LocalEngine) -> dict[str, int]:
-    """What the engines of all processes did in a step: tokens prefilled and decoded, the most KV entries held, answers
-    preempted."""
-    counts = processes.gather([engine.counts])
+def describe_counts(mine: Counts) -> dict[str, int]:
+    """What the generators of all processes did in a step: tokens prefilled and decoded, the most KV entries held,
+    answers preempted."""
+    counts = processes.gather([mine])
     return {
         "prefilled": sum(count.prefilled for count in counts),
         "decoded": sum(count.decoded for count in counts),

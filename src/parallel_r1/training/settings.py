@@ -10,6 +10,7 @@ from parallel_r1.answers.trace import EXACT_SCORER, Scorer
 from parallel_r1.coldstart.settings import Data
 from parallel_r1.generation.settings import Sampling
 from parallel_r1.settings import Count, Decay, Section, Share
+from parallel_r1.tasks.prompts import Prompt
 from parallel_r1.training.algorithms.base import PolicyGradient, from_table
 from parallel_r1.training.algorithms.grpo import GRPO
 
@@ -73,7 +74,9 @@ class Stage(Section):
         stop: when it ends earlier; never if None.
         hold_back: keep the validation problems of its tasks out of training. All stages of a recipe with a stop rule
             do.
-        scorer: how answers are scored; must be the sampler's exact partner unless `allow_mismatch`.
+        scorer: how answers are scored; the sampler's exact partner if left out. Another one asks for a mismatch, which
+            is then measured at every step.
+        prompt: text around every problem, and where its final answer may stand.
         micro_tokens: most padded tokens in one forward pass.
         packing: put several answers side by side in a row, so that short ones need no padding and answers to one
             prompt share it. The loss is the same.
@@ -87,8 +90,8 @@ class Stage(Section):
     stop: Stop | None = None
     hold_back: bool = False
     scorer: Scorer = "isolated"
-    allow_mismatch: bool = False
     sampling: Sampling = Sampling()
+    prompt: Prompt = Prompt()
     optimizer: Optimizer = Optimizer()
     micro_tokens: Count = 4096
     packing: bool = False
@@ -100,15 +103,14 @@ class Stage(Section):
         """Whether the scorer repeats what the sampler did."""
         return EXACT_SCORER[self.sampling.sampler] == self.scorer
 
-    @model_validator(mode="after")
-    def exact(self) -> Stage:
-        if not self.is_exact and not self.allow_mismatch:
-            exact = EXACT_SCORER[self.sampling.sampler]
-            raise ValueError(
-                f"sampler '{self.sampling.sampler}' needs scorer '{exact}', found '{self.scorer}'; "
-                "set allow_mismatch = true to study the difference"
-            )
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def exact_by_default(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "scorer" in values:
+            return values
+        sampling = values.get("sampling", Sampling())
+        sampler = sampling.get("sampler", "isolated") if isinstance(sampling, dict) else sampling.sampler
+        return {**values, "scorer": EXACT_SCORER.get(sampler, "isolated")}
 
 
 class SFT(Stage):

@@ -5,13 +5,12 @@ from dataclasses import replace
 import architectures
 import pytest
 import torch
-from common import force_forks, mismatch, prompts_of, samples
+from common import draw, force_forks, mismatch, prompts_of, samples
 
 from parallel_r1.answers.trace import EXACT_SCORER
 from parallel_r1.errors import UserError
 from parallel_r1.generation.local import cuda as flex
 from parallel_r1.generation.local.engine import LocalEngine, compiled
-from parallel_r1.generation.scheduler import draw
 from parallel_r1.generation.settings import Budget, Sampling
 from parallel_r1.models.policy import Policy
 from parallel_r1.training.batch import collate, score
@@ -29,10 +28,10 @@ def test_every_architecture_is_exact(other, sampler):
     so that answers are read again."""
     prompts = prompts_of(other, 3) * 2
     budget = Budget(total=100, critical_path=100, path=18, depth=2)
-    sampling = Sampling(sampler=sampler, paths=3, memory=180, budget=budget)
+    sampling = Sampling(sampler=sampler, paths=3, budget=budget)
     engine = LocalEngine(other.model)
     force = force_forks(other.tags) if sampler != "sequential" else None
-    traces = draw(engine, other.tags, [*prompts, other.encode("Use 1")], sampling, 0, force=force)
+    traces = draw(engine, other.tags, [*prompts, other.encode("Use 1")], sampling, 0, force=force, memory=180)
     assert engine.counts.preempted > 0
     assert mismatch(other, traces, EXACT_SCORER[sampler]) <= 1e-4
 
@@ -94,9 +93,9 @@ def test_flex_attention_is_exact_on_cuda(name, tokenizer, tags):
 def check_flex(small, device, sampler):
     prompts = [*prompts_of(small, 3) * 2, small.encode("Use 1")]
     budget = Budget(total=90, critical_path=40, path=12, depth=2)
-    sampling = Sampling(sampler=sampler, paths=3, memory=200, budget=budget)
+    sampling = Sampling(sampler=sampler, paths=3, budget=budget)
     engine = LocalEngine(small.model, flex)
-    traces = draw(engine, small.tags, prompts, sampling, 0, force=force_forks(small.tags))
+    traces = draw(engine, small.tags, prompts, sampling, 0, force=force_forks(small.tags), memory=200)
     assert engine.counts.preempted > 0
     assert max(trace.forks for trace in traces) > 1
     batch = collate(samples(traces), EXACT_SCORER[sampler]).to(device)
@@ -111,14 +110,14 @@ def test_a_compiled_engine_is_exact_while_its_weights_change(name, tokenizer, ta
     """Windows, soft caps and grouped queries; answers that end one after the other, so that steps shrink to one token;
     and no compiling again for other lengths, other engines or other weights."""
     policy = Policy(architectures.random_model(name, len(tokenizer)), tokenizer, tags)
-    sampling = Sampling(paths=3, budget=Budget(total=150, critical_path=150, path=25, depth=2), rows=4)
+    sampling = Sampling(paths=3, budget=Budget(total=150, critical_path=150, path=25, depth=2))
     torch._dynamo.reset()
     forward = compiled(policy.model)
     graphs = []
     for round_ in range(3):
         prompts = prompts_of(policy, 3) * (1 + round_)
         engine = LocalEngine(policy.model, forward=forward)
-        traces = draw(engine, tags, prompts, sampling, round_, force=force_forks(tags))
+        traces = draw(engine, tags, prompts, sampling, round_, force=force_forks(tags), rows=4)
         assert mismatch(policy, traces, "isolated") <= 1e-4
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
         with torch.no_grad():

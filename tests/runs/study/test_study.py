@@ -22,7 +22,7 @@ from parallel_r1.cli.study import _cores
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.measure import Result
 from parallel_r1.models.policy import Policy
-from parallel_r1.report import terminal as display
+from parallel_r1.report.tables import print_table
 from parallel_r1.runs.curriculum import build_policy, train
 from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.recipe_file import load_recipe, make_recipe
@@ -280,10 +280,10 @@ def test_the_table_by_hand():
     assert ours.pooled.low < 0.75 < ours.pooled.high  # the seeds differ, though no problem does
     assert ours.contrast.seeds == (0, 1)
     assert ours.contrast.mean == ours.contrast.low == ours.contrast.high == 0.25
-    assert ours.contrast.chance < 2e-4
-    assert ours.contrast.corrected == pytest.approx(2 * ours.contrast.chance)
+    assert ours.contrast.p_value < 2e-4
+    assert ours.contrast.corrected == pytest.approx(2 * ours.contrast.p_value)
     assert (alike.contrast.mean, alike.contrast.corrected) == (0.0, 1.0)
-    assert apart.contrast.corrected == apart.contrast.chance < 2e-4  # alone in its part
+    assert apart.contrast.corrected == apart.contrast.p_value < 2e-4  # alone in its part
     assert theirs.contrast is elsewhere.contrast is None
     assert [each.contrast for each in compared([ours], "nobody")] == [ours.contrast]
     reached, cost = sheets(table, "theirs")
@@ -300,7 +300,7 @@ def test_a_table_fits_80_columns():
         table = [Finding(row, "main", "b", "t", found, 2, 80, 1.0), Finding("r", "main", "b", "t", found, 2, 80, 1.0)]
         for shown in sheets(compared(table, "r"), "r"):
             console = Console(width=80, file=io.StringIO())
-            display.sheet(console, shown)
+            print_table(console, shown)
             text = console.file.getvalue()
             words = [word for name in shown.header for word in name.replace("-", "- ").split()]
             assert "…" not in text
@@ -452,3 +452,31 @@ def test_the_shipped_study_shares_what_it_can(monkeypatch):
     assert {row.part for row in study.rows.values()} == {"main", "ablations", "scaffold"}
     mismatched = {cell.row for cell in cells for each in cell.trainings if not each.stage.is_exact}
     assert mismatched == {"seen-released", "unseen-s1-released"}
+
+
+KEYS = {
+    ("unseen-s2", "critical-path", 0): ["08f8bb75a0a38857", "75091d8b40a6ab6e", "67e5227e83e77743", "e0927f08ec2dbfc0"],
+    ("seen-released", "total-tokens", 0): [
+        "773e4af62216b14f",
+        "842e5e8330c27e98",
+        "9b22a838a37e9242",
+        "0295339648c67b5e",
+        "744ef8d3920870ef",
+    ],
+    ("seen-told", "critical-path", 0): [
+        "478a36f5fcaa1532",
+        "eead785bf453903c",
+        "776e4ee7b049d290",
+        "77bd5e2d34aabf38",
+        "0ab5d44e7d1a6180",
+    ],
+    ("base", "critical-path", 0): ["77b710dd6244adb4", "9e6a6d87076f895f"],
+}
+
+
+def test_keys_of_results_do_not_change_with_the_layout_of_recipes():
+    """Those of version 0.1: a folder of finished results is still found."""
+    path = ROOT / "recipes" / "tiny" / "study.toml"
+    cells = {(cell.row, cell.budget, cell.seed): cell for cell in expand(load_study(path), path, [0])}
+    for place, keys in KEYS.items():
+        assert [work.key for work in cells[place].works] == keys

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from parallel_r1.errors import UserError
 from parallel_r1.tasks.datasets import cleaning, damage, overlap
-from parallel_r1.tasks.datasets.sources import FOLDER, Record, open_source, public
+from parallel_r1.tasks.datasets.sources import DATA_DIR, Record
 from parallel_r1.tasks.datasets.splits import split_of, words
+from parallel_r1.tasks.suites import open_source
 
 
 def record(problem, answer="1", name="a", split="train"):
@@ -25,7 +26,7 @@ def write(path, rows):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setenv(DATA_DIR, str(tmp_path))
     return tmp_path
 
 
@@ -99,17 +100,17 @@ def test_a_public_set_is_read_from_a_folder(folder):
     write(folder / "aime25.jsonl", [{"problem": "What is 1?", "answer": 1}])
     shared = [{"problem": f"What is {n}?", "answer": n, "source": "aime24" if n else "amc23"} for n in range(3)]
     write(folder / "math_benchmarks.jsonl", shared)
-    gsm8k = public()["gsm8k"]
+    gsm8k = open_source("gsm8k")
     train, validation = gsm8k.records("train"), gsm8k.records("validation")
     assert len(train) + len(validation) == 100
-    assert {each.id for each in gsm8k.records(*gsm8k.first)} == {each.id for each in train + validation}
-    assert [len(public()[name].records("test")) for name in ("aime24", "amc23", "aime25")] == [2, 1, 1]
+    assert {each.id for each in gsm8k.records(*gsm8k.main_splits)} == {each.id for each in train + validation}
+    assert [len(open_source(name).records("test")) for name in ("aime24", "amc23", "aime25")] == [2, 1, 1]
     with pytest.raises(UserError, match=r"gsm8k_test\.parquet"):
         gsm8k.records("test")
     with pytest.raises(UserError, match=r"none in .*math_benchmarks"):
-        public()["math500"].records("test")
+        open_source("math500").records("test")
     with pytest.raises(UserError, match="aime24, which has test"):
-        public()["aime24"].records("train")
+        open_source("aime24").records("train")
 
 
 @pytest.mark.parametrize(
@@ -149,20 +150,20 @@ def test_a_file_cut_in_the_middle_is_refused(tmp_path):
 
 
 def test_names_that_lead_nowhere(tmp_path, monkeypatch):
-    monkeypatch.delenv(FOLDER, raising=False)
+    monkeypatch.delenv(DATA_DIR, raising=False)
     with pytest.raises(UserError, match="did you mean 'gsm8k'"):
         open_source("gsm8")
     with pytest.raises(UserError, match="no file"):
         open_source("jsonl:none.jsonl")
     with pytest.raises(UserError, match=r"ends with \.parquet"):
         open_source(f"parquet:{write(tmp_path / 'own.jsonl', [])}")
-    with pytest.raises(UserError, match=FOLDER):
-        public()["math300"].records("test")
+    with pytest.raises(UserError, match=DATA_DIR):
+        open_source("math300").records("test")
 
 
 def test_without_a_network_a_local_file_is_named(monkeypatch):
-    monkeypatch.delenv(FOLDER, raising=False)
-    for source in (public()["gsm8k"], open_source("hub:someone/something:main")):
+    monkeypatch.delenv(DATA_DIR, raising=False)
+    for source in (open_source("gsm8k"), open_source("hub:someone/something:main")):
         with pytest.raises(UserError, match=r"docs/data.md") as error:
             source.records("train")
         assert "\n" not in str(error.value)
@@ -333,7 +334,7 @@ def test_a_cleaned_set_is_read_back_with_its_splits(tmp_path):
     cleaned = cleaning.clean(records, benchmark, [])
     assert cleaned.dropped == {"duplicate": 1, "language": 1, "exact": 1}
     out = tmp_path / "clean" / "set.parquet"
-    card = cleaning.write(cleaned, public()["dapo"], ["aime24"], out)
+    card = cleaning.write(cleaned, open_source("dapo"), ["aime24"], out)
     source = open_source(f"parquet:{out}")
     assert [(each.id, each.problem) for each in source.records("train")] == [("good", "What is 1 + 1?")]
     assert [(each.id, each.problem) for each in source.records("validation")] == [("repaired", GOOD)]
@@ -342,7 +343,7 @@ def test_a_cleaned_set_is_read_back_with_its_splits(tmp_path):
         assert part in text
     assert sorted(path.name for path in out.parent.iterdir()) == ["set.md", "set.parquet"]
     with pytest.raises(UserError, match="exists"):
-        cleaning.write(cleaned, public()["dapo"], [], out)
+        cleaning.write(cleaned, open_source("dapo"), [], out)
     with pytest.raises(UserError, match=r"\.parquet"):
         cleaning.check_vacant(tmp_path / "set.json")
     assert len(cleaning.clean(records, [], ["language", "duplicate"]).records) == 5
@@ -353,10 +354,10 @@ def test_a_cleaned_set_is_read_back_with_its_splits(tmp_path):
 def test_the_known_damage_and_overlaps_of_dapo_are_found(monkeypatch):
     from pyarrow import parquet
 
-    monkeypatch.setenv(FOLDER, str(SHARED))
+    monkeypatch.setenv(DATA_DIR, str(SHARED))
     flags = {row["id"]: row for row in parquet.read_table(SHARED / "dapo_train.parquet").to_pylist()}
-    dapo = public()["dapo"]
-    records = dapo.records(*dapo.first)
+    dapo = open_source("dapo")
+    records = dapo.records(*dapo.main_splits)
     assert len(records) == len(flags)
     by_kind = {}
     for each in damage.find(records):
@@ -368,7 +369,7 @@ def test_the_known_damage_and_overlaps_of_dapo_are_found(monkeypatch):
     assert {name for name, row in flags.items() if row["flag"] == "ambiguous_answers"} <= by_kind["conflict"]
     chinese = {name for name, row in flags.items() if row["lang"] == "zh"}
     assert len(chinese ^ by_kind["language"]) < 0.01 * len(chinese)
-    benchmarks = [each for name in ("aime24", "amc23", "math300") for each in public()[name].records("test")]
+    benchmarks = [each for name in ("aime24", "amc23", "math300") for each in open_source(name).records("test")]
     shared = parquet.read_table(SHARED / "math_benchmarks.parquet").to_pylist()
     known = {row["id"] for row in shared if row["in_dapo"]}
     found = overlap.overlaps(records, benchmarks)

@@ -306,10 +306,10 @@ def test_several_processes_give_the_verdicts_of_one_and_some_are_remembered(grad
     assert len(asked) == 2
     two.close()
     assert all(process.poll() is not None for process in asked)
-    last = list(two.known)[-1]
-    assert two.grade([(last[1], last[0])]) == [two.known[last]]
+    last = list(two.verdicts)[-1]
+    assert two.grade([(last[1], last[0])]) == [two.verdicts[last]]
     assert not two.workers  # nobody was asked
-    assert 4 <= len(two.known) <= 8
+    assert 4 <= len(two.verdicts) <= 8
 
 
 def test_a_process_is_renewed_when_it_has_served_its_time(grader, monkeypatch):

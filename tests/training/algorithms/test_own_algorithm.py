@@ -41,8 +41,8 @@ class Coin:
     def problems(self, split, seed):
         return EASY.problems(split, seed)
 
-    def verify(self, problem, trunk):
-        return next(self.verdicts)
+    def verify(self, problems, answers):
+        return [next(self.verdicts) for _ in problems]
 
 
 def write(tmp_path, table):

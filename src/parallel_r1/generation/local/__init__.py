@@ -1,1 +1,1 @@
-"""Drawing with a Hugging Face model on this machine."""
+"""Generation with a Hugging Face model on this machine."""

@@ -19,8 +19,8 @@ def attend_step(
     plan: Step,
     layer: Layer,
 ) -> Float[Tensor, "n h d"]:
-    """One query per branch, as batched products: with few queries a row they are up to 5 times faster on CPU than
-    the fused kernel. Queries of the heads that share a key head stand side by side, so keys are never repeated."""
+    """One query per branch, as batched matrix products: with few queries per row they are up to 5 times faster on a CPU
+    than the fused kernel. Queries of heads that share a key head are side by side, so keys are never repeated."""
     rows, slots, reach = plan.shape
     heads, head, key_heads = query.shape[0], query.shape[2], keys.shape[1]
     groups = heads // key_heads
@@ -41,6 +41,7 @@ def attend_step(
 def _scores(
     laid: Float[Tensor, "b q d"], keys: Float[Tensor, "b c d"], bias: Float[Tensor, "#b #q #c"], layer: Layer
 ) -> Float[Tensor, "b q c"]:
+    """Scores of q queries and c keys."""
     if layer.softcap is None:
         return torch.baddbmm(bias, laid, keys.transpose(1, 2), alpha=layer.scale)
     scores = torch.bmm(laid, keys.transpose(1, 2)).mul_(layer.scale / layer.softcap)
@@ -56,17 +57,18 @@ def _with_prompts(
     bias: Float[Tensor, "rk q l"],
     layer: Layer,
 ) -> Float[Tensor, "rk q d"]:
-    """Attention to own columns and to the shared prompt, normalised together. A prompt's keys are read once for all
-    answers to it, whose queries are sorted by prompt."""
+    """Attention to own columns and to the shared prompt, with one softmax over both. A prompt's keys are read once for
+    all answers to it, because queries are sorted by prompt."""
     (batch, queries, head), length = laid.shape, bias.shape[-1]
     far_keys, far_values = (part[: plan.prompts, :, :length].flatten(0, 1) for part in far)
     there, back, alone = _routes(plan, batch // plan.shape[0])
     by_prompt = laid.index_select(0, there).view(len(far_keys), -1, head)
-    found = _scores(by_prompt, far_keys, laid.new_zeros(1, 1, 1), layer).view(-1, queries, length)
-    found = found.index_select(0, back)
+    far_scores = _scores(by_prompt, far_keys, laid.new_zeros(1, 1, 1), layer).view(-1, queries, length)
+    far_scores = far_scores.index_select(0, back)
     if alone is not None:
-        found.masked_fill_(alone, 0.0)
-    weights = torch.cat([found.add_(bias), scores], dim=-1).softmax(dim=-1, dtype=torch.float32).to(near_values.dtype)
+        far_scores.masked_fill_(alone, 0.0)
+    weights = torch.cat([far_scores.add_(bias), scores], dim=-1).softmax(dim=-1, dtype=torch.float32)
+    weights = weights.to(near_values.dtype)
     out = torch.bmm(weights[..., length:], near_values)
     spread = weights[..., :length].index_select(0, there).view(len(far_keys), -1, length)
     gained = torch.bmm(spread, far_values).view(-1, queries, head).index_select(0, back)
@@ -78,10 +80,13 @@ def _with_prompts(
 def _routes(
     plan: Step, key_heads: int
 ) -> tuple[Int[Tensor, " pka"], Int[Tensor, " rk"], Bool[Tensor, "rk 1 1"] | None]:
-    """How queries are sorted by prompt and back: for each of the p prompts, its k key heads and the a answers to it a
-    row's key head, any where there are fewer answers; for every row's key head its place in that order; and which rows
-    continue no prompt, None if all do. The same for every layer."""
-    if "routes" not in plan.made:
+    """Indices that sort queries by prompt and back, the same for every layer of k key heads.
+
+    Returns for p prompts with at most a answers: the row and key head of every prompt, key head and answer, arbitrary
+    where a prompt has fewer answers; the place of every row and key head in that order; and True for rows that continue
+    no prompt, None if all do.
+    """
+    if "routes" not in plan.cache:
         assert plan.members is not None
         assert plan.prompt is not None
         assert plan.place is not None
@@ -96,23 +101,23 @@ def _routes(
             alone = torch.ones(rows, key_heads, dtype=torch.bool, device=heads.device)
             alone[plan.members] = False
             alone = alone.view(-1, 1, 1)
-        plan.made["routes"] = there.flatten(), back.flatten(), alone
-    return plan.made["routes"]
+        plan.cache["routes"] = there.flatten(), back.flatten(), alone
+    return plan.cache["routes"]
 
 
 def _biases(
     plan: Step, window: int | None, groups: int, key_heads: int, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "rk q c"], Float[Tensor, "rk q l"] | None]:
-    """What is added to the scores of own columns and of the shared prompt: 0 where seen, else the smallest number.
-    The same for every layer with the same window."""
-    if window in plan.made:
-        return plan.made[window]
+    """Terms to add to the scores of own columns and of the shared prompt: 0 where visible, else the smallest number.
+    The same for all layers with the same window."""
+    if window in plan.cache:
+        return plan.cache[window]
     (rows, slots, reach), memory = plan.shape, plan.at.memory
 
     def bias(seen: Bool[Tensor, "r s c"]) -> Float[Tensor, "rk q c"]:
         zero = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-        each = zero.masked_fill_(~seen, torch.finfo(dtype).min)[:, None, None]
-        return each.expand(-1, key_heads, groups, -1, -1).reshape(rows * key_heads, groups * slots, seen.shape[2])
+        by_row = zero.masked_fill_(~seen, torch.finfo(dtype).min)[:, None, None]
+        return by_row.expand(-1, key_heads, groups, -1, -1).reshape(rows * key_heads, groups * slots, seen.shape[2])
 
     seen = memory.visible[:rows, :slots, :reach]
     if window is not None:
@@ -127,7 +132,7 @@ def _biases(
         if window is not None:
             within = within & (places > plan.now[:, :, None] - window)
         shared = bias(within)
-    plan.made[window] = own, shared
+    plan.cache[window] = own, shared
     return own, shared
 
 
@@ -139,7 +144,7 @@ def attend_read(
     plan: Read,
     layer: Layer,
 ) -> Float[Tensor, "n h d"]:
-    """Many queries per branch, padded to the longest."""
+    """Several queries per branch, padded to the longest branch."""
     padded, window, softcap = plan.lay(query), layer.window, layer.softcap
     mask = None
     if plan.fresh and window is None and softcap is None:
@@ -165,11 +170,11 @@ def attend_read(
     return out.transpose(1, 2)[plan.feed, plan.offset]
 
 
-def _mask(plan: Read, window: int | None) -> Tensor:
-    """[k, 1, l, prompt + c]: whether each new token sees a token of the shared prompt or a column of its row. A
-    query that only pads sees itself or nothing that matters."""
-    if window in plan.made:
-        return plan.made[window]
+def _mask(plan: Read, window: int | None) -> Bool[Tensor, "k 1 l _"]:
+    """Whether every new token sees the p tokens of its shared prompt and the c columns of its row. The output of a
+    query that is only padding is not used."""
+    if window in plan.cache:
+        return plan.cache[window]
     steps = torch.arange(1, plan.longest + 1, device=plan.positions.device)
     mask = plan.order[:, None, :] <= steps[:, None]
     if window is not None:
@@ -182,5 +187,5 @@ def _mask(plan: Read, window: int | None) -> Tensor:
         if window is not None:
             seen = seen & (places > plan.now[:, :, None] - window)
         mask = torch.cat([seen, mask], dim=2)
-    plan.made[window] = mask[:, None]
-    return plan.made[window]
+    plan.cache[window] = mask[:, None]
+    return plan.cache[window]

@@ -1,4 +1,4 @@
-"""Attention of the local engine on CUDA: FlexAttention over the memory, whose masks are never built whole.
+"""Attention of the local engine on CUDA: FlexAttention over the KV cache, without dense masks.
 
 Own columns and shared prompts are two calls whose results are merged by their log-sum-exp.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, and_masks, create_block_mask, flex_attention
 
 from parallel_r1.generation.local.passes import Layer, Read, Step
+from parallel_r1.models.attention import merge
 
 Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -53,7 +54,7 @@ def attend_step(
         more, sums = _attend(asking, old_keys, old_values, mask, layer)
         more = more.unflatten(2, (answers, slots)).transpose(1, 2)[plan.prompt, plan.place]
         sums = sums.unflatten(2, (answers, slots)).transpose(1, 2)[plan.prompt, plan.place]
-        out[plan.members] = _merge(out[plan.members], total[plan.members], more, sums)
+        out[plan.members], _ = merge(out[plan.members], total[plan.members], more, sums)
     return out.transpose(1, 2)[plan.at.rows, plan.slots]
 
 
@@ -65,7 +66,7 @@ def attend_read(
     plan: Read,
     layer: Layer,
 ) -> Float[Tensor, "n h d"]:
-    """Many queries per branch, padded to the longest."""
+    """Several queries per branch, padded to the longest branch."""
     count, reach = plan.order.shape
     asking, now, window = plan.lay(query), plan.now, layer.window
     positions, order = plan.at.memory.positions[plan.rows], plan.order
@@ -79,14 +80,14 @@ def attend_read(
         longest = int(lengths.max())
         mask = _prompts(plan, window, lengths, now, longest)
         more, sums = _attend(asking, far[0][rows, :, :longest], far[1][rows, :, :longest], mask, layer)
-        out = _merge(out, total, more, sums)
+        out, _ = merge(out, total, more, sums)
     return out.transpose(1, 2)[plan.feed, plan.offset]
 
 
 def _prompts(
     plan: Step | Read, window: int | None, lengths: Int[Tensor, " b"], now: Int[Tensor, "b q"], longest: int
 ) -> BlockMask:
-    """What queries at positions `now` see of the shared prompts of their row, `lengths` tokens each."""
+    """The mask of queries at positions `now` over their row's shared prompt of `lengths` tokens."""
     sees: Sees = lambda b, h, q, kv: kv < lengths[b]  # noqa: E731
     if window is not None:
         sees = and_masks(sees, lambda b, h, q, kv: kv > now[b, q] - window)
@@ -94,10 +95,10 @@ def _prompts(
 
 
 def _mask(plan: Step | Read, key: object, sees: Sees, rows: int, queries: int, reach: int) -> BlockMask:
-    """A block mask, made once for all layers with the same window."""
-    if key not in plan.made:
-        plan.made[key] = create_block_mask(sees, rows, None, queries, reach, device=str(plan.positions.device))
-    return plan.made[key]
+    """A block mask, built once for all layers with the same window."""
+    if key not in plan.cache:
+        plan.cache[key] = create_block_mask(sees, rows, None, queries, reach, device=str(plan.positions.device))
+    return plan.cache[key]
 
 
 def _attend(
@@ -127,15 +128,3 @@ def _attend(
 @cache
 def _compiled() -> Any:
     return torch.compile(flex_attention, dynamic=True)
-
-
-def _merge(
-    out: Float[Tensor, "b h q d"],
-    total: Float[Tensor, "b h q"],
-    more: Float[Tensor, "b h q d"],
-    sums: Float[Tensor, "b h q"],
-) -> Float[Tensor, "b h q d"]:
-    """Two parts of one attention, in the ratio of their sums of exponentials. A part that sees nothing adds nothing."""
-    both = torch.logaddexp(total, sums)
-    share = torch.where(sums == -torch.inf, 0.0, (sums - both).exp()).to(out.dtype)
-    return torch.lerp(out, torch.nan_to_num(more), share[..., None])

@@ -1,9 +1,9 @@
-"""The local engine: any Hugging Face causal model with rotary positions, one shared memory of keys and values.
+"""The local engine: generates with any Hugging Face causal model that has rotary positions, on this machine.
 
-Answers live in one `Memory`, prompts that several answers share in another. No path reads its prefix again, and a join
-of the `isolated` sampler recomputes nothing. The tokens of a step, those that are drawn after and those that are only
-read, lie side by side in one flat sequence; attention alone looks at them row by row, in two parts: own columns,
-and the shared prompt for all answers to it at once.
+The KV cache of answers is one `Memory`, that of prompts which several answers share is another. No path reads its
+prefix again, and a join of the `isolated` sampler recomputes nothing. All tokens of a step, those whose successors are
+drawn and those that are only read, are one flat sequence for the model. Attention alone looks at them row by row, in
+two parts: the answer's own columns, and the shared prompt for all answers to it at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
 from parallel_r1.errors import UserError
 from parallel_r1.generation.backend import Counts
@@ -25,31 +25,31 @@ from parallel_r1.generation.local import cpu as batched
 from parallel_r1.generation.local import cuda as flex
 from parallel_r1.generation.local.kv_cache import Branch, Memory
 from parallel_r1.generation.local.passes import Layer, Places, Read, Step
-from parallel_r1.models.attention import using
-
-ATTENTION = "parallel_r1_memory"
+from parallel_r1.models.attention import NO_MASK, check_attention
 
 
-@dataclass
+@dataclass(frozen=True)
 class Pass:
-    """A forward pass that is under way: whose memory attention works on, what it does there, and which layer is next.
-    The graph of a compiled model holds tensors and numbers alone, so these are no arguments of attention."""
+    """The forward pass that is under way: the engine whose memory attention works on, and what it does there."""
 
     engine: LocalEngine
     plans: Sequence[Step | Read]
-    layer: int = 0
 
 
 _pass: ContextVar[Pass] = ContextVar("pass")
+"""Not an argument of attention, because the graph of a compiled model holds only tensors and numbers."""
 
 
 class LocalEngine:
-    """An `Engine` over a model loaded by `models.load`. The memory grows as answers need it.
+    """An `Engine` over a model loaded by `models.load`. Its memory grows as answers need it.
 
     Args:
-        model: on the device where it shall run.
+        model: on the device where it runs.
         attention: the module that computes attention; `batched` on a CPU and `flex` on CUDA if None.
-        forward: what runs the model, made by `compiled`; the model itself if None.
+        forward: runs the model; the result of `compiled`, or the model itself if None.
+
+    Raises:
+        UserError: a model with an attention function that is not ours.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class LocalEngine:
         *,
         forward: Callable[..., Any] | None = None,
     ) -> None:
+        check_attention(model)
         self.attention = attention or (flex if model.device.type == "cuda" else batched)
         self.model = model
         self.forward = model if forward is None else forward
-        self.config = model.config.get_text_config()
         self.device = model.device
         self.answers, self.prompts = Memory(model.device), Memory(model.device)
         self.shared: dict[tuple[int, ...], Branch] = {}
-        # What is to be read waits for the next step, so that reading costs no forward pass of its own.
+        # Tokens to read wait for the next step, so that reading costs no forward pass of its own.
         self.unread: dict[Memory, dict[Branch, list[int]]] = {self.prompts: {}, self.answers: {}}
         self.counts = Counts()
 
@@ -114,13 +114,13 @@ class LocalEngine:
             self._free(self.prompts, self.shared.pop(key).row)
 
     def _note(self, memory: Memory, branch: Branch, tokens: Sequence[int]) -> None:
-        """Note tokens that the next step shall read; from now on they count as held."""
+        """Note tokens that the next step reads; from now on they count as held."""
         if tokens:
             self.unread[memory].setdefault(branch, []).extend(tokens)
             self.counts.hold(len(tokens))
 
     def _free(self, memory: Memory, row: int) -> None:
-        """Free a row, and forget what was to be read there."""
+        """Free a row, and forget the tokens that wait to be read there."""
         waiting = self.unread[memory]
         for branch in [branch for branch in waiting if branch.row == row]:
             self.counts.hold(-len(waiting.pop(branch)))
@@ -150,7 +150,7 @@ class LocalEngine:
         return self._forward([*reads, plan], len(feeds))[back]
 
     def _plan_prompts(self, plan: Step) -> None:
-        """Find out which rows continue a shared prompt."""
+        """Note in the plan which rows continue a shared prompt."""
         table, answers = [], [0] * len(self.prompts.rows)
         for row, entry in enumerate(self.answers.rows):
             prompt = entry.branches[0].prompt
@@ -162,7 +162,7 @@ class LocalEngine:
             plan.members, plan.prompt, plan.place, plan.lengths = torch.tensor(table, device=self.device).T
 
     def _reads(self) -> list[Read]:
-        """Give everything that is to be read its place, and let its branches see it."""
+        """Give the tokens that wait to be read their places, and let their branches see them."""
         plans = []
         for memory, waiting in self.unread.items():
             memory.compact()
@@ -194,27 +194,28 @@ class LocalEngine:
         memory.positions[rows, columns] = positions
         prompts = None
         if any(branch.prompt for branch in branches):
-            known = [(b.prompt.row, b.prompt.position) if b.prompt else (0, 0) for b in branches]
-            row, length = torch.tensor(known, device=self.device).T
+            starts = [(b.prompt.row, b.prompt.position) if b.prompt else (0, 0) for b in branches]
+            row, length = torch.tensor(starts, device=self.device).T
             prompts = (row, length)
         self.counts.prefilled += len(table)
         at = Places(memory, rows, columns)
         return Read(at, tokens, positions, feed, offset, of_row, longest, fresh, order, prompts)
 
     def _forward(self, plans: Sequence[Step | Read], logits: int) -> Float[Tensor, "n v"]:
-        """One forward pass over the tokens of all plans, whose attention works on the memory; its last n logits."""
+        """Run the model over the tokens of all plans; the last n logits."""
         tokens = torch.cat([plan.tokens for plan in plans])
-        # One token has a shape of its own, which would have to be compiled for itself.
+        # A single token is a shape of its own, for which the model would be compiled once more.
         forward = self.model if len(tokens) == 1 else self.forward
         under_way = _pass.set(Pass(self, plans))
         try:
-            with using(self.config, ATTENTION):
-                return forward(
-                    input_ids=tokens[None],
-                    position_ids=torch.cat([plan.positions for plan in plans])[None],
-                    use_cache=False,
-                    logits_to_keep=logits,
-                ).logits[0]
+            return forward(
+                input_ids=tokens[None],
+                attention_mask=NO_MASK,
+                position_ids=torch.cat([plan.positions for plan in plans])[None],
+                use_cache=False,
+                logits_to_keep=logits,
+                attention=_attention,
+            ).logits[0]
         finally:
             _pass.reset(under_way)
 
@@ -226,7 +227,7 @@ class LocalEngine:
         value: Float[Tensor, "1 k n d"],
         layer: Layer,
     ) -> Float[Tensor, "1 n h d"]:
-        """Attention of a layer: store all keys and values, then let every query see its branch's columns."""
+        """Attention of a layer: store all keys and values, then let every query attend to its branch's columns."""
         sizes = [len(plan.tokens) for plan in plans]
         for plan, new_keys, new_values in zip(plans, key[0].split(sizes, 1), value[0].split(sizes, 1), strict=True):
             plan.at.memory.write(layer.index, plan.at.rows, plan.at.columns, new_keys, new_values)
@@ -243,57 +244,50 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    layer: int,
     scale: float,
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
+    """Attention of a layer of the pass that is under way."""
     now = _pass.get()
-    layer = Layer(now.layer, scale, window, softcap)
-    now.layer += 1
-    return now.engine.attend(now.plans, query, key, value, layer).contiguous()
+    return now.engine.attend(now.plans, query, key, value, Layer(layer, scale, window, softcap)).contiguous()
 
 
 _operator = torch.library.custom_op(
     "parallel_r1::attend",
     _attend,
     mutates_args=(),
-    schema="(Tensor query, Tensor key, Tensor value, float scale, SymInt? window, float? softcap) -> Tensor",
+    schema="(Tensor query, Tensor key, Tensor value, int layer, float scale, SymInt? window, float? softcap) -> Tensor",
 )
 
 
 @_operator.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, scale: float, window: Any, softcap: Any) -> Tensor:
+def _(query: Tensor, key: Tensor, value: Tensor, layer: int, scale: float, window: Any, softcap: Any) -> Tensor:
     _, heads, tokens, head = query.shape
     return query.new_empty(1, tokens, heads, head)
 
 
 def _attention(
     module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: None,
-    *,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """The attention function of the models that an engine runs; the layers call it in their order."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query: Float[Tensor, "1 h n d"],
+    key: Float[Tensor, "1 k n d"],
+    value: Float[Tensor, "1 k n d"],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """The `attention` that an engine passes to its model."""
     # Outside a graph an operator would cost more than the call.
-    attend = _operator if torch.compiler.is_compiling() else _attend
-    return attend(query, key, value, scale, sliding_window, softcap), None
-
-
-AttentionInterface.register(ATTENTION, _attention)
+    attend: Callable[..., Tensor] = _operator if torch.compiler.is_compiling() else _attend
+    return attend(query, key, value, module.layer_idx, scale, window, softcap)
 
 
 def compiled(model: PreTrainedModel) -> Callable[..., Any]:
-    """The model through `torch.compile`, for any number of tokens, to be made once for all engines of a model.
+    """The model through `torch.compile`, for any number of tokens. One result serves all engines of a model.
 
-    It reads the model's own weights, so it stays right while they are trained. Compiling takes from half a minute to
-    minutes, as the model has layers; what is compiled is kept on disk for the next time.
+    It reads the model's own weights, so it stays right while they are trained. Compiling takes half a minute to
+    minutes, depending on the number of layers; torch caches the result on disk for the next run.
 
     Raises:
         UserError: there is no C++ compiler.

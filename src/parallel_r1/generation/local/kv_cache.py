@@ -1,9 +1,9 @@
-"""Rows of keys and values, and which of them a branch sees.
+"""The KV cache of the local engine: rows of keys and values, and which of them a branch sees.
 
 A row holds one answer, or one prompt that several answers share. A column of a row holds one token's keys and values,
-whatever path it belongs to. What differs between the paths of an answer is only which columns they see: a branch has a
-slot in `visible`. A fork copies the trunk's slot, a join unites the slots of the paths, and columns that nobody sees
-any more are used again.
+whatever path it belongs to. The paths of an answer differ only in the columns that they see: a branch has a slot in
+`visible`. A fork copies the trunk's slot, a join unites the slots of the paths, and columns that no branch sees any
+more are used again.
 """
 
 from __future__ import annotations
@@ -12,25 +12,32 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
 @dataclass(eq=False)
 class Branch:
-    """A chain of tokens: a row, its slot there (-1 while it rests), the position of its next token, and the row of the
-    shared prompt that it continues, if any."""
+    """A sequence of tokens that grows: the trunk of an answer, one of its paths, or a shared prompt.
+
+    Attributes:
+        row: its row in the memory.
+        slot: its slot in `visible`; -1 for a trunk that waits for its paths.
+        position: position of its next token.
+        prompt: the shared prompt that it continues, in a memory of its own.
+        users: for a shared prompt, the number of open answers that continue it.
+    """
 
     row: int
     slot: int
     position: int
     prompt: Branch | None = None
-    users: int = 0  # of a shared prompt: how many open answers continue it
+    users: int = 0
 
 
 @dataclass
 class _Row:
-    """The bookkeeping of a row: columns ever used, those of them that are free again, and who lives here."""
+    """The bookkeeping of a row: number of columns ever used, those that are free again, and its branches."""
 
     used: int = 0
     free: list[int] = field(default_factory=list)
@@ -45,11 +52,15 @@ class _Row:
 
     @property
     def held(self) -> int:
+        """Number of tokens in the row."""
         return self.used - len(self.free)
 
 
 class Memory:
-    """Rows 0 .. `len(rows)` - 1 are in use, except `holes`, which `compact` closes."""
+    """Keys and values of many answers, or of many shared prompts: r rows, s slots, c columns.
+
+    Rows 0 .. `len(rows)` - 1 are in use, except `holes`, which `compact` fills.
+    """
 
     def __init__(self, device: torch.device, columns: int = 64) -> None:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}  # keys, values: [rows, kv heads, columns, head]
@@ -60,7 +71,7 @@ class Memory:
 
     def open(self, count: int) -> list[Branch]:
         """New rows with one branch each, at position 0 and without tokens."""
-        found = []
+        branches = []
         for _ in range(count):
             if self.holes:
                 row = self.holes.pop()
@@ -68,15 +79,15 @@ class Memory:
             else:
                 row = len(self.rows)
                 self.rows.append(_Row())
-            found.append(Branch(row, 0, 0))
-            self.rows[row].branches.append(found[-1])
+            branches.append(Branch(row, 0, 0))
+            self.rows[row].branches.append(branches[-1])
         self.reserve(rows=len(self.rows))
-        self.visible[[branch.row for branch in found]] = False
-        return found
+        self.visible[[branch.row for branch in branches]] = False
+        return branches
 
     def close(self, row: int) -> int:
-        """Free a row; how many tokens it held. What it held is wiped: a later answer masks these columns, but a NaN
-        times 0 is a NaN."""
+        """Free a row; the number of tokens that it held. Its columns become 0: a later answer masks them, but a masked
+        NaN times 0 is still a NaN."""
         held, used = self.rows[row].held, self.rows[row].used
         for part in self.parts() if used else ():
             part[row, :, :used] = 0
@@ -85,7 +96,7 @@ class Memory:
         return held
 
     def compact(self) -> None:
-        """Move the last rows into holes, so that rows in use stand side by side."""
+        """Move the last rows into holes, so that rows in use are contiguous."""
         for hole in sorted(self.holes, reverse=True):
             last = len(self.rows) - 1
             moved = self.rows.pop()
@@ -112,7 +123,7 @@ class Memory:
         return children
 
     def join(self, trunk: Branch, paths: Sequence[Branch], keep: int) -> int:
-        """Let the trunk go on after some of the paths and drop the others; how many tokens that freed."""
+        """Let the trunk continue after the first `keep` paths and drop the others. Returns how many tokens it freed."""
         row = self.rows[trunk.row]
         seen = self.visible[trunk.row, [path.slot for path in paths]]
         kept, dropped = seen[:keep].any(dim=0), seen[keep:].any(dim=0)
@@ -145,8 +156,15 @@ class Memory:
         """Keys and values of all layers."""
         return [part for pair in self.layers.values() for part in pair]
 
-    def write(self, layer: int, rows: Tensor, columns: Tensor, key: Tensor, value: Tensor) -> None:
-        """Store keys and values [kv heads, n, head] of a layer at n places."""
+    def write(
+        self,
+        layer: int,
+        rows: Int[Tensor, " n"],
+        columns: Int[Tensor, " n"],
+        key: Float[Tensor, "k n d"],
+        value: Float[Tensor, "k n e"],
+    ) -> None:
+        """Store the keys and values of a layer at n places."""
         count, _, most = self.visible.shape
         held = self.layers.get(layer)
         if held is None or held[0].shape[0] < count or held[0].shape[2] < most:
@@ -168,7 +186,7 @@ class Memory:
         return slot
 
     def reserve(self, rows: int = 0, slots: int = 0, columns: int = 0) -> None:
-        """Make room for so many; columns grow by half, so that growing stays rare."""
+        """Grow to at least this many; columns grow by half, so that growing stays rare."""
         now = self.visible.shape
         wanted = (max(rows, now[0]), max(slots, now[1]), now[2] if columns <= now[2] else max(columns, now[2] * 3 // 2))
         if wanted != tuple(now):

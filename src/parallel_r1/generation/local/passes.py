@@ -1,4 +1,4 @@
-"""What one forward pass of the local engine does: where its tokens go, and what they see."""
+"""Plans of one forward pass of the local engine: where its tokens are stored, and what they see."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from parallel_r1.generation.local.kv_cache import Memory
 
 @dataclass(frozen=True)
 class Layer:
-    """How the layer of an index attends: scores s `scale` become c tanh(s / c) under a soft cap c; within a window of
-    positions."""
+    """How one layer attends.
+
+    Attributes:
+        index: number of the layer in the model.
+        scale: factor of the scores.
+        window: size of its sliding window, in positions; None without one.
+        softcap: c for scores c tanh(score / c); None without one.
+    """
 
     index: int
     scale: float
@@ -25,7 +31,7 @@ class Layer:
 
 @dataclass
 class Places:
-    """Where n tokens go: their memory, and their rows and columns in it."""
+    """Where n tokens are stored: a memory, and their rows and columns in it."""
 
     memory: Memory
     rows: Int[Tensor, " n"]
@@ -37,15 +43,15 @@ class Step:
     """One token on each of n branches. r rows, s slots, c columns, p shared prompts, k rows that continue one.
 
     Attributes:
-        at, tokens, positions, slots: the tokens, and where they go.
+        at, tokens, positions, slots: the tokens, and where they are stored.
         shape: rows, slots and columns in use.
-        dense: token i is the only one of row i, so the flat sequence is laid out by rows already.
+        dense: token i is the only one of row i, so the flat sequence is already in the order of rows.
         members: rows that continue a shared prompt.
-        prompt: of every member, its shared prompt.
-        place: of every member, which of the answers to this prompt it is.
-        lengths: of every member, the tokens of its prompt.
-        prompts: rows of the memory of shared prompts.
-        made: masks, one for every window of a layer, in the form that attention reads.
+        prompt: row of every member's shared prompt.
+        place: number of every member among the answers to its prompt.
+        lengths: number of tokens of every member's prompt.
+        prompts: number of rows in the memory of shared prompts.
+        cache: masks and indices that all layers (with the same window) share, in the form that attention reads.
     """
 
     at: Places
@@ -59,7 +65,7 @@ class Step:
     place: Int[Tensor, " k"] | None = None
     lengths: Int[Tensor, " k"] | None = None
     prompts: int = 0
-    made: dict[Any, Any] = field(default_factory=dict, repr=False)
+    cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def lay(self, query: Float[Tensor, "h n d"]) -> Float[Tensor, "r s h d"]:
         """The queries by row and slot, 0 where there is none."""
@@ -81,16 +87,17 @@ class Step:
 
 @dataclass
 class Read:
-    """Many tokens on each of k branches, at most l on one.
+    """Several tokens on each of k branches, at most l on one.
 
     Attributes:
-        at, tokens, positions: the tokens, and where they go.
-        feed, offset: of every token, its branch and its place among the tokens of this branch.
-        rows: of every branch.
-        fresh: no branch holds anything yet, so plain causal attention among the new tokens is all.
-        order: of every column, 0 if it was seen before, 1 + offset of a new token, else larger than all.
-        prompts: of every branch, its shared prompt's row and length, if there are any.
-        made: as in `Step`.
+        at, tokens, positions: the tokens, and where they are stored.
+        feed, offset: branch of every token, and its index among the new tokens of this branch.
+        rows: row of every branch.
+        longest: l.
+        fresh: no branch has tokens yet, so attention is plain causal attention among the new tokens.
+        order: 0 for a column that the branch saw before, 1 + offset for a new token, larger for any other column.
+        prompts: row and length of every branch's shared prompt, 0 without one; None if no branch has one.
+        cache: as in `Step`.
     """
 
     at: Places
@@ -103,7 +110,7 @@ class Read:
     fresh: bool
     order: Int[Tensor, "k c"]
     prompts: tuple[Int[Tensor, " k"], Int[Tensor, " k"]] | None
-    made: dict[Any, Any] = field(default_factory=dict, repr=False)
+    cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def lay(self, query: Float[Tensor, "h n d"]) -> Float[Tensor, "k h l d"]:
         """The queries by branch, 0 where there is none."""

@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import Float
 
 from parallel_r1.evaluation.measure import Result
-from parallel_r1.evaluation.statistics import flip_test, holm, interval
-from parallel_r1.evaluation.tables import Sheet, percent, sheet
-from parallel_r1.files import write_text
-from parallel_r1.runs.folder import write_json
+from parallel_r1.evaluation.statistics import holm, interval, sign_flip_test
+from parallel_r1.evaluation.tables import percent, results_table
+from parallel_r1.files import write_json, write_text
 from parallel_r1.runs.study.rows import Cell
+from parallel_r1.table import Table
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Contrast:
     Attributes:
         seeds: those that both have.
         mean: of the differences, with its 95 % interval `low`..`high` over seeds and problems.
-        chance: of so large a difference, by flipping signs by problem; the seeds are taken as they are.
-        corrected: the same, corrected by Holm for all rows of its part in the table.
+        p_value: of `mean`, by a paired sign-flip test over problems, with the seeds held fixed.
+        corrected: `p_value` corrected by Holm's method for all rows of its part of the table.
     """
 
     seeds: tuple[int, ...]
     mean: float
     low: float
     high: float
-    chance: float
+    p_value: float
     corrected: float
 
 
@@ -92,7 +92,7 @@ class Finding:
         return {**asdict(self), "pooled": self.pooled.to_json()}
 
 
-def write(cells: Sequence[Cell], folder: Path, against: str) -> list[Sheet]:
+def write(cells: Sequence[Cell], folder: Path, against: str) -> list[Table]:
     """Write study.json and study.md, of all that there is so far; the tables as text."""
     tables, thinking = collect(cells, folder, against), habits(cells, folder)
     shown = [each for table in tables for each in sheets(table, against)]
@@ -151,7 +151,7 @@ def compared(table: Sequence[Finding], against: str) -> list[Finding]:
     corrected: dict[str, float] = {}
     for part in {ours.part for ours in table}:
         names = [ours.row for ours in table if ours.part == part and ours.row in found]
-        corrected |= zip(names, holm([found[name].chance for name in names]), strict=True)
+        corrected |= zip(names, holm([found[name].p_value for name in names]), strict=True)
     return [
         replace(ours, contrast=replace(found[ours.row], corrected=corrected[ours.row])) if ours.row in found else ours
         for ours in table
@@ -163,18 +163,18 @@ def contrast(ours: Finding, theirs: Finding) -> Contrast:
     seeds = tuple(seed for seed in ours.results if seed in theirs.results)
     problems = list(ours.results[seeds[0]].by_problem)
     differences = ours.shares(seeds, problems) - theirs.shares(seeds, problems)
-    chance = flip_test(differences.mean(axis=0))
-    return Contrast(seeds, float(differences.mean()), *interval(differences), chance, chance)
+    p_value = sign_flip_test(differences.mean(axis=0))
+    return Contrast(seeds, float(differences.mean()), *interval(differences), p_value, p_value)
 
 
-def sheets(table: Sequence[Finding], against: str) -> list[Sheet]:
+def sheets(table: Sequence[Finding], against: str) -> list[Table]:
     """A table as text: what each row reached; what it cost, and how far it is from the row of `against`."""
     budget, task = table[0].budget, table[0].task
-    reached = sheet([finding.pooled for finding in table], task)
+    reached = results_table([finding.pooled for finding in table], task)
     header = ("row", "seeds", "RL updates", "sampled M", "points more", "95 % interval", "p", "p (Holm)")
     return [
         replace(reached, title=f"{budget}, {reached.title}", header=("row", *reached.header[1:])),
-        Sheet(f"{budget}, {task}: cost, and difference from {against}", header, [_cost(finding) for finding in table]),
+        Table(header, [_cost(finding) for finding in table], f"{budget}, {task}: cost, and difference from {against}"),
     ]
 
 
@@ -184,7 +184,7 @@ def _cost(finding: Finding) -> tuple[str, ...]:
     if found is None:
         return *cost, "-", "-", "-", "-"
     mean, low, high = (f"{100 * value:+.1f}" for value in (found.mean, found.low, found.high))
-    return *cost, mean, f"{low} .. {high}", f"{found.chance:.4f}", f"{found.corrected:.4f}"
+    return *cost, mean, f"{low} .. {high}", f"{found.p_value:.4f}", f"{found.corrected:.4f}"
 
 
 def habits(cells: Sequence[Cell], folder: Path) -> list[dict[str, Any]]:
@@ -207,7 +207,7 @@ def _average(runs: Sequence[Sequence[dict[str, Any]]], at: int) -> dict[str, flo
     return {name: fmean(values) if values else None for name, values in figures.items()}
 
 
-def habit_sheet(found: Sequence[dict[str, Any]]) -> Sheet:
+def habit_sheet(found: Sequence[dict[str, Any]]) -> Table:
     """Them as text."""
     names = {"parallel_ratio": "parallel %", "position": "fork at %", "self_bleu": "self-BLEU %"}
     rows = [
@@ -220,7 +220,7 @@ def habit_sheet(found: Sequence[dict[str, Any]]) -> Sheet:
         for each in found
     ]
     title = "How answers fork, at the first and at the last step of the last stage"
-    return Sheet(title, ("row", "budget", *names.values(), "seeds"), rows)
+    return Table(("row", "budget", *names.values(), "seeds"), rows, title)
 
 
 def runs(cells: Sequence[Cell]) -> list[dict[str, Any]]:

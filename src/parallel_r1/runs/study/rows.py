@@ -12,12 +12,13 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from parallel_r1.errors import UserError, nearest
-from parallel_r1.generation.settings import Sampling
-from parallel_r1.runs.curriculum import check
+from parallel_r1.generation.settings import Engine, Sampling
+from parallel_r1.runs.curriculum import Counted, check
 from parallel_r1.runs.recipe import Recipe
 from parallel_r1.runs.recipe_file import make_recipe, read_toml, validated
 from parallel_r1.runs.study.work import Base, Measurement, Training
 from parallel_r1.settings import Section
+from parallel_r1.tasks.prompts import Prompt
 from parallel_r1.training.settings import RL, SFT
 
 
@@ -160,9 +161,10 @@ def expand(
     """
     must = set(product(study.rows, study.budgets)) if asked is None else asked
     recipes: dict[tuple[str, str], Recipe] = {}
+    counts: dict[Counted, int] = {}
     for budget, row in product(study.budgets, study.rows):
         try:
-            recipes[row, budget] = _recipe(study, path, row, budget, overrides)
+            recipes[row, budget] = _recipe(study, path, row, budget, overrides, counts)
         except UserError:
             if (row, budget) in must:
                 raise
@@ -183,8 +185,10 @@ def expand(
     return fitting
 
 
-def _recipe(study: Study, path: Path, row: str, budget: str, overrides: Sequence[str]) -> Recipe:
-    """The recipe of a row, with the stages that it goes through."""
+def _recipe(
+    study: Study, path: Path, row: str, budget: str, overrides: Sequence[str], counts: dict[Counted, int]
+) -> Recipe:
+    """The recipe of a row, with the stages that it goes through. `counts` is that of `check`."""
     tree = {**deepcopy(study.recipe), "name": study.name}
     chosen = study.row(row)
     recipe = make_recipe(tree, path, [*chosen.set, *study.budgets[budget], *overrides])
@@ -205,7 +209,7 @@ def _recipe(study: Study, path: Path, row: str, budget: str, overrides: Sequence
             )
     if recipe.tracking:
         raise UserError("a study without trackers", f"recipe.tracking in {path}", "read its study.json instead")
-    check(recipe.model_copy(update={"stages": chain}))
+    check(recipe.model_copy(update={"stages": chain}), counts=counts)
     return recipe
 
 
@@ -215,10 +219,13 @@ def _cell(name: str, row: Row, budget: str, seed: int, recipe: Recipe) -> Cell:
     trainings: list[Training] = []
     for stage in row.stages:
         start = trainings[-1] if trainings else base
-        trainings.append(Training(start, stage, alone(recipe.stages[stage]), seed, recipe.save_every))
-    sampling = recipe.stages[row.stages[-1] if row.stages else next(iter(recipe.stages))].sampling
+        alike = alone(recipe.stages[stage])
+        engine = recipe.engine if isinstance(alike, RL) else Engine()  # what is imitated is not drawn
+        trainings.append(Training(start, stage, alike, seed, recipe.save_every, engine, recipe.imports))
+    last = recipe.stages[row.stages[-1] if row.stages else next(iter(recipe.stages))]
     end = trainings[-1] if trainings else base
-    measured = (Measurement(end, task, recipe.evaluation, sampling) for task in recipe.evaluation.tasks)
+    drawn = last.sampling, last.prompt, recipe.engine, recipe.imports
+    measured = (Measurement(end, task, recipe.evaluation, *drawn) for task in recipe.evaluation.tasks)
     return Cell(name, row.part, budget, seed, tuple(trainings), tuple(measured))
 
 
@@ -236,5 +243,6 @@ def alone(stage: SFT | RL) -> SFT | RL:
     imitated was drawn by others: all that counts of the sampling is who would write which token, after which text."""
     if isinstance(stage, RL):
         return stage.model_copy(update={"start": None})
-    kept = Sampling(sampler=stage.sampling.sampler, instruction=stage.sampling.instruction)
-    return stage.model_copy(update={"start": None, "sampling": kept})
+    sampling = Sampling(sampler=stage.sampling.sampler)
+    prompt = Prompt(instruction=stage.prompt.instruction)
+    return stage.model_copy(update={"start": None, "sampling": sampling, "prompt": prompt})

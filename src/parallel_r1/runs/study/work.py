@@ -14,12 +14,18 @@ from parallel_r1 import models
 from parallel_r1.evaluation.habits import habits_of_run
 from parallel_r1.evaluation.measure import Result, evaluate
 from parallel_r1.evaluation.settings import Evaluation
-from parallel_r1.generation.settings import Sampling
+from parallel_r1.files import write_json
+from parallel_r1.generation.generator import make_generator
+from parallel_r1.generation.settings import Engine, Sampling
+from parallel_r1.generation.training_card import FILE as CARD
 from parallel_r1.models.settings import Model
+from parallel_r1.registry import load_plugins
 from parallel_r1.runs.curriculum import build_policy, train
-from parallel_r1.runs.folder import RunFolder, write_json
+from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.recipe import Recipe
-from parallel_r1.runs.recipe_file import dump_recipe, read_toml
+from parallel_r1.runs.recipe_file import read_toml
+from parallel_r1.runs.study.keys import digest, recipe_text, sampling_text
+from parallel_r1.tasks.prompts import Prompt
 from parallel_r1.training.settings import RL, SFT
 
 Tell = Callable[[dict[str, Any]], None]
@@ -59,13 +65,15 @@ class Training(FromWeights):
 
     Attributes:
         name: of the stage.
-        save_every: as in a recipe.
+        save_every, engine, imports: as in a recipe.
     """
 
     name: str
     stage: SFT | RL
     seed: int
     save_every: int
+    engine: Engine
+    imports: tuple[str, ...]
 
     def __str__(self) -> str:
         return self.name
@@ -73,7 +81,7 @@ class Training(FromWeights):
     @cached_property
     def key(self) -> str:
         """A digest of its recipe, in which the key of its start stands for where that lies."""
-        return digest(dump_recipe(self.recipe(self.start.key)))
+        return digest(recipe_text(self.recipe(self.start.key)))
 
     @property
     def updates(self) -> int:
@@ -85,7 +93,15 @@ class Training(FromWeights):
         """Its recipe, with the weights that it begins with."""
         chain = {self.name: self.stage}
         model = Model(path=start)
-        return Recipe(name=self.name, seed=self.seed, model=model, stages=chain, save_every=self.save_every)
+        return Recipe(
+            name=self.name,
+            seed=self.seed,
+            model=model,
+            engine=self.engine,
+            stages=chain,
+            save_every=self.save_every,
+            imports=self.imports,
+        )
 
     def run(self, folder: Path) -> RunFolder:
         """Where it is written."""
@@ -99,6 +115,7 @@ class Training(FromWeights):
         return Path(self.weights(folder)).exists() and not (self.run(folder).path / "state").exists()
 
     def do(self, folder: Path, tell: Tell) -> None:
+        load_plugins(self.imports, Path())
         recipe = self.recipe(self.start.weights(folder))
         self.run(folder).restate(recipe)  # its name says that nothing can differ but where its start lies
         run = RunFolder.create(self.run(folder).path, recipe)
@@ -115,6 +132,9 @@ class Measurement(FromWeights):
     task: str
     evaluation: Evaluation
     sampling: Sampling
+    prompt: Prompt
+    engine: Engine
+    imports: tuple[str, ...]
 
     def __str__(self) -> str:
         return f"measured on {self.task}"
@@ -122,7 +142,8 @@ class Measurement(FromWeights):
     @cached_property
     def key(self) -> str:
         settings = self.evaluation.model_copy(update={"tasks": (self.task,)})
-        return digest(self.start.key, settings.model_dump_json(), self.sampling.model_dump_json())
+        drawn = sampling_text(self.sampling, self.prompt, self.engine)
+        return digest(self.start.key, settings.model_dump_json(), drawn)
 
     def result(self, folder: Path) -> Result | None:
         """What was measured, if it has been."""
@@ -133,8 +154,12 @@ class Measurement(FromWeights):
         return self.result(folder) is not None
 
     def do(self, folder: Path, tell: Tell) -> None:
+        load_plugins(self.imports, Path())
         policy = models.load(self.start.weights(folder))
-        found = evaluate(policy, self.task, self.evaluation, self.sampling).to_json()
+        generator = make_generator(policy, self.engine)
+        found = evaluate(
+            policy, self.task, self.evaluation, self.sampling, prompt=self.prompt, generator=generator
+        ).to_json()
         RunFolder(folder).save_evaluation(f"{self.task}-{self.key}", found)
 
 
@@ -143,15 +168,10 @@ def seeds_in(folder: Path) -> list[int]:
     return sorted({read_toml(file)["seed"] for file in folder.glob("stages/*/recipe.toml")})
 
 
-def digest(*parts: str) -> str:
-    """A short name for some texts; others have another."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
 @lru_cache
 def fingerprint(path: str) -> str:
-    """A digest of the files of a model folder; of its name if it is one on the hub."""
-    files = sorted(file for file in Path(path).rglob("*") if file.is_file())
+    """A digest of the files of a model folder, its training card left out; of its name if it is one on the hub."""
+    files = sorted(file for file in Path(path).rglob("*") if file.is_file() and file.name != CARD)
     contents = []
     for file in files:
         with file.open("rb") as stream:

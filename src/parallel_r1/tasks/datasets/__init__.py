@@ -1,1 +1,1 @@
-"""Sets of problems: where they come from, their splits, what is wrong with them."""
+"""Sets of problems: their rows, splits, damage, and overlap with benchmarks."""

@@ -1,4 +1,4 @@
-"""What is wrong with the problems of a set, problem by problem."""
+"""Damage to the problems of a set: cut statements, missing figures, lost LaTeX commands, copies and so on."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ MEANING: dict[str, str] = {
     "conflict": "problems have the same statement and different answers",
 }
 REPAIRED: tuple[Kind, ...] = ("lost-command", "control-character")
-"""Damage of which nothing is left after `repair`."""
+"""Kinds of damage that `repair` removes."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is wrong with one problem."""
+    """One kind of damage to one problem; `detail` quotes it."""
 
     kind: Kind
     id: str
@@ -41,18 +41,18 @@ class Damage:
 
 
 def find(records: Sequence[Record]) -> list[Damage]:
-    """Everything that is wrong, in the order of the records."""
-    found = [
+    """All damage to some records, in their order."""
+    damage = [
         Damage(kind, record.id, detail)
         for record in records
-        for kind, look in _LOOKS.items()
-        if (detail := look(record)) is not None
+        for kind, check in _CHECKS.items()
+        if (detail := check(record)) is not None
     ]
     same: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for record in records:
         same[tuple(words(record.problem))].append(record)
     order = {record.id: number for number, record in enumerate(records)}
-    return sorted([*found, *_copies(same), *_beginnings(same, found)], key=lambda damage: order[damage.id])
+    return sorted([*damage, *_copies(same), *_beginnings(same, damage)], key=lambda one: order[one.id])
 
 
 _ESCAPES = {"\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r"}
@@ -71,8 +71,8 @@ _WRITTEN_OUT = re.compile(r"\\n(?=[A-Z(\d\s-]|\\n)(?!(?:Left|Right|V?[vV][dD]ash
 
 
 def repair(record: Record) -> Record:
-    """The same problem with its lost commands put back, line breaks that were written out broken, and what is left of
-    control characters taken out."""
+    """The same problem with lost commands put back, `\\n` that was written out turned into a line break, and all other
+    control characters removed."""
     problem = _LOST.sub(lambda match: "\\" + _ESCAPES[match[0][0]] + match[0][1:], record.problem)
     return replace(record, problem=_CONTROL.sub("", _WRITTEN_OUT.sub("\n", problem.replace("\r\n", "\n"))))
 
@@ -84,8 +84,8 @@ def _lost_command(record: Record) -> str | None:
 
 def _control_character(record: Record) -> str | None:
     text = _LOST.sub("", record.problem.replace("\r\n", "\n"))
-    found = _CONTROL.findall(text) + _WRITTEN_OUT.findall(text)
-    return f"{len(found)}, the first {found[0]!r}" if found else None
+    matches = _CONTROL.findall(text) + _WRITTEN_OUT.findall(text)
+    return f"{len(matches)}, the first {matches[0]!r}" if matches else None
 
 
 _DANGLING = re.compile(
@@ -99,7 +99,7 @@ _ASKS = re.compile(
     r"choose|select|provide|report|obtain|equals?|multiply|divide|rewrite|reduce|complete|fill|arrange)\b|"
     r"[求则為为是多几何计算证明等于值数请]"
 )
-"""What asks something, in lower case."""
+"""Marks of a question or a request, in lower case."""
 _DRAWN = re.compile(
     r"\[asy\]|\[img|!\[|\\begin\{(?:asy|tikzpicture|array|tabular|[bpv]?matrix)|\|\s*-{3}|\\includegraphics"
 )
@@ -126,16 +126,16 @@ def _truncated(record: Record) -> str | None:
 
 
 def _figure(record: Record) -> str | None:
-    if _DRAWN.search(record.problem) or not (found := _SHOWN.search(record.problem)):
+    if _DRAWN.search(record.problem) or not (mention := _SHOWN.search(record.problem)):
         return None
-    return f"speaks of {found.group()[:40]!r}"
+    return f"speaks of {mention.group()[:40]!r}"
 
 
 _ENGLISH = re.compile(
     r"\b(?:the|of|an|is|are|and|in|to|find|what|how|that|for|if|let|be|with|at|on|by|each|has|have|was|will|one)\b",
     re.I,
 )
-_UNSPOKEN = re.compile(r"(\[|\\begin\{)asy.*?(?:/asy|end\{asy|$)|\$[^$]*\$|\\[a-zA-Z]+", re.DOTALL)
+_NO_PROSE = re.compile(r"(\[|\\begin\{)asy.*?(?:/asy|end\{asy|$)|\$[^$]*\$|\\[a-zA-Z]+", re.DOTALL)
 
 
 def _language(record: Record) -> str | None:
@@ -144,24 +144,24 @@ def _language(record: Record) -> str | None:
 
 def foreign(text: str) -> str | None:
     """Why a text is not in English; None if it may be."""
-    text = _UNSPOKEN.sub(" ", text)
-    known = ("LATIN", "GREEK", "MATHEMATICAL")
-    unknown = {
-        letter for letter in set(text) if letter.isalpha() and not unicodedata.name(letter, "").startswith(known)
+    text = _NO_PROSE.sub(" ", text)
+    scripts = ("LATIN", "GREEK", "MATHEMATICAL")
+    others = {
+        letter for letter in set(text) if letter.isalpha() and not unicodedata.name(letter, "").startswith(scripts)
     }
-    if sum(letter in unknown for letter in text) > 0.02 * sum(map(str.isalpha, text)):
-        scripts = {unicodedata.name(letter, "unknown").split()[0].partition("-")[0].lower() for letter in unknown}
-        return f"written in {', '.join(sorted(scripts))}"
-    spoken = len(re.findall(r"[^\W\d_]{2,}", text))
-    speaks = spoken > 11 and 2 * spoken > len(text.split())  # and does not only calculate
-    return "no word of English" if speaks and not _ENGLISH.search(text) else None
+    if sum(letter in others for letter in text) > 0.02 * sum(map(str.isalpha, text)):
+        names = {unicodedata.name(letter, "unknown").split()[0].partition("-")[0].lower() for letter in others}
+        return f"written in {', '.join(sorted(names))}"
+    count = len(re.findall(r"[^\W\d_]{2,}", text))
+    is_prose = count > 11 and 2 * count > len(text.split())  # and not only a calculation
+    return "no word of English" if is_prose and not _ENGLISH.search(text) else None
 
 
 def _answer(record: Record) -> str | None:
     return f"{record.answer[:40]!r}" if tidy(record.answer) is None else None
 
 
-_LOOKS: dict[Kind, Callable[[Record], str | None]] = {
+_CHECKS: dict[Kind, Callable[[Record], str | None]] = {
     "truncated": _truncated,
     "figure": _figure,
     "lost-command": _lost_command,
@@ -172,9 +172,10 @@ _LOOKS: dict[Kind, Callable[[Record], str | None]] = {
 
 
 def _copies(same: Mapping[tuple[str, ...], Sequence[Record]]) -> Iterator[Damage]:
-    """Problems with the same statement: later ones are duplicates, but where their answers differ all are in doubt."""
+    """Problems with the same statement: all but the first are duplicates; where their answers differ, all of them are
+    in conflict."""
     for copies in same.values():
-        answers = list(dict.fromkeys(_reads(copy.answer) for copy in copies))
+        answers = list(dict.fromkeys(_compared(copy.answer) for copy in copies))
         if len(answers) > 1:
             for copy in copies:
                 yield Damage("conflict", copy.id, f"answers {' and '.join(answers)}: {', '.join(c.id for c in copies)}")
@@ -183,16 +184,16 @@ def _copies(same: Mapping[tuple[str, ...], Sequence[Record]]) -> Iterator[Damage
                 yield Damage("duplicate", copy.id, f"of {copies[0].id}")
 
 
-def _beginnings(same: Mapping[tuple[str, ...], Sequence[Record]], found: Sequence[Damage]) -> Iterator[Damage]:
-    """Statements that are the beginning of another one: cut if the answers differ, else another writing of it."""
-    known = {damage.id for damage in found if damage.kind == "truncated"}
+def _beginnings(same: Mapping[tuple[str, ...], Sequence[Record]], damage: Sequence[Damage]) -> Iterator[Damage]:
+    """Statements that are the beginning of another one: duplicates if the answers agree, else truncated."""
+    truncated = {one.id for one in damage if one.kind == "truncated"}
     for text, longer in pairwise(sorted(same)):
         short, whole = same[text][0], same[longer][0]
-        if longer[: len(text)] == text and short.id not in known:
-            kind: Kind = "duplicate" if _reads(short.answer) == _reads(whole.answer) else "truncated"
+        if longer[: len(text)] == text and short.id not in truncated:
+            kind: Kind = "duplicate" if _compared(short.answer) == _compared(whole.answer) else "truncated"
             yield Damage(kind, short.id, f"the beginning of {whole.id}")
 
 
-def _reads(answer: str) -> str:
-    """An answer as it is compared with others."""
+def _compared(answer: str) -> str:
+    """An answer in the form in which it is compared with others."""
     return spelling(tidy(answer) or answer)

@@ -14,7 +14,8 @@ from parallel_r1.tasks.datasets.splits import words
 RUN = 13
 """Words of a run that two problems share by copying only. Source: Brown et al. 2020, arXiv 2005.14165."""
 COMMON = 10
-"""A run that so many training problems have is a phrase of competitions, such as how an answer is to be written."""
+"""A run that this many training problems have is a common phrase, such as how the answer of a competition is to be
+written."""
 _DRAWING = re.compile(r"\[asy\].*?(?:\[/asy\]|$)|\\begin\{(asy|tikzpicture)\}.*?(?:\\end\{\1\}|$)", re.DOTALL)
 Kind = Literal["exact", "normalised", "13-gram"]
 MEANING: dict[str, str] = {
@@ -44,30 +45,30 @@ class Overlap:
 
 def overlaps(training: Sequence[Record], benchmarks: Sequence[Record]) -> list[Overlap]:
     """All pairs that overlap, in the order of the training problems."""
-    texts, spoken, runs = defaultdict(list), defaultdict(list), defaultdict(set)
+    by_text, by_words, by_run = defaultdict(list), defaultdict(list), defaultdict(set)
     sizes = []
     for number, record in enumerate(benchmarks):
-        texts[record.problem].append(number)
-        spoken[tuple(words(record.problem))].append(number)
-        mine = _runs(record)
-        sizes.append(len(mine))
-        for run in mine:
-            runs[run].add(number)
-    shared = [(record, _runs(record) & runs.keys()) for record in training]
-    frequent = {run for run, count in Counter(run for _, mine in shared for run in mine).items() if count >= COMMON}
-    found = []
-    for record, mine in shared:
-        hits = Counter(number for run in mine - frequent for number in runs[run])
+        by_text[record.problem].append(number)
+        by_words[tuple(words(record.problem))].append(number)
+        runs = _runs(record)
+        sizes.append(len(runs))
+        for run in runs:
+            by_run[run].add(number)
+    shared = [(record, _runs(record) & by_run.keys()) for record in training]
+    frequent = {run for run, count in Counter(run for _, runs in shared for run in runs).items() if count >= COMMON}
+    pairs = []
+    for record, runs in shared:
+        hits = Counter(number for run in runs - frequent for number in by_run[run])
         kinds: dict[int, Kind] = dict.fromkeys(hits, "13-gram")
-        kinds |= dict.fromkeys(spoken.get(tuple(words(record.problem)), ()), "normalised")
-        kinds |= dict.fromkeys(texts.get(record.problem, ()), "exact")
+        kinds |= dict.fromkeys(by_words.get(tuple(words(record.problem)), ()), "normalised")
+        kinds |= dict.fromkeys(by_text.get(record.problem, ()), "exact")
         for number, kind in sorted(kinds.items()):
             share = hits[number] / sizes[number] if kind == "13-gram" else 1.0
-            found.append(Overlap(kind, record.id, benchmarks[number].source, benchmarks[number].id, round(share, 3)))
-    return found
+            pairs.append(Overlap(kind, record.id, benchmarks[number].source, benchmarks[number].id, round(share, 3)))
+    return pairs
 
 
 def _runs(record: Record) -> set[str]:
-    """The runs of a statement; the code of a drawing says nothing."""
-    said = words(_DRAWING.sub(" ", record.problem))
-    return {" ".join(said[start : start + RUN]) for start in range(len(said) - RUN + 1)}
+    """The runs of a statement, without the code of its drawings."""
+    text = words(_DRAWING.sub(" ", record.problem))
+    return {" ".join(text[start : start + RUN]) for start in range(len(text) - RUN + 1)}

@@ -1,4 +1,4 @@
-"""Rows of files and of data sets of the hub."""
+"""Rows of files and of data sets of the hub, as dictionaries by column."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel_r1.errors import Missing, UserError, need
-from parallel_r1.files import whole
+from parallel_r1.files import read_jsonl, whole
 
 Rows = list[dict[str, Any]]
 READS = "which reads data"
@@ -18,13 +18,13 @@ def read_file(path: Path) -> Rows:
     """The rows of a parquet or JSONL file.
 
     Raises:
-        UserError: it cannot be read as what its name says.
+        UserError: the file cannot be read as the format that its name says.
     """
-    return _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
+    return _read_parquet(path) if path.suffix == ".parquet" else [row for _, row in read_jsonl(path)]
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a file that could not be written, before there is anything to write."""
+    """Refuse a file name that `write_file` could not write, before there is anything to write."""
     if path.suffix not in (".parquet", ".jsonl"):
         raise UserError("a file that ends with .parquet or .jsonl", str(path), "give another --out")
     if path.suffix == ".parquet":
@@ -32,14 +32,14 @@ def check_writable(path: Path) -> None:
 
 
 def check_new(path: Path) -> None:
-    """Refuse a file that is there, or could not be written."""
+    """Refuse a file that exists, or that `write_file` could not write."""
     check_writable(path)
     if path.exists():
         raise UserError("a new file for --out", f"{path} exists", "give another name")
 
 
 def write_file(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows as a parquet or JSONL file. It is whole or not there. In parquet every row has all columns.
+    """Write rows as a parquet or JSONL file, complete or not at all. In parquet every row has all columns.
 
     Raises:
         UserError: another ending, it cannot be written, or a column of a parquet file would hold values of two kinds.
@@ -47,21 +47,24 @@ def write_file(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     check_writable(path)
     with whole(path) as part:
         if path.suffix == ".parquet":
-            import pyarrow
-            from pyarrow import parquet
-
-            every = list(rows)
-            columns = dict.fromkeys(name for row in every for name in row)
-            try:
-                table = pyarrow.table({name: [row.get(name) for row in every] for name in columns})
-            except pyarrow.ArrowException as error:
-                raise UserError(
-                    "columns with values of one kind each", str(error).splitlines()[0], "write a .jsonl file instead"
-                ) from error
-            parquet.write_table(table, part)
+            _write_parquet(part, list(rows))
         else:
             with part.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _write_parquet(path: Path, rows: Rows) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = dict.fromkeys(name for row in rows for name in row)
+    try:
+        table = pyarrow.table({name: [row.get(name) for row in rows] for name in columns})
+    except pyarrow.ArrowException as error:
+        raise UserError(
+            "columns with values of one kind each", str(error).splitlines()[0], "write a .jsonl file instead"
+        ) from error
+    parquet.write_table(table, path)
 
 
 def _read_parquet(path: Path) -> Rows:
@@ -76,39 +79,25 @@ def _read_parquet(path: Path) -> Rows:
     return rows
 
 
-def _read_jsonl(path: Path) -> Rows:
-    rows: Rows = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise TypeError(f"a {type(row).__name__}")
-            except (ValueError, TypeError, RecursionError) as error:
-                raise UserError("a JSON object on every line", f"{path}:{number}: {error}", "mend that line") from error
-            rows.append(row)
-    return rows
-
-
 def read_hub(name: str, config: str | None, split: str | None) -> Rows:
-    """The rows of a split of a data set of the hub. If none is named all rows, each with its split; but if all of them
-    are there to train on, nothing is known about splits.
+    """The rows of a split of a data set of the hub. Without a split all rows, each with its split in the column
+    `split`; a data set with nothing but a split `train` is read as one without splits.
 
     Raises:
-        UserError: it cannot be loaded, such as for want of a network.
+        UserError: it cannot be loaded, for example without a network.
     """
     need("datasets", READS, "data")
     from datasets import load_dataset
 
     try:
-        found = load_dataset(name, config, split=split)
+        loaded = load_dataset(name, config, split=split)
     except Exception as error:  # the library raises whatever its file systems and readers raise
         raise Missing(
             f"the data set {name} of the hub",
-            f"{type(error).__name__}: {(str(error) or 'no more is known').splitlines()[0]}",
+            f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}",
             "check its id and the network, or use files instead: see docs/data.md",
         ) from error
-    if split is not None or list(found) == ["train"]:
-        rows: Rows = (found if split is not None else found["train"]).to_list()
+    if split is not None or list(loaded) == ["train"]:
+        rows: Rows = (loaded if split is not None else loaded["train"]).to_list()
         return rows
-    return [{**row, "split": part} for part in found for row in found[part].to_list()]
+    return [{**row, "split": part} for part in loaded for row in loaded[part].to_list()]

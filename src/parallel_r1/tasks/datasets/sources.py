@@ -1,34 +1,22 @@
-"""Sets of problems: what is known about the public ones, what a row becomes, and which split it belongs to.
-
-A source is named as recipes name it: `gsm8k`, .., or a file of the user's own, `jsonl:PATH` or `parquet:PATH`, or any
-data set of the hub, `hub:ID` or `hub:ID:CONFIG`. Nothing is read before records are asked for.
-"""
+"""A set of problems: where its rows lie, how a row becomes a record, and which split a record belongs to."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from parallel_r1.answers.syntax import last_box
-from parallel_r1.errors import Missing, UserError, nearest
-from parallel_r1.tasks.datasets.rows import read_file, read_hub
-from parallel_r1.tasks.datasets.splits import SPLITS, Part, Split, _part_of, split_of
+from parallel_r1.errors import Missing, UserError
+from parallel_r1.tasks.datasets.rows import Rows, read_file, read_hub
+from parallel_r1.tasks.datasets.splits import SPLITS, Part, Split, part_of, split_of
 
-FOLDER = "PARALLEL_R1_DATA"
-"""The environment variable that names a folder with the files of the public sets."""
-
-
+DATA_DIR = "PARALLEL_R1_DATA"
+"""The environment variable with the default folder of the public sets. `suites.open_source` alone reads it."""
 SHARED = "math_benchmarks"
-"""A file there that may hold several benchmarks, told apart by its column `source`."""
-
-
+"""A file in that folder that may hold several benchmarks, told apart by its column `source`."""
 PROBLEMS = ("problem", "question", "prompt")
-
-
 ANSWERS = ("answer", "final_answer", "ground_truth", "reward_model", "solution")
 
 
@@ -57,12 +45,14 @@ class Source:
 
     Attributes:
         name: what recipes and files call it.
-        parts: what it is cut into, by the name of the split of the hub's data set; empty if that is not known.
+        parts: its parts, with the name that each has as a split of the data set on the hub; empty if the set may be
+            in any number of parts.
         hub: its id on the hub, with `:CONFIG` where there are several; None if it is not there.
         licence: of the problems.
         about: where they come from.
-        answers: columns that may hold the answer, the first that does counts.
+        answers: columns that may hold the answer; the first one that does counts.
         file: the file that holds all of it; None for a public set.
+        data_dir: the folder that holds a public set; None to load it from the hub.
     """
 
     name: str
@@ -72,65 +62,67 @@ class Source:
     about: str = ""
     answers: tuple[str, ...] = ANSWERS
     file: Path | None = None
+    data_dir: Path | None = None
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """The splits that it has; what it gives for training is cut into two."""
-        return tuple(split for split in SPLITS if not self.parts or _part_of(split) in self.parts)
+        """The splits that the set has. Its training part is cut into training and validation."""
+        return tuple(split for split in SPLITS if not self.parts or part_of(split) in self.parts)
 
     @property
-    def first(self) -> tuple[Split, ...]:
-        """The splits of what it is there for: of a set to train on all but the test split."""
-        return tuple(split for split in self.splits if _part_of(split) == "train" or "train" not in self.parts)
+    def main_splits(self) -> tuple[Split, ...]:
+        """The splits of the part that the set exists for: training and validation of a training set, test of a
+        benchmark."""
+        return tuple(split for split in self.splits if part_of(split) == "train" or "train" not in self.parts)
 
     def records(self, *splits: Split) -> list[Record]:
         """The problems of some splits, in the order of the source.
 
         Raises:
-            UserError: it has no such split, its file or data set cannot be read, or a row is no problem.
+            UserError: the set has no such split, its file or data set cannot be read, or a row is no problem.
         """
         for split in splits:
             if split not in self.splits:
                 has = " and ".join(self.splits)
                 raise UserError(f"a set with a {split} split", f"{self.name}, which has {has}", "name another set")
-        parts = dict.fromkeys(_part_of(split) if self.parts else None for split in splits)
+        parts = dict.fromkeys(part_of(split) if self.parts else None for split in splits)
         return [record for part in parts for record in self._part(part) if record.split in splits]
 
     def _part(self, part: Part | None) -> list[Record]:
         where, rows = self._rows(part)
         if not rows:
             raise UserError(f"problems of {self.name}", f"none in {where}", "download or write it again")
-        stated = part is None and any(row.get("split") == "validation" for row in rows)
-        records = [self._record(row, number, part, where, stated) for number, row in enumerate(rows)]
-        seen: dict[str, int] = {}
+        has_validation = part is None and any(row.get("split") == "validation" for row in rows)
+        records = [self._record(row, number, part, where, has_validation) for number, row in enumerate(rows)]
+        first_row: dict[str, int] = {}
         for number, record in enumerate(records):
-            if seen.setdefault(record.id, number) != number:
+            if first_row.setdefault(record.id, number) != number:
                 raise UserError(
                     "a different id in every row",
-                    f"'{record.id}' in rows {seen[record.id]} and {number} of {where}",
-                    "mend one of them, or leave the column id out",
+                    f"'{record.id}' in rows {first_row[record.id]} and {number} of {where}",
+                    "change one of them, or leave the column id out",
                 )
         return records
 
-    def _rows(self, part: Part | None) -> tuple[str, list[dict[str, Any]]]:
-        """Where the rows of a part lie, and the rows."""
+    def _rows(self, part: Part | None) -> tuple[str, Rows]:
+        """The place of the rows of a part, for error messages, and the rows."""
         if self.file is not None:
             return str(self.file), read_file(self.file)
-        folder = os.environ.get(FOLDER)
-        if part is not None and folder:
-            path = self._local(Path(folder), part)
+        if part is not None and self.data_dir is not None:
+            path = self._path(self.data_dir, part)
             rows = read_file(path)
             return str(path), rows if path.stem != SHARED else [row for row in rows if row.get("source") == self.name]
         if self.hub is None:
             raise Missing(
                 f"a folder with {self.name}_{part}.parquet, since it is not on the hub",
                 "none",
-                f"name it in the environment variable {FOLDER}",
+                f"name it in the environment variable {DATA_DIR}",
             )
         name, _, config = self.hub.partition(":")
         return self.hub, read_hub(name, config or None, None if part is None else self.parts[part])
 
-    def _local(self, folder: Path, part: Part) -> Path:
+    def _path(self, folder: Path, part: Part) -> Path:
+        """The file of a part in a folder of public sets."""
         names = [f"{self.name}_{part}"]
         if len(self.parts) == 1:
             names += [self.name, SHARED] if part == "test" else [self.name]
@@ -141,19 +133,22 @@ class Source:
         raise Missing(
             f"{names[0]}.parquet or {names[0]}.jsonl in {folder}",
             "neither",
-            "put it there" + (f", or load it from the hub: without {FOLDER}" if self.hub else ""),
+            "put it there" + (f", or load it from the hub: without {DATA_DIR}" if self.hub else ""),
         )
 
-    def _record(self, row: dict[str, Any], number: int, part: Part | None, where: str, stated: bool) -> Record:
-        """A row as a record; `stated` if the rows themselves say which problems are for validation."""
+    def _record(self, row: dict[str, Any], number: int, part: Part | None, where: str, has_validation: bool) -> Record:
+        """A row as a record. A row's own split counts, unless it says `train` in a set where no row says `validation`:
+        then a digest of the problem decides between the two."""
         name = row.get("id", row.get("unique_id"))
         problem = _problem(row, number, where)
         answer = _answer(row, number, where, self.answers)
         split = row.get("split") if part is None else None
         if split is not None and split not in SPLITS:
-            raise UserError(f"a split {' or '.join(SPLITS)}", f"{split!r} in row {number} of {where}", "mend that row")
-        if split is None or not stated:
-            split = split_of(problem, part if split is None else _part_of(split))
+            raise UserError(
+                f"a split {' or '.join(SPLITS)}", f"{split!r} in row {number} of {where}", "correct that row"
+            )
+        if split is None or not has_validation:
+            split = split_of(problem, part if split is None else part_of(split))
         return Record(
             str(name) if name is not None else f"{self.name}-{part or 'row'}-{number}",
             problem,
@@ -164,27 +159,28 @@ class Source:
 
 
 def _problem(row: dict[str, Any], number: int, where: str) -> str:
+    """The statement of a row, in the first column that may hold one and does."""
     column = next((column for column in PROBLEMS if row.get(column) is not None), None)
     if column is None:
-        raise _missing("the statement", PROBLEMS, row, number, where)
+        raise _no_column("the statement", PROBLEMS, row, number, where)
     text = row[column]
     if isinstance(text, list) and text and isinstance(text[-1], dict):  # the messages of a chat
         text = text[-1].get("content")
     if not isinstance(text, str) or not text.strip():
         raise UserError(
             "a statement that is text",
-            f"{_kind(text)} in column {column} of row {number} of {where}",
-            "mend or leave out that row",
+            f"{_describe(text)} in column {column} of row {number} of {where}",
+            "correct or leave out that row",
         )
     return text.strip()
 
 
 def _answer(row: dict[str, Any], number: int, where: str, columns: tuple[str, ...]) -> str:
-    """The answer in the first column that holds one; of a solution what is in its last box."""
-    given = {column: row[column] for column in columns if row.get(column) is not None}
-    if not given:
-        raise _missing("the answer", columns, row, number, where)
-    for column, value in given.items():
+    """The answer in the first column that holds one; of a solution, the contents of its last box."""
+    candidates = {column: row[column] for column in columns if row.get(column) is not None}
+    if not candidates:
+        raise _no_column("the answer", columns, row, number, where)
+    for column, value in candidates.items():
         if isinstance(value, dict):
             value = value.get("ground_truth")
         if isinstance(value, float) and value.is_integer():
@@ -199,91 +195,18 @@ def _answer(row: dict[str, Any], number: int, where: str, columns: tuple[str, ..
             return answer
     raise UserError(
         "an answer that is text or a number",
-        f"{_kind(value)} in column {column} of row {number} of {where}",
-        "mend or leave out that row",
+        f"{_describe(value)} in column {column} of row {number} of {where}",
+        "correct or leave out that row",
     )
 
 
-def _kind(value: object) -> str:
+def _describe(value: object) -> str:
     return f"{value!r:.40}" if value is None or isinstance(value, str) else type(value).__name__
 
 
-def _missing(what: str, columns: tuple[str, ...], row: dict[str, Any], number: int, where: str) -> UserError:
+def _no_column(content: str, columns: tuple[str, ...], row: dict[str, Any], number: int, where: str) -> UserError:
     return UserError(
-        f"{what} in a column {', '.join(columns[:-1])} or {columns[-1]}",
+        f"{content} in a column {', '.join(columns[:-1])} or {columns[-1]}",
         f"columns {', '.join(row)} in row {number} of {where}",
         "rename a column",
     )
-
-
-_MAA = "problems of the Mathematical Association of America; not for redistribution"
-
-
-@cache
-def public() -> dict[str, Source]:
-    """The public sets by name."""
-    sources = (
-        Source(
-            "gsm8k",
-            {"train": "train", "test": "test"},
-            "openai/gsm8k:main",
-            "MIT",
-            "Cobbe et al. 2021, Training Verifiers to Solve Math Word Problems, arXiv 2110.14168",
-        ),
-        Source(
-            "math",
-            {"train": "train", "test": "test"},
-            "DigitalLearningGmbH/MATH-lighteval",
-            "MIT",
-            "Hendrycks et al. 2021, Measuring Mathematical Problem Solving, arXiv 2103.03874",
-            answers=("solution", "answer"),
-        ),
-        Source(
-            "math500",
-            {"test": "test"},
-            "HuggingFaceH4/MATH-500",
-            "MIT",
-            "500 problems of the test split of MATH, chosen by Lightman et al. 2023, arXiv 2305.20050",
-        ),
-        Source(
-            "dapo",
-            {"train": "train"},
-            "open-r1/DAPO-Math-17k-Processed:all",
-            "Apache-2.0",
-            "Yu et al. 2025, DAPO, arXiv 2503.14476; duplicates of the first release removed",
-        ),
-        Source("aime24", {"test": "train"}, "HuggingFaceH4/aime_2024", _MAA, "AIME I and II of 2024"),
-        Source("aime25", {"test": "test"}, "math-ai/aime25", _MAA, "AIME I and II of 2025"),
-        Source("amc23", {"test": "test"}, "math-ai/amc23", _MAA, "AMC 12 of 2023, problems with integer answers"),
-        Source(
-            "math300",
-            {"test": "test"},
-            None,
-            "MIT",
-            "316 problems of the test split of MATH with integer answers, as the Parallel-R1 paper evaluates",
-        ),
-    )
-    return {source.name: source for source in sources}
-
-
-def open_source(name: str) -> Source:
-    """The source of a name; nothing is read yet.
-
-    Raises:
-        UserError: no such source, or no such file.
-    """
-    kind, colon, rest = name.partition(":")
-    if colon and kind in ("jsonl", "parquet"):
-        path = Path(rest)
-        if not path.is_file():
-            raise Missing(f"a {kind} file of problems", f"no file {rest}", "check the path")
-        if path.suffix != f".{kind}":
-            raise UserError(f"a file that ends with .{kind}", rest, "name it by what it is")
-        return Source(name, about=f"the file {path.name}", file=path)
-    if colon and kind == "hub":
-        return Source(name, hub=rest, about=f"the data set {rest} of the hub")
-    if name not in public():
-        raise UserError(
-            "a known set of problems, jsonl:PATH, parquet:PATH or hub:ID", f"'{name}'", nearest(name, public())
-        )
-    return public()[name]

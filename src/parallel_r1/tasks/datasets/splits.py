@@ -1,4 +1,4 @@
-"""Which split a problem belongs to, by its content."""
+"""Which split a problem belongs to, decided by its text."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import unicodedata
 from typing import Literal
 
 Part = Literal["train", "test"]
-
-
+"""The parts into which published data sets are divided."""
 Split = Literal["train", "validation", "test"]
-
-
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-
-
 SLICES, VALIDATION, TEST = 40, {5, 6}, {0, 1, 2, 3, 4}
-"""A problem falls into one of so many slices; some of them are not trained on."""
+"""Problems fall into this many slices of equal size; these slices are for validation, and these for testing."""
 
 
-def _part_of(split: Split) -> Part:
+def part_of(split: Split) -> Part:
+    """The part of a published data set that a split is cut from."""
     return "test" if split == "test" else "train"
 
 
 def split_of(problem: str, part: Part | None) -> Split:
-    """The split of a problem: that of its part of the source. What is for training gives a slice for validation, and
-    what is in no part one for test too, by a digest of the statement, so that copies never lie in two splits."""
+    """The split of a problem. A digest of its words decides, so copies of a problem never lie in two splits.
+
+    Args:
+        part: the part that the problem is published in. One in 20 training problems is for validation. None if there
+            are no parts: then one problem in 8 is for testing too.
+    """
     if part == "test":
         return "test"
     digest = hashlib.blake2b(" ".join(words(problem)).encode(), digest_size=8).digest()
@@ -39,16 +39,11 @@ def split_of(problem: str, part: Part | None) -> Split:
 _LAYOUT = re.compile(
     r"\\(?:left|right|displaystyle|text|textbf|textit|mathrm|mathbf|operatorname|q?quad)(?![a-zA-Z])|\\[,;:! ]"
 )
-
-
 _FRACTION = re.compile(r"\\[dt]frac(?![a-zA-Z])")
-
-
 _WORD = re.compile(r"\d+(?:\.\d+)?|[a-z]+|[-+*/^=<>|%()\[\]]|[^\s\x00-\x7f]")
 
 
 def words(problem: str) -> list[str]:
-    """A statement as the words, numbers and operators that make its meaning; layout, punctuation, dollar signs and
-    capitals are gone."""
+    """The words, numbers and operators of a statement, in lower case, without layout, punctuation and dollar signs."""
     text = _FRACTION.sub(r"\\frac", _LAYOUT.sub(" ", problem))
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())

@@ -1,1 +1,1 @@
-"""Whether a final answer equals a reference."""
+"""Grading: whether a final answer equals a reference."""

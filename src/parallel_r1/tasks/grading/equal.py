@@ -1,8 +1,8 @@
-"""Is an answer right? The final answer of a text, and whether it equals a reference.
+"""Compare a final answer with a reference as text and as plain numbers.
 
-Two answers are equal if they read the same without what means nothing, such as white space and dollar signs, or if they
-are plain numbers of the same value. What that leaves open is judged by math-verify, in processes of their own
-(`grading.pool`). Units are not compared, as in the MATH data set: 8, 8 cm and 8 apples are the same answer; and as in
+Two answers are equal if they are spelt the same apart from layout, such as white space and dollar signs, or if they are
+plain numbers of the same value. What that does not decide is left to math-verify, in processes of its own
+(`grader.py`). Units are not compared, as in the MATH data set: 8, 8 cm and 8 apples are the same answer; and as in
 math-verify 45 % is 45 and 0.45.
 """
 
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from parallel_r1.tasks.grading.values import differ
 
 LONGEST = 1000
-"""Characters of an answer; a longer one is no answer."""
+"""Most characters of an answer; a longer text is no answer."""
 
 
 _FOREIGN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
@@ -29,7 +29,7 @@ _SIGNS = str.maketrans(
 
 
 _LAYOUT = re.compile(
-    r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle)(?![a-zA-Z])|\\[!$()\[\]]|(?<!\\)\$|"  # means nothing
+    r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle)(?![a-zA-Z])|\\[!$()\[\]]|(?<!\\)\$|"  # without meaning
     r"(\\[,;: ]|\\q?quad(?![a-zA-Z])|~|\s+)|"  # is a space
     r"\\\\"  # ends a row of a matrix, and stays
 )
@@ -48,10 +48,9 @@ _REWRITTEN = (
 
 
 def tidy(text: str) -> str | None:
-    """An answer without what means nothing: layout, delimiters of mathematics, a full stop, units in `\\text{}`.
+    """An answer without layout, delimiters of mathematics, a full stop, and units in `\\text{}`.
 
-    None if it cannot be an answer: it is empty or too long, holds characters that are not there to be read, or has a
-    brace too many or too few."""
+    None if it cannot be an answer: it is empty or too long, holds invisible characters, or its braces do not match."""
     if len(text) > LONGEST or _FOREIGN.search(text):
         return None
     text = text.translate(_SIGNS)
@@ -69,8 +68,8 @@ _LOOSE = re.compile(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])")
 
 
 def spelling(tidied: str) -> str:
-    """What two answers have in common that read the same: no white space but between letters and digits, no text
-    wrappers; words in small letters, a choice such as (A) without its parentheses."""
+    """A tidied answer in the form in which spellings are compared: white space only between letters and digits, no
+    `\\text{}` around words, words in lower case, a choice such as (A) without its parentheses."""
     text = _LOOSE.sub("", _WRAPPER.sub(r"\1", tidied))
     text = re.sub(r"^\(([A-Za-z])\)$", r"\1", text)
     return text.casefold() if len(text) > 1 and text.replace(" ", "").isalpha() else text
@@ -89,7 +88,7 @@ _FRACTION = re.compile(
 
 
 class Number(NamedTuple):
-    """A plain number; whether it was written with a decimal point, and whether in percent."""
+    """A plain number. `decimal` if it was written with a decimal point, `percent` if with a percent sign."""
 
     value: Fraction
     decimal: bool = False
@@ -97,12 +96,12 @@ class Number(NamedTuple):
 
     @property
     def readings(self) -> set[Fraction]:
-        """What it may stand for: 45 % is also 0.45."""
+        """The values that it may stand for: 45 % is also 0.45."""
         return {self.value, self.value / 100} if self.percent else {self.value}
 
 
 def number(tidied: str) -> Number | None:
-    """An integer, decimal, percentage, fraction or mixed number, exactly; None for everything else."""
+    """The exact value of an integer, decimal, percentage, fraction or mixed number; None for everything else."""
     if match := _DECIMAL.fullmatch(tidied):
         sign, digits, percent = match.groups()
         value = Fraction(digits.replace(",", "").rstrip(".") or 0)
@@ -121,7 +120,7 @@ CLOSE = Fraction(1, 10**5)
 
 
 def same_number(one: Number, two: Number) -> bool | None:
-    """Whether two numbers are equal; None if one of them may be the other, rounded."""
+    """Whether two numbers are equal; None if one of them may be the other one, rounded."""
     if one.readings & two.readings:
         return True
     near = min(abs(a - b) for a in one.readings for b in two.readings) < CLOSE
@@ -164,23 +163,24 @@ _PLAIN = re.compile(r"[^\W\d_\s.,:!?'*$%°-]*(?:[\s.,:!?'*$%°-]+[^\W\d_]*)*")
 
 
 def claim(answer: str) -> str | None:
-    """What an answer in words claims: its one piece of mathematics, or its one number. None if it names several, since
-    one of several guesses is no answer; an answer that is not in words is its own claim."""
+    """The one piece of mathematics, or the one number, in an answer that is a sentence. None if there are several,
+    since several guesses are no answer. An answer that is no sentence is returned as it is."""
     answer = _LEAD.sub("", answer, count=1)
     if measured := _MEASURED.fullmatch(answer.strip().rstrip(".")):
         return measured[1]
     pieces = [next(filter(None, match.groups())) for match in _MATHS.finditer(answer)]
     words = _MATHS.sub(" ", answer)
-    in_words = _JOINED if pieces else _PROSE  # beside mathematics any word is prose, alone xy may be a product
-    if not in_words.search(_COMMAND.sub(" ", words)):
+    prose = _JOINED if pieces else _PROSE  # beside mathematics any word is prose, alone xy may be a product
+    if not prose.search(_COMMAND.sub(" ", words)):
         return answer
-    found = [*pieces, *(match.group() for match in _AMOUNT.finditer(words))]
+    claims = [*pieces, *(match.group() for match in _AMOUNT.finditer(words))]
     plain = _PLAIN.fullmatch(_COMMAND.sub(" ", _AMOUNT.sub(" ", words)))  # code is no sentence
-    return found[0] if plain and len(found) == 1 else None
+    return claims[0] if plain and len(claims) == 1 else None
 
 
 def compare(answer: str | None, gold: str) -> bool | tuple[str, str]:
-    """Whether an answer equals a reference; where that takes more than reading, what math-verify has to compare."""
+    """Whether an answer equals a reference; or, if text and numbers do not decide it, the pair (reference, answer) for
+    math-verify to compare."""
     reference = tidy(gold)
     written = None if answer is None else tidy(answer)
     if answer is None or written is None or reference is None:

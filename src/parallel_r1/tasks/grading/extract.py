@@ -6,8 +6,8 @@ from parallel_r1.answers.syntax import FINAL_ANSWER, last_box
 
 
 def final_answer(trunk: str) -> str | None:
-    """What follows the last `Final Answer:` of a trunk, to the end of its line, or stands in its last `\\boxed{}`,
-    whichever is later; None if there is neither."""
+    """The final answer of a trunk: the rest of the line after its last `Final Answer:`, or the contents of its last
+    `\\boxed{}`, whichever comes later; None if it has neither."""
     at, box = trunk.rfind(FINAL_ANSWER), last_box(trunk)
     if box is not None and box[0] > at:
         return box[1].strip()

@@ -1,4 +1,4 @@
-"""The grader: what can be read is compared here, the rest by math-verify in a pool of processes."""
+"""The grader: compares answers as text and numbers here, and all others by math-verify in a pool of processes."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from parallel_r1.tasks.grading.equal import compare
 from parallel_r1.tasks.grading.worker import READY, RIGHT
 
 LIMIT = 5.0
-"""Processor time of one comparison, in seconds."""
+"""Processor time of one comparison by math-verify, in seconds."""
 PATIENCE = 60.0
-"""A process that says nothing for so many seconds is killed, whatever it waits for."""
+"""A process that sends nothing for this many seconds is killed, whatever it waits for."""
 SERVED = 20_000
-"""Comparisons of one process; math-verify's parser keeps some 5 KB of each."""
+"""Comparisons after which a process is replaced; math-verify's parser keeps some 5 KB of every comparison."""
 KEPT = 100_000
-"""Verdicts of math-verify that are remembered."""
+"""Number of verdicts of math-verify that are remembered."""
 Pair = tuple[str, str]
+"""A reference and an answer."""
 
 
 class Worker:
-    """A process that judges one pair after the other.
+    """A process that compares one pair after the other.
 
     Attributes:
         ready: whether it has loaded math-verify.
-        job: the number of the pair that it judges.
-        served: how many it was asked.
-        since: when it last said something or was asked.
+        job: index of the pair that it compares.
+        served: number of pairs it has been sent.
+        since: when it last sent or was sent something, in seconds of the monotonic clock.
     """
 
     def __init__(self, limit: float) -> None:
@@ -53,25 +54,27 @@ class Worker:
         self.ready, self.job, self.served, self.since = False, 0, 0, time.monotonic()
 
     def ask(self, job: int, pair: Pair) -> None:
-        """Hand a pair over."""
+        """Send a pair."""
         self.job, self.served, self.since = job, self.served + 1, time.monotonic()
         self.stdin.write(json.dumps(pair).encode() + b"\n")
         self.stdin.flush()
 
     def stop(self) -> None:
-        """End it, whatever it does."""
+        """Kill the process."""
         self.process.kill()
         self.process.communicate()
 
 
 class Grader:
-    """Says whether answers are right. The same answer always gets the same verdict: a comparison that takes more than
-    its time is wrong, and time is that of the processor. Its processes start when math-verify is first needed, and a
-    process that a hostile answer brings down is replaced.
+    """Decides whether answers equal their references.
+
+    The same answer always gets the same verdict: an answer whose comparison takes more than the limit is wrong, and the
+    limit is of processor time, which does not depend on how busy the machine is. The processes start when math-verify
+    is first needed. A process that a hostile answer brings down is replaced.
 
     Args:
         limit: processor time of one comparison, in seconds.
-        size: processes; as many as there are processors if None.
+        size: number of processes; as many as there are processors if None.
 
     Raises:
         UserError: math-verify is not installed.
@@ -81,7 +84,7 @@ class Grader:
         need("math_verify", "which grades answers", "math")
         self.limit, self.size = limit, size or os.cpu_count() or 1
         self.workers: list[Worker] = []
-        self.known: dict[Pair, bool] = {}
+        self.verdicts: dict[Pair, bool] = {}
         self.lock = Lock()
         weakref.finalize(self, _stop, self.workers)
 
@@ -90,22 +93,23 @@ class Grader:
         return self.grade([(answer, gold)])[0]
 
     def grade(self, pairs: Sequence[tuple[str | None, str]]) -> list[bool]:
-        """Whether answers equal their references; pairs are (answer, reference)."""
-        found = [compare(answer, gold) for answer, gold in pairs]
+        """Whether answers equal their references, for many pairs (answer, reference) at once: all processes work."""
+        compared = [compare(answer, gold) for answer, gold in pairs]
         with self.lock:
-            fresh = [pair for pair in dict.fromkeys(found) if not isinstance(pair, bool) and pair not in self.known]
-            for old in list(self.known)[: max(0, len(self.known) + len(fresh) - KEPT)]:
-                del self.known[old]
-            verdicts = self.known | dict(zip(fresh, self._judge(fresh), strict=True))
-            self.known |= verdicts
-        return [each if isinstance(each, bool) else verdicts[each] for each in found]
+            undecided = (pair for pair in dict.fromkeys(compared) if not isinstance(pair, bool))
+            fresh = [pair for pair in undecided if pair not in self.verdicts]
+            for old in list(self.verdicts)[: max(0, len(self.verdicts) + len(fresh) - KEPT)]:
+                del self.verdicts[old]
+            verdicts = self.verdicts | dict(zip(fresh, self._judge(fresh), strict=True))
+            self.verdicts |= verdicts
+        return [result if isinstance(result, bool) else verdicts[result] for result in compared]
 
     def close(self) -> None:
-        """End the processes; the next comparison starts new ones."""
+        """Kill the processes. The next comparison by math-verify starts new ones."""
         _stop(self.workers)
 
     def _judge(self, pairs: Sequence[Pair]) -> list[bool]:
-        """The verdicts of math-verify, every worker busy as long as there are pairs."""
+        """The verdicts of math-verify. No worker is idle as long as pairs are waiting."""
         waiting, verdicts = deque(enumerate(pairs)), [False] * len(pairs)
         self.workers += [Worker(self.limit) for _ in range(min(self.size, len(pairs)) - len(self.workers))]
         try:
@@ -115,32 +119,32 @@ class Grader:
                     selector.register(worker.replies, EVENT_READ, worker)
                 while busy := [key.data for key in selector.get_map().values()]:
                     for worker in (key.data for key, _ in selector.select(timeout=1.0)):
-                        self._hear(worker, verdicts, waiting, selector)
+                        self._receive(worker, verdicts, waiting, selector)
                     for worker in busy:
                         if time.monotonic() - worker.since > PATIENCE:
-                            worker.process.kill()  # its end is heard like any other
+                            worker.process.kill()  # `_receive` then sees the end of its output
         except BaseException:
-            self.close()  # a reply that is still to come would be taken for that to another pair
+            self.close()  # a reply that is still to come would be taken for the reply to another pair
             raise
         return verdicts
 
-    def _hear(
+    def _receive(
         self, worker: Worker, verdicts: list[bool], waiting: deque[tuple[int, Pair]], selector: DefaultSelector
     ) -> None:
-        """Take what a worker says, or that it died of its pair, and give it, or if it died or has served its time its
-        successor, the next one."""
+        """Read a worker's reply and send it the next pair. No reply means that the pair killed it: the verdict is then
+        False, and a new worker takes its place, as for one that has served its number of pairs."""
         reply = os.read(worker.replies, 1)
         worker.since = time.monotonic()
         if reply == READY:
             worker.ready = True
             return
         verdicts[worker.job] = reply == RIGHT
-        fit = reply and worker.served < SERVED
-        if fit and waiting:
+        reusable = reply and worker.served < SERVED
+        if reusable and waiting:
             worker.ask(*waiting.popleft())
             return
         selector.unregister(worker.replies)
-        if fit:
+        if reusable:
             return
         if not worker.ready:
             raise UserError(
@@ -161,7 +165,7 @@ def _stop(workers: list[Worker]) -> None:
 
 
 def grader() -> Grader:
-    """The grader that the tasks of a process share."""
+    """The grader of this process, which all its tasks share: one pool of processes, one memory of verdicts."""
     return _grader_of(os.getpid())  # a forked process must not talk to its parent's workers
 
 

@@ -1,8 +1,9 @@
-"""What an answer is worth at one point, to tell in microseconds that two answers differ.
+"""Evaluate two answers at one point, to see in microseconds that they differ.
 
-Every variable has a value of its own, the same in all answers, and an answer that lists several things is worth the set
-of their values. Equal answers are worth the same wherever they are evaluated, so answers that are not are different.
-The converse is left to math-verify, and so is everything that cannot be read here, or not in one way only.
+Every variable has a fixed value of its own, the same in all answers; an answer that lists several things has the set of
+their values. Equal answers have equal values wherever they are evaluated, so answers with different values differ.
+Whether answers with equal values are equal is left to math-verify, and so is every text that cannot be read here, or
+can be read in several ways.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import math
 import re
 
 CLOSE = 1e-5
-"""Values that are no further apart may be the same, rounded."""
+"""Values that differ by no more than this may be equal and rounded."""
 EXACT = 1e-9
-"""The precision of a value, as a share of the largest number on the way to it."""
+"""The precision of a value, relative to the largest intermediate number of its computation."""
 DEEPEST = 50
 _NAME = re.compile(r"\\[a-zA-Z]+")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
@@ -33,11 +34,11 @@ _DIGITS = re.compile(r"\s*\d\d")
 
 
 class _UnreadableError(Exception):
-    """A text is no expression, or may be read in several ways."""
+    """A text is no expression, or can be read in several ways."""
 
 
 def differ(one: str, two: str) -> bool:
-    """Whether two answers certainly differ: one of them has a value that the other has not."""
+    """Whether two answers certainly differ: one of them has a value that the other one does not have."""
     if "=" not in one:
         two = _ASSIGNED.sub("", two)
     elif "=" not in two:
@@ -53,11 +54,12 @@ def differ(one: str, two: str) -> bool:
 
 
 def _covered(some: list[tuple[complex, float]], others: list[tuple[complex, float]]) -> bool:
-    """Whether all of some values, each with its precision, are near one of others."""
+    """Whether every value of `some` is near a value of `others`. Values come with their precision."""
     return all(any(abs(a - b) <= max(CLOSE, near, far) for b, far in others) for a, near in some)
 
 
 def _values(text: str) -> list[tuple[complex, float]]:
+    """The values of the parts of an answer, with their precision."""
     text = _IN_TEXT.sub(r" \1 ", text)
     if _AMBIGUOUS.search(text):
         raise _UnreadableError
@@ -80,41 +82,43 @@ def _unwrapped(piece: str) -> str:
 
 
 class _Reader:
-    """Reads one expression: numbers, letters, + - * / ^, roots, fractions, brackets; products need no sign.
+    """Evaluates one expression of numbers, letters, + - * / ^, roots, fractions and brackets. Products need no sign.
 
     Attributes:
-        at: the next character.
-        deep: open brackets.
-        largest: the largest number on the way.
+        at: index of the next character.
+        deep: number of open brackets.
+        largest: the largest intermediate number, in absolute value; at least 1.
     """
 
     def __init__(self, text: str) -> None:
         self.text, self.at, self.deep, self.largest = text, 0, 0, 1.0
 
     def value(self) -> tuple[complex, float]:
-        """What the whole text is worth, and how far that may be off."""
-        found = self.sum()
+        """The value of the whole text, and its precision."""
+        total = self.sum()
         if self.peek():
             raise _UnreadableError
-        return found, EXACT * self.largest
+        return total, EXACT * self.largest
 
     def peek(self) -> str:
+        """The next character that is no space, or an empty string at the end."""
         while self.at < len(self.text) and self.text[self.at] == " ":
             self.at += 1
         return self.text[self.at : self.at + 1]
 
     def take(self, words: str | re.Pattern[str]) -> str | None:
-        """What stands here, if it is one of some characters, or matches."""
+        """Take the next character if it is one of some characters, or the text that matches a pattern; else None."""
         here = self.peek()
         if isinstance(words, str):
-            found = here if here and here in words else None
+            token = here if here and here in words else None
         else:
             match = words.match(self.text, self.at)
-            found = match.group() if match else None
-        self.at += len(found or "")
-        return found
+            token = match.group() if match else None
+        self.at += len(token or "")
+        return token
 
     def keep(self, number: complex) -> complex:
+        """Note the size of an intermediate number."""
         if not cmath.isfinite(number):
             raise _UnreadableError
         self.largest = max(self.largest, abs(number))
@@ -154,7 +158,7 @@ class _Reader:
         if number := self.take(_NUMBER):
             return self.keep(float(number))
         if symbol := self.take(_SYMBOL):
-            return _worth(symbol.lower())
+            return _value_of(symbol.lower())
         if (name := self.take(_NAME)) is not None:
             return self.command(name)
         return self.letter() if self.peek().isascii() and self.peek().isalpha() else self.bracket()
@@ -162,18 +166,18 @@ class _Reader:
     def letter(self) -> complex:
         letter = self.text[self.at].lower()
         self.at += 1
-        return {"e": math.e, "i": 1j}.get(letter) or _worth(letter)
+        return {"e": math.e, "i": 1j}.get(letter) or _value_of(letter)
 
     def bracket(self) -> complex:
         closing = {"(": ")", "[": "]", "{": "}"}.get(self.take("([{") or "")
         self.deep += 1
         if closing is None or self.deep > DEEPEST:
             raise _UnreadableError
-        found = self.sum()
+        inner = self.sum()
         if not self.take(closing):
             raise _UnreadableError
         self.deep -= 1
-        return found
+        return inner
 
     def command(self, name: str) -> complex:
         if name == r"\pi":
@@ -190,7 +194,7 @@ class _Reader:
         raise _UnreadableError
 
     def argument(self) -> complex:
-        """What a command applies to: a group in braces, or one character."""
+        """The argument of a command: a group in braces, or one character."""
         here = self.peek()
         if here == "{":
             return self.bracket()
@@ -204,6 +208,6 @@ class _Reader:
         raise _UnreadableError
 
 
-def _worth(name: str) -> float:
-    """A value that no expression of other names has by chance."""
+def _value_of(name: str) -> float:
+    """The value of a variable, which no expression of other names has by chance."""
     return 0.5 + math.sqrt(sum((place + 2) * ord(letter) ** 2 for place, letter in enumerate(name))) % 1

@@ -1,7 +1,7 @@
-"""The process in which math-verify runs: pairs of answers come in, one a line; one byte for each goes out.
+"""The process in which math-verify runs. It reads pairs of answers, one a line, and writes one byte per pair.
 
-It is started by its file name and imports nothing of the project. What it reads is hostile, so its memory is limited,
-and so is the processor time of every pair, by the kernel: at the limit the process ends, wherever it is, and no answer
+It is started by its file name and imports nothing of the project. Answers may be hostile, so its memory is limited, and
+the kernel limits the processor time of every pair: at the limit the process ends, wherever it is, and no verdict
 depends on how busy the machine is. math-verify's own time limit, a signal that Python has to handle, does not end one
 long operation on big integers.
 """
@@ -19,7 +19,7 @@ MEMORY = 2 << 30  # bytes
 
 
 def main(limit: float) -> None:
-    """Judge what comes in until there is no more.
+    """Compare pairs until the input ends.
 
     Args:
         limit: processor time of one pair, in seconds.

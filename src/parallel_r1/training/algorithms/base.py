@@ -288,7 +288,8 @@ def algorithm(name: str) -> Callable[[A], A]:
 
 
 def from_table(table: Any, default: str) -> Any:
-    """The algorithm that a table of a recipe describes, `{ name = .., settings .. }`; anything else unchanged.
+    """The algorithm that a table of a recipe describes, `{ name = .., settings .. }`, or its name alone; an object is
+    returned unchanged.
 
     Args:
         default: the name if the table has none.
@@ -297,6 +298,8 @@ def from_table(table: Any, default: str) -> Any:
         PydanticCustomError: no algorithm has this name.
         ValidationError: a setting that the algorithm does not have, or a value out of range.
     """
+    if isinstance(table, str):
+        table = {"name": table}
     if not isinstance(table, dict):
         return table
     settings = dict(table)

@@ -1,113 +1,89 @@
-"""Rewards as recipes write them."""
+"""Rewards as recipes write them, such as `alternate(accuracy(), bonus(0.2), period=10, second=2)`.
+
+The text is a call of any registered reward, the user's own included, with literals and other rewards as arguments. It
+is read as a syntax tree and never run as Python.
+"""
 
 from __future__ import annotations
 
 import ast
-import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 from parallel_r1.errors import UserError, nearest
+from parallel_r1.training.rewards.arguments import KINDS, describe, fit, options
+from parallel_r1.training.rewards.base import REWARDS, BuiltReward, RewardFactory, check_forks
 from parallel_r1.training.rewards.outcome import Reward
-from parallel_r1.training.rewards.schedules import alternate, anneal, decay, switch
-from parallel_r1.training.rewards.terms import (
-    acceleration,
-    accuracy,
-    additive,
-    bonus,
-    count,
-    diversity,
-    efficiency,
-    gate,
-    overlong,
-    parallel_and_accuracy,
-)
-
-WITHOUT_FORKS: dict[str, Callable[..., Reward]] = {
-    function.__name__: function for function in (accuracy, gate, overlong, alternate, switch, decay, anneal)
-}
-"""Rewards that say something about answers without forks too."""
 
 
-KNOWN: dict[str, Callable[..., Reward]] = WITHOUT_FORKS | {
-    function.__name__: function
-    for function in (parallel_and_accuracy, bonus, additive, count, diversity, efficiency, acceleration)
-}
-
-
-def parse_reward(text: str) -> Reward:
-    """Read a reward as a recipe writes it, such as `alternate(accuracy(), bonus(0.2), period=10, second=2)`.
+def parse_reward(text: str) -> BuiltReward:
+    """Read a reward as a recipe writes it.
 
     Raises:
-        UserError: anything but calls of known rewards with numbers and rewards as arguments.
+        UserError: the text is not a call of a registered reward with the arguments of its signature, or the reward
+            refuses them.
     """
-    return _build(_tree(text), text)
+    try:
+        return _build(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UserError(
+            "a reward such as accuracy() or alternate(accuracy(), bonus(0.2))",
+            f"'{text}' ({error})",
+            f"the rewards are: {', '.join(REWARDS)}",
+        ) from error
 
 
 def check_reward(text: str, forks: bool) -> None:
     """Refuse a reward that cannot be read, or that pays for forks where the sampler opens none.
 
     Raises:
-        UserError: as `parse_reward`; a term about forks although there are none.
+        UserError: as `parse_reward` and `check_forks`.
     """
-    parse_reward(text)
-    names = [node.id for node in ast.walk(_tree(text)) if isinstance(node, ast.Name)]
-    about = [name for name in names if name not in WITHOUT_FORKS]
-    if about and not forks:
-        raise UserError(
-            "a reward without forks, where the sampler is sequential, a fork has one path or the budget none",
-            f"{about[0]} in '{text}'",
-            f"use one of {', '.join(WITHOUT_FORKS)}, or another sampler",
-        )
+    check_forks(parse_reward(text), forks)
 
 
-def _tree(text: str) -> ast.expr:
-    try:
-        return ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise _unreadable(text, error) from error
-
-
-def _build(node: ast.expr, text: str) -> Reward:
+def _build(node: ast.expr) -> BuiltReward:
+    """The reward that a call in the text builds. Raises ValueError with what is wrong with it."""
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        raise _unreadable(text, ValueError(f"{ast.unparse(node)} is no call of a reward"))
+        raise ValueError(f"{ast.unparse(node)} is no call of a reward")
     name = node.func.id
-    if name not in KNOWN:
-        raise UserError("a known reward", f"'{name}'", nearest(name, KNOWN))
-    parameters = inspect.signature(KNOWN[name]).parameters
+    factory = REWARDS[name]
     for keyword in node.keywords:
-        if keyword.arg not in parameters:
+        if keyword.arg not in factory.signature.parameters:
+            parameters = factory.signature.parameters
             raise UserError(f"an argument of {name}", f"'{keyword.arg}'", nearest(str(keyword.arg), parameters))
-    given = [str(word.arg) for word in node.keywords]
+    words = {str(keyword.arg): keyword.value for keyword in node.keywords}
+    if len(words) < len(node.keywords):
+        raise ValueError(f"an argument of {name} twice")
     try:
-        if len(given) > len(set(given)):
-            raise ValueError(f"an argument of {name} twice")
-        bound = inspect.signature(KNOWN[name]).bind(*node.args, **{str(word.arg): word.value for word in node.keywords})
-        values: dict[str, Any] = {
-            key: _build(value, text)
-            if parameters[key].annotation in ("Reward", "Base")
-            else _number(value, whole=parameters[key].annotation == "int")
-            for key, value in bound.arguments.items()
-        }
-        return KNOWN[name](**values)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise _unreadable(text, error) from error
-
-
-def _number(node: ast.expr, whole: bool) -> float:
-    try:
-        value = ast.literal_eval(node)
-    except ValueError:
-        value = None
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not math.isfinite(value):
-        raise ValueError(f"{ast.unparse(node)} is no {'whole ' if whole else ''}number")
-    return value if whole else float(value)
-
-
-def _unreadable(text: str, error: BaseException) -> UserError:
-    return UserError(
-        "a reward such as accuracy() or alternate(accuracy(), bonus(0.2))",
-        f"'{text}' ({error})",
-        f"known rewards: {', '.join(KNOWN)}",
+        factory.signature.bind(*node.args, **words)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    return factory(
+        *(_argument(value, hint) for value, hint in zip(node.args, _positional_hints(factory), strict=False)),
+        **{key: _argument(value, factory.hints[key]) for key, value in words.items()},
     )
+
+
+def _positional_hints(factory: RewardFactory[...]) -> Iterator[Any]:
+    """Type hints of the first, second, .. argument of a call; endless where there is a parameter like `*rewards`."""
+    for name, parameter in factory.signature.parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            yield from repeat(factory.hints[name])
+        yield factory.hints[name]
+
+
+def _argument(node: ast.expr, hint: Any) -> Any:
+    is_plain = all(option in KINDS and option is not Reward for option in options(hint))
+    if isinstance(node, ast.Call) and not is_plain:
+        return _build(node)
+    try:
+        literal = ast.literal_eval(node)
+        if isinstance(literal, float) and not math.isfinite(literal):
+            raise ValueError("numbers in recipes are finite")
+        return fit(literal, hint)
+    except ValueError as error:
+        kind = "call of a reward" if Reward in options(hint) else describe(hint) if is_plain else "literal"
+        raise ValueError(f"{ast.unparse(node)} is no {kind}") from error

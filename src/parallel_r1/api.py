@@ -1,0 +1,311 @@
+"""The functions of the public API. Everything here is exported by `parallel_r1` itself.
+
+Settings that have many fields may be given as keyword arguments: `generate(policy, prompt, paths=4, temperature=0.7)`
+is `generate(policy, prompt, sampling=Sampling(paths=4, temperature=0.7))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parallel_r1.answers.trace import EXACT_SCORER, Sampler, Scorer, Trace
+from parallel_r1.answers.visibility import latency
+from parallel_r1.coldstart.examples import Example, checked, read_examples
+from parallel_r1.errors import UserError
+from parallel_r1.evaluation import parity as parity_module
+from parallel_r1.evaluation.measure import Result, held_out, summarise
+from parallel_r1.generation.generator import Request, make_generator
+from parallel_r1.generation.rollouts import answer, check_length
+from parallel_r1.generation.settings import Budget, Engine, Sampling
+from parallel_r1.models.policy import Policy
+from parallel_r1.report.answers import answer_tree
+from parallel_r1.report.html import answer_html
+from parallel_r1.settings import Section
+from parallel_r1.tasks.base import Task, load_task
+from parallel_r1.tasks.datasets.splits import Split
+from parallel_r1.tasks.prompts import Prompt
+from parallel_r1.training.loops import Step, run_rl, run_sft
+from parallel_r1.training.mismatch import Mismatch
+from parallel_r1.training.rewards.base import as_reward, check_forks
+from parallel_r1.training.rewards.language import parse_reward
+from parallel_r1.training.rewards.outcome import Outcome, Terms
+from parallel_r1.training.settings import RL, SFT
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One generated answer. A notebook shows it with its paths side by side, `rich.print` as a tree.
+
+    Attributes:
+        prompt: the text that the model read.
+        trace: the answer's tokens as spans, with their addresses and log-probabilities.
+        texts: the text of every span of the trace, in the same order.
+    """
+
+    prompt: str
+    trace: Trace
+    texts: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The whole answer, tags included."""
+        return "".join(self.texts)
+
+    @property
+    def trunk(self) -> str:
+        """The text outside all paths: what a reader of the answer alone is told."""
+        pairs = zip(self.trace.spans, self.texts, strict=True)
+        return "".join(text for span, text in pairs if not span.address)
+
+    @property
+    def forks(self) -> int:
+        """Number of forks that the answer opened, nested ones included."""
+        return self.trace.forks
+
+    @cached_property
+    def critical_path(self) -> int:
+        """Number of tokens that had to be generated one after the other: the latency of the answer."""
+        return latency(self.trace)
+
+    @property
+    def total(self) -> int:
+        """Number of tokens of the answer, over all paths: its cost."""
+        return len(self.trace.token_ids)
+
+    def _repr_html_(self) -> str:
+        return answer_html(self.trace, self.texts, self.prompt)
+
+    def __rich__(self) -> Tree:
+        return answer_tree(self.trace, self.texts, self.prompt.strip())
+
+
+def generate(
+    policy: Policy,
+    prompt: str | Sequence[str],
+    *,
+    samples: int = 1,
+    seed: int | str = 0,
+    sampling: Sampling | None = None,
+    engine: Engine | None = None,
+    on_token: Callable[[int, tuple[tuple[int, int], ...], int, bool], None] | None = None,
+    **options: Any,
+) -> list[Answer]:
+    """Generate answers that may fork.
+
+    Args:
+        prompt: one text, or several.
+        samples: number of answers to every prompt.
+        seed: the same seed, prompts and policy give the same answers.
+        sampling: the distribution and the budget; the defaults of `Sampling` if None.
+        engine: rows, memory, compile, device; the defaults of `Engine` if None.
+        on_token: called as `on_token(answer, address, token, sampled)` for every token, as it is generated or given.
+        options: fields of `Sampling` and `Budget`, such as `paths=4` or `critical_path=64`; they win over `sampling`.
+
+    Returns:
+        The answers; those to one prompt stand together.
+
+    Raises:
+        UserError: an unknown option or a value out of range; an empty prompt, or one without room for its answer.
+    """
+    settings, prompts = _sampling(sampling, options), [prompt] if isinstance(prompt, str) else list(prompt)
+    encoded = [policy.encode(text) for text in prompts]
+    for ids in encoded:
+        check_length(policy, len(ids), settings)
+    asked = [(text, ids) for text, ids in zip(prompts, encoded, strict=True) for _ in range(samples)]
+    requests = [Request(ids, settings, f"{seed}/{index}") for index, (_, ids) in enumerate(asked)]
+    traces = make_generator(policy, engine).traces(requests, on_token=on_token)
+    return [Answer(text, trace, trace.texts(policy.decode)) for (text, _), trace in zip(asked, traces, strict=True)]
+
+
+def evaluate(
+    policy: Policy,
+    task: str | Task,
+    *,
+    problems: int = 200,
+    samples: int = 8,
+    split: Split = "test",
+    seed: int = 1234,
+    sampling: Sampling | None = None,
+    prompt: Prompt | None = None,
+    engine: Engine | None = None,
+    **options: Any,
+) -> Result:
+    """Measure a policy on problems that it was not trained on.
+
+    Args:
+        task: the name of a registered task or of a public set of problems, or a task object.
+        problems: number of problems; all of the split if it has fewer.
+        samples: number of answers to every problem, the k of mean@k and pass@k.
+        seed: of the choice of problems and of the answers.
+        sampling, engine, options: as for `generate`.
+        prompt: text around every problem, and where its final answer may stand.
+
+    Returns:
+        The figures with 95 % intervals; `result.compare(other)` gives the paired difference to another result.
+
+    Raises:
+        UserError: an unknown task or option, a task without problems in this split.
+    """
+    settings, chosen = _sampling(sampling, options), load_task(task)
+    held = held_out(chosen, problems, seed, split)
+    generator = make_generator(policy, engine)
+    return summarise(answer(policy, chosen, held, samples, settings, seed, prompt=prompt, generator=generator))
+
+
+def sft(
+    policy: Policy,
+    data: str | Path | Iterable[Example | tuple[str, str]],
+    *,
+    steps: int,
+    batch: int = 64,
+    seed: int = 0,
+    **settings: Any,
+) -> Iterator[Step]:
+    """Fine-tune a policy on answers to imitate. The weights change in place, one step for every item that is taken.
+
+    Args:
+        data: a JSONL or parquet file with the columns `prompt` and `text`, or (prompt, text) pairs.
+        steps: number of updates.
+        batch: number of answers in an update.
+        seed: of the order of the answers.
+        settings: keys of an sft stage of a recipe, such as `optimizer={"lr": 1e-4}`, `sampling={"sampler": ..}`.
+
+    Yields:
+        The steps, with `.metrics`.
+
+    Raises:
+        UserError: an unknown key or a value out of range; data that cannot be read; an answer that breaks the format.
+    """
+    if isinstance(data, str | Path):
+        source, examples = str(data), read_examples(Path(data))
+    else:
+        given = [item if isinstance(item, Example) else Example(*item) for item in data]
+        source, examples = "(given in Python)", [checked(one, f"answer {at}") for at, one in enumerate(given)]
+    if not examples:
+        raise UserError("answers to imitate", "none", "give at least one (prompt, text) pair")
+    values = {**settings, "kind": "sft", "steps": steps, "batch": batch, "data": {"file": source}}
+    stage = _section(SFT, values)
+    return run_sft(policy, stage, seed, examples=examples)
+
+
+def rl(
+    policy: Policy,
+    task: str | Task,
+    reward: str | Callable[[Outcome], Terms | float] = "accuracy()",
+    *,
+    steps: int,
+    problems: int = 16,
+    group: int = 8,
+    seed: int = 0,
+    engine: Engine | None = None,
+    **settings: Any,
+) -> Iterator[Step]:
+    """Train a policy by reinforcement learning. The weights change in place, one step for every item that is taken.
+
+    Args:
+        task: the name of a registered task or of a public set of problems, or a task object.
+        reward: an expression of the reward language, a reward built by a function under `@reward`, or any function of
+            an `Outcome` that returns terms or a number.
+        steps: number of batches of answers.
+        problems, group: number of problems in a batch, and of answers to every one.
+        engine: what draws the answers; the defaults of `Engine` if None.
+        settings: keys of an rl stage of a recipe, such as `algorithm={"name": "gspo"}`, `optimizer={"lr": 1e-6}`,
+            `sampling=Sampling(paths=4)`.
+
+    Yields:
+        The steps, with `.metrics` and `.rollouts`.
+
+    Raises:
+        UserError: an unknown task, reward or key; a value out of range. What a reward or task of yours raises passes
+            through as it is.
+    """
+    chosen = load_task(task, bool(settings.get("hold_back")))
+    earn = parse_reward(reward) if isinstance(reward, str) else as_reward(reward)
+    values = {**settings, "kind": "rl", "task": chosen.name, "reward": repr(earn), "steps": steps}
+    stage = _section(RL, {**values, "problems": problems, "group": group})
+    check_forks(earn, stage.sampling.opens_forks)
+    return run_rl(policy, stage, seed, engine=engine, task=chosen, reward=earn)
+
+
+def train(
+    recipe: str | Path,
+    *,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    on_row: Callable[[dict[str, Any]], None] | None = None,
+) -> list[Result]:
+    """Run every stage of a recipe, as `parallel-r1 train` does, without a word. Interrupted, the same call goes on.
+
+    Args:
+        recipe: a recipe file.
+        out: the run folder: a new one, or one in which this recipe was interrupted.
+        overrides: changes such as "stages.hard.steps=10".
+        on_row: called with every row of metrics.
+
+    Returns:
+        The evaluations in the order of the stages, the base model first.
+
+    Raises:
+        UserError: the recipe is wrong, something it needs is missing, or the folder holds something else.
+    """
+    from parallel_r1.runs import curriculum
+    from parallel_r1.runs.folder import RunFolder
+    from parallel_r1.runs.recipe_file import load_recipe
+
+    loaded = load_recipe(Path(recipe), list(overrides))
+    curriculum.check(loaded)
+    policy = curriculum.build_policy(loaded)
+    run = RunFolder.create(Path(out), loaded)
+    results = curriculum.train(loaded, policy, run, on_row or (lambda row: None))
+    run.finish()
+    return results
+
+
+def parity(
+    policy: Policy,
+    sampler: Sampler = "isolated",
+    scorer: Scorer | None = None,
+    *,
+    paths: int = 2,
+    answers: int = 8,
+    forks: int = 3,
+    seed: int = 0,
+    engine: Engine | None = None,
+) -> Mismatch:
+    """Measure how far the log-probabilities of a sampler and a scorer differ, on answers into which forks are forced.
+
+    Args:
+        sampler: how the answers are generated.
+        scorer: how they are scored; the sampler's exact partner if None, for which only rounding may differ.
+        paths: of every fork.
+        answers, forks: number of answers, and of forks in each.
+        engine: what generates the answers.
+    """
+    scorers: tuple[Scorer, ...] = (scorer or EXACT_SCORER[sampler],)
+    (result,) = parity_module.measure(
+        policy, sampler, scorers, paths, answers=answers, forks=forks, seed=seed, engine=engine
+    )
+    return result
+
+
+def _sampling(base: Sampling | None, options: dict[str, Any]) -> Sampling:
+    """Settings with fields of `Sampling` and `Budget` changed."""
+    base = base or Sampling()
+    budget = {name: options.pop(name) for name in list(options) if name in Budget.model_fields}
+    values = {**base.model_dump(), **options}
+    return _section(Sampling, {**values, "budget": {**base.budget.model_dump(), **budget, **options.get("budget", {})}})
+
+
+def _section(section: type[Any], values: dict[str, Any]) -> Any:
+    """A section of settings; what is wrong with the values is one line."""
+    from parallel_r1.runs.recipe_file import validated
+
+    sections = {name: value.model_dump() for name, value in values.items() if isinstance(value, Section)}
+    return validated(section, {**values, **sections}, Path("the arguments"))

@@ -1,0 +1,124 @@
+"""How weights were trained, in a small file beside them.
+
+A run writes the card with every checkpoint. Commands that load a model take their defaults from it, and warn when they
+are asked for something that the weights have not learnt.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, ValidationError
+
+from parallel_r1 import __version__
+from parallel_r1.answers.trace import Sampler, Scorer
+from parallel_r1.errors import UserError
+from parallel_r1.files import written
+from parallel_r1.generation.settings import Sampling
+from parallel_r1.settings import Section
+from parallel_r1.shipped import resolve
+from parallel_r1.tasks.prompts import Prompt
+
+FILE = "parallel_r1.json"
+"""The name of the card in a model folder."""
+
+
+class TrainedPrompt(Prompt):
+    """The prompt that the weights were trained with.
+
+    Attributes:
+        form: "plain" is text without a chat template.
+    """
+
+    form: Literal["plain"] = "plain"
+
+
+class TrainingCard(Section):
+    """How the weights of a model folder were trained.
+
+    Attributes:
+        recipe: the name of the recipe.
+        recipe_digest: the first 16 hexadecimal digits of the SHA-256 of the resolved recipe.
+        stage: the stage that ended with these weights.
+        kind: "sft" or "rl".
+        task: the task of an rl stage.
+        reward: the reward of an rl stage.
+        data: the data of an sft stage, as in its recipe.
+        scorer: how answers were scored.
+        sampling: the distribution and the budget of answers.
+        prompt: the text around a problem, and where its final answer may stand.
+        versions: package -> version that trained the weights.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)  # later versions may write more keys
+
+    recipe: str
+    recipe_digest: str
+    stage: str
+    kind: Literal["sft", "rl"]
+    task: str | None = None
+    reward: str | None = None
+    data: dict[str, Any] | None = None
+    scorer: Scorer
+    sampling: Sampling
+    prompt: TrainedPrompt
+    versions: dict[str, str]
+
+    def write(self, folder: Path) -> None:
+        """Write the card into a model folder."""
+        path = folder / FILE
+        with written(path):
+            path.write_text(json.dumps(self.model_dump(mode="json", exclude_none=True), indent=1), encoding="utf-8")
+
+
+def read_card(model: str | Path) -> TrainingCard | None:
+    """The card of a model folder; None for a model on the hub, and for a folder without a card.
+
+    Raises:
+        UserError: the card is damaged.
+    """
+    path = resolve(Path(model)) / FILE
+    if not str(model) or not path.is_file():
+        return None
+    try:
+        return TrainingCard.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:  # ValidationError and JSONDecodeError are both a ValueError
+        raise UserError(
+            f"a training card that parallel-r1 {__version__} can read",
+            f"{path}: {_reason(error)}",
+            "restore the file, or remove it: commands then use their own defaults",
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first problem of a card."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def departures(card: TrainingCard, sampling: Sampling, prompt: Prompt) -> list[str]:
+    """What the settings ask for that the weights were not trained with, and what it does to their answers. Budgets and
+    the temperature may differ freely."""
+    trained, differing = card.sampling, []
+    if sampling.sampler != trained.sampler:
+        effect = _effect(trained.sampler, sampling.sampler)
+        differing.append(f"sampler {trained.sampler}, not {sampling.sampler} ({effect})")
+    elif sampling.paths != trained.paths and sampling.sampler != "sequential":
+        differing.append(f"{trained.paths} paths, not {sampling.paths} (forks of another width than they learnt)")
+    if prompt.instruction != card.prompt.instruction:
+        differing.append(
+            f"instruction {card.prompt.instruction!r}, not {prompt.instruction!r} (prompts that they have not seen)"
+        )
+    return differing
+
+
+def _effect(trained: Sampler, asked: Sampler) -> str:
+    if asked == "sequential":
+        return "forks are drawn as plain text, and weights that learnt real forks lose their second path"
+    if trained == "sequential":
+        return "the weights have not learnt what to do in real forks"
+    return "text after a join sees other keys and values than in training, so summaries suffer"

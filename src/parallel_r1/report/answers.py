@@ -1,0 +1,114 @@
+"""Answers in a terminal: as a tree with every path in its colour, and live while they are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.text import Text
+from rich.tree import Tree
+
+from parallel_r1.answers.rollout import Rollout
+from parallel_r1.answers.trace import TRUNK, Address, Trace
+from parallel_r1.answers.visibility import latency
+from parallel_r1.report.outline import Content, Fork, outline
+
+PATH_COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
+
+
+def colour(address: Address) -> str:
+    """The colour of an address: the terminal's own for the trunk, one of six by path number otherwise."""
+    return "default" if address == TRUNK else PATH_COLOURS[address[-1][1] % len(PATH_COLOURS)]
+
+
+def answer_tree(trace: Trace, texts: Sequence[str], head: Text | str = "") -> Tree:
+    """An answer as a tree for a terminal, for `__rich__`. Tags are not shown; given text is dim.
+
+    Args:
+        trace: the answer.
+        texts: text of every span; see `Trace.texts`.
+        head: shown first, such as the prompt.
+    """
+    top = Text.assemble(head, "  " if head else "")
+    top.append(f"critical path {latency(trace)}, tokens {len(trace.token_ids)}", "dim")
+    if trace.finish != "stop":
+        top.append(f", ended by {trace.finish}", "yellow")
+    tree = Tree(top, guide_style="dim")
+    _hang(tree, outline(trace, texts), colour(TRUNK))
+    for defect in trace.defects:
+        tree.add(Text(f"{defect.kind} at token {defect.at}: {defect.message}", "red"))
+    return tree
+
+
+def _hang(tree: Tree, content: Content, style: str) -> None:
+    """Add the content of the trunk or of a path: a leaf per text, a branch per fork and path."""
+    for place, part in enumerate(content):
+        if isinstance(part, Fork):
+            fork = tree.add(Text("fork", "bold"))
+            for number, path in enumerate(part.paths):
+                tint = PATH_COLOURS[number % len(PATH_COLOURS)]
+                _hang(fork.add(Text(f"path {number + 1}", f"bold {tint}")), path, tint)
+        elif not part.is_tag and not part.text.isspace():
+            before = content[place - 1] if place else None
+            opens = part.summary and not isinstance(before, Fork | None) and before.is_tag
+            tree.add(Text("summary: " * opens + part.text.strip("\n"), style if part.sampled else f"dim {style}"))
+
+
+def print_rollout(console: Console, rollout: Rollout) -> None:
+    """Print a judged answer as a tree."""
+    verdict = Text("correct", "bold green") if rollout.correct else Text("wrong", "bold red")
+    head = Text.assemble(rollout.problem.prompt.strip(), "  ", verdict)
+    if rollout.reward is not None:
+        head.append(f"  reward {rollout.reward:+.2f}")
+    console.print(answer_tree(rollout.trace, rollout.texts, head))
+
+
+class LiveAnswer:
+    """Shows one answer while it is drawn: the trunk, and below it a panel per path. Call it with every token."""
+
+    def __init__(self, console: Console, decode: Callable[[Sequence[int]], str]) -> None:
+        self.console, self.decode = console, decode
+        self.parts: list[tuple[Address, list[int]]] = []
+        self.live = Live(console=console, refresh_per_second=20) if console.is_terminal else None
+
+    def __enter__(self) -> LiveAnswer:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.update(self.view())
+            self.live.stop()
+        else:
+            self.console.print(self.view())
+
+    def __call__(self, answer: int, address: Address, token: int, sampled: bool) -> None:
+        for other, tokens in reversed(self.parts):
+            if other == address:
+                tokens.append(token)
+                break
+            if len(other) < len(address) or address == TRUNK:
+                self.parts.append((address, [token]))
+                break
+        else:
+            self.parts.append((address, [token]))
+        if self.live:
+            self.live.update(self.view())
+
+    def view(self) -> Group:
+        """The answer so far: text of the trunk, and a panel for every path."""
+        shown: list[Any] = []
+        for address, tokens in self.parts:
+            text = self.decode(tokens)
+            if address == TRUNK:
+                shown.append(Text(text))
+            else:
+                name = " > ".join(f"fork {fork + 1} path {path + 1}" for fork, path in address)
+                shown.append(
+                    Panel(Text(text, colour(address)), title=name, title_align="left", border_style=colour(address))
+                )
+        return Group(*shown)

@@ -1,0 +1,74 @@
+"""An answer as a tree of texts, read from its spans: what the terminal and the HTML view both draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from parallel_r1.answers.syntax import SUMMARY_CLOSE, SUMMARY_OPEN, TAG_PATTERN, TAGS
+from parallel_r1.answers.trace import TRUNK, Address, Trace
+
+
+@dataclass(frozen=True)
+class Words:
+    """A piece of text.
+
+    Attributes:
+        text: one tag, or text without tags.
+        sampled: False where the runtime gave it.
+        summary: whether it lies in a summary, the tags of the summary included.
+    """
+
+    text: str
+    sampled: bool
+    summary: bool
+
+    @property
+    def is_tag(self) -> bool:
+        """Whether it is a tag, structural or stray."""
+        return self.text in TAGS
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A fork; `paths` holds the content of every path, in order."""
+
+    number: int
+    paths: list[list[Words | Fork]] = field(default_factory=list)
+
+
+Content = list[Words | Fork]
+"""Content of the trunk or of a path, in reading order."""
+
+
+def outline(trace: Trace, texts: Sequence[str]) -> Content:
+    """The answer as a tree. Addresses of spans decide what is a path; tags only cut texts.
+
+    Args:
+        texts: text of every span; see `Trace.texts`.
+    """
+    contents: dict[Address, Content] = {TRUNK: []}
+    forks: dict[int, Fork] = {}
+    in_summary: set[Address] = set()
+    for span, text in zip(trace.spans, texts, strict=True):
+        address = span.address
+        content = _content(address, contents, forks)
+        for part in filter(None, TAG_PATTERN.split(text)):
+            if part == SUMMARY_OPEN:
+                in_summary.add(address)
+            content.append(Words(part, span.sampled, address in in_summary))
+            if part == SUMMARY_CLOSE:
+                in_summary.discard(address)
+    return contents[TRUNK]
+
+
+def _content(address: Address, contents: dict[Address, Content], forks: dict[int, Fork]) -> Content:
+    """The content at an address; a new fork and a new path are added where they open."""
+    if address not in contents:
+        outer, (number, _) = _content(address[:-1], contents, forks), address[-1]
+        if number not in forks:
+            forks[number] = Fork(number)
+            outer.append(forks[number])
+        contents[address] = []
+        forks[number].paths.append(contents[address])
+    return contents[address]

@@ -1,0 +1,104 @@
+"""Tables in a terminal: results, comparisons, estimates, parity, responses of a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from parallel_r1.coldstart import collect
+from parallel_r1.coldstart.filters import MEANING, Statistics
+from parallel_r1.errors import Missing
+from parallel_r1.evaluation import tables
+from parallel_r1.evaluation.measure import Result
+from parallel_r1.runs.estimate import Memory, Plan
+from parallel_r1.table import Table
+from parallel_r1.training.mismatch import Mismatch
+
+
+def rich_table(table: Table, row_styles: Sequence[str] = (), cell_styles: Mapping[str, str] | None = None) -> RichTable:
+    """A table for a terminal, narrow enough for the 80 columns of a pipe or a log: long names are folded.
+
+    Args:
+        row_styles: style of every row, such as `bold`; none if empty.
+        cell_styles: cell -> style.
+    """
+    styles = cell_styles or {}
+    shown = RichTable(box=None, padding=(0, 1, 0, 0), pad_edge=False, title=table.title or None, title_justify="left")
+    for column, name in enumerate(table.header):
+        if column < table.names:
+            shown.add_column(Text(name), overflow="fold")
+        else:
+            shown.add_column(Text(name), justify="right", no_wrap=True)
+    for row, style in zip(table.rows, row_styles or [""] * len(table.rows), strict=True):
+        shown.add_row(*(Text(cell, styles.get(cell, "")) for cell in row), style=style or None)
+    return shown
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table, with the names of its columns on two lines."""
+    header = tuple("\n".join(name.replace("-", "-\n").rsplit(" ", 1)) for name in table.header)
+    console.print(rich_table(Table(header, table.rows, table.title, table.names)))
+
+
+def print_results(console: Console, results: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> None:
+    """Print one table per task, and the comparisons of pairs of stages."""
+    for task in tables.tasks(results):
+        print_table(console, tables.results_table(results, task))
+    for line in tables.comparisons(results, pairs):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def print_collected(console: Console, statistics: Sequence[Statistics]) -> None:
+    """Print how many responses of a teacher were kept, and why the others were not, one column per source."""
+    rows = [(name, *map(value, statistics)) for name, value in collect.ROWS.items()]
+    for reason, meaning in MEANING.items():
+        if any(reason in source.reasons for source in statistics):
+            rows.append((meaning, *(f"{source.reasons.get(reason, 0):,}" for source in statistics)))
+    console.print(rich_table(Table(("", *(Path(source.source).name for source in statistics)), rows)))
+
+
+def print_plan(console: Console, plan: Plan, missing: Sequence[Missing]) -> None:
+    """Print the steps, memory and disk that a recipe needs, and the files that are missing."""
+    rows = []
+    for stage in plan.stages:
+        numbers = (stage.steps, stage.updates, stage.answers, stage.tokens)
+        rows.append((stage.name, stage.start, *(f"{number:,}" if number else "-" for number in numbers)))
+    console.print(rich_table(Table(("stage", "from", "steps", "updates", "answers\na step", "tokens\nat most"), rows)))
+    for stage in plan.stages:
+        console.print(f"{stage.name}: {stage.source}", soft_wrap=True, highlight=False)
+    if plan.parameters is not None and plan.disk is not None:
+        console.print(_memory(plan))
+        weights = f"{plan.parameters:,} parameters, {plan.learning:,} learn"
+        console.print(f"{weights}; {decimal(plan.disk)} on disk", highlight=False)
+    console.print(f"evaluations draw {plan.evaluated:,} tokens at most", highlight=False)
+    for line in plan.unknown:
+        console.print(f"not known: {line}", style="yellow", soft_wrap=True, highlight=False)
+    for error in missing:
+        console.print(f"missing: {error}", style="yellow", soft_wrap=True, highlight=False, markup=False)
+
+
+def _memory(plan: Plan) -> RichTable:
+    """Gigabytes of memory by part and stage; the peak, in bold, is the last row."""
+    parts = [*(part.name for part in fields(Memory)), "peak"]
+    rows = [(part, *(f"{getattr(stage.memory, part) / 1e9:.2f}" for stage in plan.stages)) for part in parts]
+    styles = ["bold" if part == "peak" else "" for part in parts]
+    return rich_table(Table(("GB", *(stage.name for stage in plan.stages)), rows), styles)
+
+
+def print_parity(console: Console, pairs: Sequence[Mismatch]) -> None:
+    """Print how far the log-probabilities of samplers and scorers are apart, in nats."""
+    rows = []
+    for pair in pairs:
+        figures = (pair.max_abs, pair.mean_abs, pair.after_fork, pair.after_join)
+        numbers = ("-" if figure is None else f"{figure:.1e}" for figure in figures)
+        verdict = "exact" if pair.exact else "mismatch"
+        rows.append((pair.sampler, pair.scorer, verdict, *numbers, str(pair.tokens)))
+    header = ("sampler", "scorer", "pair", "max", "mean", "after fork", "after join", "tokens")
+    styles = {"exact": "green", "mismatch": "yellow"}
+    console.print(rich_table(Table(header, rows, names=3), cell_styles=styles))

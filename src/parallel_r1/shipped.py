@@ -1,0 +1,29 @@
+"""The recipes and the tiny model that ship with the package, wherever it is installed.
+
+In a checkout they are the top-level folders `recipes/` and `models/tiny-base`. A wheel holds a copy of both in
+`parallel_r1/shipped/`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+AnyPath = TypeVar("AnyPath", str, Path)
+SHIPPED = ("recipes", "models/tiny-base")
+"""Paths that ship; only these and what lies in them is looked for outside the current folder."""
+_PACKAGE = Path(__file__).parent
+
+
+def root() -> Path:
+    """The folder in which the shipped paths lie: inside an installed package, or the root of a checkout."""
+    inside = _PACKAGE / "shipped"
+    return inside if inside.is_dir() else _PACKAGE.parent.parent
+
+
+def resolve(path: AnyPath) -> AnyPath:
+    """The shipped file or folder at a path such as `models/tiny-base`, if nothing exists there from the current folder;
+    else the path as it is, which may also be the name of a model on the hub."""
+    relative = Path(path)
+    ships = any(relative.is_relative_to(name) for name in SHIPPED) and ".." not in relative.parts
+    return type(path)(root() / relative) if ships and not relative.exists() and (root() / relative).exists() else path

@@ -1,0 +1,87 @@
+"""Sets of problems by name: the public ones, files (`jsonl:PATH`, `parquet:PATH`) and data sets of the hub
+(`hub:ID`, `hub:ID:CONFIG`)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from parallel_r1.errors import Missing, UserError, nearest
+from parallel_r1.tasks.datasets.sources import DATA_DIR, Source
+
+_MAA = "problems of the Mathematical Association of America; not for redistribution"
+SUITES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        Source(
+            "gsm8k",
+            {"train": "train", "test": "test"},
+            "openai/gsm8k:main",
+            "MIT",
+            "Cobbe et al. 2021, Training Verifiers to Solve Math Word Problems, arXiv 2110.14168",
+        ),
+        Source(
+            "math",
+            {"train": "train", "test": "test"},
+            "DigitalLearningGmbH/MATH-lighteval",
+            "MIT",
+            "Hendrycks et al. 2021, Measuring Mathematical Problem Solving, arXiv 2103.03874",
+            answers=("solution", "answer"),
+        ),
+        Source(
+            "math500",
+            {"test": "test"},
+            "HuggingFaceH4/MATH-500",
+            "MIT",
+            "500 problems of the test split of MATH, chosen by Lightman et al. 2023, arXiv 2305.20050",
+        ),
+        Source(
+            "dapo",
+            {"train": "train"},
+            "open-r1/DAPO-Math-17k-Processed:all",
+            "Apache-2.0",
+            "Yu et al. 2025, DAPO, arXiv 2503.14476; duplicates of the first release removed",
+        ),
+        Source("aime24", {"test": "train"}, "HuggingFaceH4/aime_2024", _MAA, "AIME I and II of 2024"),
+        Source("aime25", {"test": "test"}, "math-ai/aime25", _MAA, "AIME I and II of 2025"),
+        Source("amc23", {"test": "test"}, "math-ai/amc23", _MAA, "AMC 12 of 2023, problems with integer answers"),
+        Source(
+            "math300",
+            {"test": "test"},
+            None,
+            "MIT",
+            "316 problems of the test split of MATH with integer answers, as the Parallel-R1 paper evaluates",
+        ),
+    )
+}
+"""The public sets by name."""
+
+
+def open_source(name: str, data_dir: Path | None = None) -> Source:
+    """A set of problems by its name. Nothing is read yet.
+
+    Args:
+        data_dir: a folder with the files of the public sets, which are then read from nowhere else. Default: the
+            environment variable PARALLEL_R1_DATA, or without it the hub.
+
+    Raises:
+        UserError: no such set, or no such file.
+    """
+    kind, colon, rest = name.partition(":")
+    if colon and kind in ("jsonl", "parquet"):
+        path = Path(rest)
+        if not path.is_file():
+            raise Missing(f"a {kind} file of problems", f"no file {rest}", "check the path")
+        if path.suffix != f".{kind}":
+            raise UserError(f"a file that ends with .{kind}", rest, "name it by its format")
+        return Source(name, about=f"the file {path.name}", file=path)
+    if colon and kind == "hub":
+        return Source(name, hub=rest, about=f"the data set {rest} of the hub")
+    if name not in SUITES:
+        raise UserError(
+            "a known set of problems, jsonl:PATH, parquet:PATH or hub:ID", f"'{name}'", nearest(name, SUITES)
+        )
+    if data_dir is None and (default := os.environ.get(DATA_DIR)):
+        data_dir = Path(default)
+    return replace(SUITES[name], data_dir=data_dir)
