@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import islice
 
 from parallel_r1 import models
@@ -13,11 +12,11 @@ from parallel_r1.evaluation.parity import measure
 from parallel_r1.generation.rollouts import answer
 from parallel_r1.generation.settings import Budget, Sampling
 from parallel_r1.tasks.base import load_task
-from parallel_r1.training.algorithms import grpo
+from parallel_r1.training.algorithms.grpo import GRPO
 from parallel_r1.training.batch import collate, score
 from parallel_r1.training.rewards.language import parse_reward
 from parallel_r1.training.rewards.outcome import Outcome
-from parallel_r1.training.settings import GRPO
+from parallel_r1.training.sample import Sample
 
 policy = models.load("models/tiny-base")
 
@@ -42,16 +41,17 @@ print("\n" + rollouts[0].problem.prompt + rollouts[0].text)
 # 4. What is sampled is what is scored: forks are forced here, so that any model shows it.
 print("\nlargest difference of log-probabilities:", measure(policy, "isolated", ["isolated"], paths=4)[0].max_abs)
 
-# 5. Rewards are functions; advantages compare the answers to one problem.
+# 5. Rewards are functions; an algorithm turns the rewards of a group into advantages.
 reward = parse_reward("alternate(accuracy(), bonus(0.2), period=10, second=2)")
 rewards = [sum(reward(Outcome.of(rollout)).values()) for rollout in rollouts]
-groups = [rewards[start : start + 8] for start in range(0, len(rewards), 8)]
-advantages = [value for values in grpo.advantages(groups, GRPO()) for value in values]
+algorithm = GRPO(clip_high=0.28)
+groups = algorithm.advantages([rewards[start : start + 8] for start in range(0, len(rewards), 8)])
 print("rewards", rewards[:8])
 
-# 6. One loss over one batch. Only sampled tokens count.
-batch = collate([rollout.trace for rollout in rollouts], EXACT_SCORER["isolated"], advantages).to(policy.model.device)
-loss = partial(grpo.loss, settings=GRPO(clip_high=0.28))
-value, metrics = loss(score(policy.model, batch), batch, int(batch.sampled.sum()))
+# 6. One loss over one batch of samples. Only sampled tokens count.
+advantages = [advantage for group in groups for advantage in group]
+samples = [Sample(rollout.trace, advantage) for rollout, advantage in zip(rollouts, advantages, strict=True)]
+batch = collate(samples, EXACT_SCORER["isolated"]).to(policy.model.device)
+value, metrics = algorithm.loss(score(policy.model, batch), batch, int(batch.sampled.sum()))
 value.backward()
 print("loss", round(value.item(), 4), metrics)

@@ -77,7 +77,8 @@ def test_overrides(tmp_path):
         ("stages.two.algorithm={name='rloo',std='none'}", "'stages.two.algorithm.std'"),
         ("stages.two.algorithm={name='gspo',minibatchs=2}", "did you mean 'minibatches'"),
         ("stages.two.algorithm.nam=rloo", "did you mean 'name'"),
-        ("stages.two.algorithm=rloo", "stages.two.algorithm"),
+        ("stages.two.algorithm=rlo", "did you mean 'rloo'"),
+        ("stages.two.algorithm=3", "stages.two.algorithm"),
         ("defaults.algorithm.clip_lwo=1", "did you mean 'clip_low'"),
         ("stages.two.algorithm.std=grup", "'group', 'batch' or 'none'"),
         ("stages.two.algorithm.minibatches=3", "divisible by algorithm.minibatches"),
@@ -128,6 +129,7 @@ def test_an_algorithm_is_chosen_by_its_name_and_written_in_full(tmp_path):
     assert (table["clip_low"], table["clip_high"], table["average"]) == (1e-3, 4e-4, "answers")
     assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
     assert load_recipe(write(tmp_path, SMALL)).stages["two"].algorithm == GRPO()
+    assert load_recipe(write(tmp_path, SMALL), ["stages.two.algorithm=rloo"]).stages["two"].algorithm == RLOO()
     changed = load_recipe(write(tmp_path, SMALL), ["defaults.algorithm.name=rloo", "stages.two.algorithm.kl=0.1"])
     assert changed.stages["two"].algorithm == RLOO(kl=0.1)
 

@@ -33,16 +33,16 @@ class Batch:
         token_ids: the tokens.
         positions: their positions.
         previous: index of the nearest earlier visible place, which predicts this one; its own index if there is none.
-        address_ids: the index of each place's address in `sees`. Padding has an address of its own that no token sees.
+        address_ids: index of every place's address in `sees`. Padding has its own, which no token sees.
         sees: whether tokens of two addresses may see each other.
-        source: the index of each place's token, counted through the answers of all samples; -1 for prompts, padding and
-            the copies that a scorer reads again. Every token of an answer has exactly one place.
-        sizes: number of tokens of each sample's answer.
+        source: index of the token at every place, counted through the answers of all samples; -1 for prompts, padding
+            and the copies that a scorer reads again. Every token of an answer has exactly one place.
+        sizes: number of tokens of every sample's answer.
         sampled: True where the policy sampled the token: only these places have a loss.
         behaviour: log-probabilities that the tokens were sampled with; 0 where unknown or not sampled.
         old: log-probabilities under the scorer before the step; `behaviour` unless the sample has its own.
         reference: log-probabilities under the policy that the stage started from; 0 if the sample has none.
-        advantages, weights: those of the token's sample; 0 outside answers.
+        advantages, weights: taken from the token's sample; 0 outside answers.
         plain: no row has a fork or a second sequence, so ordinary causal attention gives the same result.
     """
 
@@ -67,13 +67,13 @@ class Batch:
         return Sight(self.address_ids, self.positions, self.sees)
 
     def gather(self, values: Float[Tensor, "b n"]) -> list[Float[Tensor, " _"]]:
-        """The values of each sample's answer, in the order of `trace.token_ids`."""
+        """The values of every sample's answer, in the order of `trace.token_ids`."""
         flat = values.new_zeros(sum(self.sizes))
         flat[self.source[self.source >= 0]] = values[self.source >= 0]
         return list(flat.split(self.sizes))
 
     def sums(self, values: Float[Tensor, "b n"]) -> Float[Tensor, " s"]:
-        """Sum over the tokens of each sample's answer, wherever in the rows they lie."""
+        """Sum over the tokens of every sample's answer, wherever in the rows they lie."""
         return torch.stack([answer.sum() for answer in self.gather(values)])
 
     def spread(self, values: Float[Tensor, " s"]) -> Float[Tensor, "b n"]:
@@ -144,7 +144,7 @@ def _runs(trace: Trace) -> list[Run]:
 def _tokens(
     traces: Sequence[Trace], members: Sequence[Sequence[int]], layouts: Sequence[Layout]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The token ids of every row, and of which token of the answers each of them is the one place; -1 for others."""
+    """The token ids of every row, and for every place the index of its token among all answers; -1 if it has none."""
     ends = np.cumsum([len(trace.token_ids) for trace in traces])
     tokens = [np.array((*trace.prompt_ids, *trace.token_ids), dtype=np.int64) for trace in traces]
     in_answers = [
@@ -176,7 +176,7 @@ def _padded(rows: Sequence[np.ndarray], fill: int) -> Int[Tensor, "b n"]:
 
 
 def _previous(layouts: Sequence[Layout]) -> Int[Tensor, "b n"]:
-    """The place that predicts each place; its own index where no place does."""
+    """Index of the place that predicts every place; its own where no place does."""
     previous = _padded([layout.previous for layout in layouts], -1)
     return torch.where(previous < 0, torch.arange(previous.shape[1]), previous)
 

@@ -150,9 +150,7 @@ def run_rl(
     """Sample answers, reward them, learn from them. Changes the policy in place and yields every step.
 
     Args:
-        state: go on after this step's state.
-        moments: the optimiser's moments to start with if there is no state.
-        shard: give every process only a share of the learning weights.
+        state, moments, shard: as in `run_sft`.
         engine: what draws the answers; the defaults if None.
         task, reward: in place of those that the stage names.
     """

@@ -50,7 +50,7 @@ class Mismatch:
 
 
 def measure_mismatch(traces: Sequence[Trace], scored: Sequence[Tensor], tags: Tags, scorer: Scorer) -> Mismatch:
-    """Compare the log-probabilities that answers were sampled with, with those of a scorer.
+    """Compare the log-probabilities that answers were sampled with, with a scorer's log-probabilities.
 
     Args:
         traces: at least one, all of the same sampler.

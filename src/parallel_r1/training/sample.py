@@ -18,8 +18,8 @@ class Sample:
         trace: a prompt and its answer.
         advantage: how much better the answer is than expected; 1 in supervised fine-tuning.
         weight: factor on the loss of every token of the answer.
-        old: log-probability of every token of the answer before the step, under the stage's scorer; None if those that
-            the answer was sampled with serve.
+        old: log-probability of every token of the answer before the step, under the stage's scorer; None if the
+            log-probabilities that the answer was sampled with serve.
         reference: the same under the policy that the stage started from; None if the algorithm does not need it.
     """
 

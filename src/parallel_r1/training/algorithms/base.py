@@ -24,18 +24,18 @@ from parallel_r1.training.batch import Batch
 from parallel_r1.training.sample import Sample
 
 Need = Literal["old", "reference", "entropy"]
-"""What a loss reads beside the log-probabilities of the policy: those from before the step (`batch.old`), those of the
-policy that the stage started from (`batch.reference`), or the entropies of the distributions."""
+"""Inputs of a loss beside the log-probabilities of the policy: `old` ones from before the step (`batch.old`),
+`reference` ones of the policy that the stage started from (`batch.reference`), the `entropy` of the distributions."""
 UNKNOWN_NAME = "unknown_name"
 """The type of the validation error for a name that is not registered."""
 
 
 class Objective(Protocol):
-    """A loss with what it needs: all that the learner knows of an algorithm."""
+    """A loss and the inputs it needs: all that the learner uses of an algorithm."""
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the loss reads beside the log-probabilities of the policy."""
+        """Inputs of the loss beside the log-probabilities of the policy."""
 
     @property
     def learns_without_advantage(self) -> bool:
@@ -59,7 +59,7 @@ class Objective(Protocol):
 
 
 class Algorithm(Objective, Protocol):
-    """All that the loops and the estimate of a run know of a reinforcement-learning algorithm."""
+    """All that the loops and the estimate of a run use of a reinforcement-learning algorithm."""
 
     @property
     def minibatches(self) -> int:
@@ -70,7 +70,7 @@ class Algorithm(Objective, Protocol):
         """How often groups whose answers all earned the same are replaced by new ones."""
 
     def credit(self, groups: Sequence[Group]) -> list[list[Sample]]:
-        """Samples with their advantages, a list for each group of judged and rewarded answers."""
+        """Samples with their advantages, one list per group of judged and rewarded answers."""
 
     def updates(self, credited: Sequence[Sequence[Sample]], longest: int) -> Iterator[list[Sample]]:
         """The samples of every update of the step, with their weights; `longest` is the most tokens of an answer."""
@@ -80,15 +80,15 @@ class PolicyGradient(Section):
     """The base of all algorithms that a recipe can name: their common settings, and a policy-gradient loss.
 
     A subclass adds settings as pydantic fields, implements `advantages`, and may override `ratio` and `gain`. It has no
-    state: what it returns depends on its settings and arguments only, so that a run can go on where it was interrupted.
+    state: results depend on its settings and arguments only, so that a run can go on where it was interrupted.
 
     Attributes:
         minibatches: optimiser updates from one batch of answers; 1 is strictly on-policy.
         refill: how often problems whose answers all earned the same are replaced by new ones before the step goes on
             with what it has (DAPO's dynamic sampling).
         truncated: whether to learn from answers that the budget cut off.
-        average: what the loss is a mean over: all sampled tokens (DAPO), answers, each a mean over its own tokens
-            (GRPO as first published), or a constant length, `budget.total` (Dr. GRPO).
+        average: what the loss is a mean over: all sampled tokens (DAPO); answers, with a mean over the tokens of an
+            answer (GRPO as first published); or a constant length, `budget.total` (Dr. GRPO).
         kl: weight of the divergence from the policy that the stage started from (k3 estimate); 0 keeps no reference.
         entropy: weight of a bonus for the entropy of the distributions that tokens are sampled from.
         correction: upper limit of the importance weight of a token whose sampler is not the scorer's exact partner; no
@@ -135,7 +135,7 @@ class PolicyGradient(Section):
     def ratio(
         self, log_ratio: Float[Tensor, "b n"], counted: Bool[Tensor, "b n"], batch: Batch
     ) -> Float[Tensor, "b n"]:
-        """The ratio of new to old probability of every token; or of its whole answer, at each of its tokens.
+        """The ratio of new to old probability of every token; or of the whole answer, at all its tokens.
 
         Args:
             log_ratio: of every token; 0 where it is not counted.
@@ -149,7 +149,7 @@ class PolicyGradient(Section):
         return ratio * batch.advantages, torch.zeros_like(batch.sampled)
 
     def credit(self, groups: Sequence[Group]) -> list[list[Sample]]:
-        """Samples with their advantages, a list for each group."""
+        """Samples with their advantages, one list per group."""
         rewards = [[rollout.reward or 0.0 for rollout in group.rollouts] for group in groups]
         return [
             [Sample(rollout.trace, advantage) for rollout, advantage in zip(group.rollouts, advantages, strict=True)]
@@ -176,10 +176,10 @@ class PolicyGradient(Section):
             ]
 
     def weights(self, lengths: Sequence[int], longest: int) -> list[float]:
-        """The factor on the loss of each answer's tokens, relative to a mean over all sampled tokens.
+        """The factor on the loss of every answer's tokens, relative to a mean over all sampled tokens.
 
         Args:
-            lengths: number of sampled tokens of each answer.
+            lengths: number of sampled tokens of every answer.
             longest: the most tokens that an answer may have, the constant of `average = "constant"`.
         """
         mean = sum(lengths) / max(1, len(lengths))
@@ -229,16 +229,18 @@ class PolicyGradient(Section):
             gain = gain + self.entropy * entropies
             more["entropy"] = (entropies * batch.sampled).sum().item() / tokens
         value = -torch.where(counted, gain * batch.weights, 0.0).sum() / tokens
-        with torch.no_grad():
-            drift = torch.where(counted & ~logprobs.isneginf(), logprobs - batch.behaviour, 0.0)
-            metrics = {
-                "loss": value.item(),
-                "clip_fraction": (clipped & batch.sampled).sum().item() / tokens,
-                "kl": k3(drift).sum().item() / tokens,
-                "mismatch_mean": drift.abs().sum().item() / tokens,
-                "mismatch_max": drift.abs().max().item(),
-            }
-        return value, metrics | more
+        metrics = {"loss": value.item(), "clip_fraction": (clipped & batch.sampled).sum().item() / tokens}
+        drift = torch.where(counted & ~logprobs.isneginf(), logprobs - batch.behaviour, 0.0).detach()
+        return value, {**metrics, **_drift_metrics(drift, tokens), **more}
+
+
+def _drift_metrics(drift: Float[Tensor, "b n"], tokens: int) -> dict[str, float]:
+    """How far the policy is from the one that tokens were sampled with, from the log-ratio of every token."""
+    return {
+        "kl": k3(drift).sum().item() / tokens,
+        "mismatch_mean": drift.abs().sum().item() / tokens,
+        "mismatch_max": drift.abs().max().item(),
+    }
 
 
 def clip(
@@ -261,7 +263,7 @@ def k3(log_ratio: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
 
 ALGORITHMS: Registry[type[PolicyGradient]] = Registry("algorithm")
 """Algorithms by the names that recipes use."""
-A = TypeVar("A", bound=type[PolicyGradient])
+A = TypeVar("A")
 
 
 def algorithm(name: str) -> Callable[[A], A]:

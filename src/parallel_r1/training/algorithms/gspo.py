@@ -18,7 +18,7 @@ from parallel_r1.training.batch import Batch
 
 @algorithm("gspo")
 class GSPO(GRPO):
-    """GRPO whose ratio is exp(mean log-ratio over the sampled tokens of the answer), those of all its paths included.
+    """GRPO whose ratio is exp(mean log-ratio over the sampled tokens of the answer, all its paths included).
 
     With `correction` the importance weights of an answer's tokens are averaged.
     """
@@ -30,7 +30,7 @@ class GSPO(GRPO):
     def ratio(
         self, log_ratio: Float[Tensor, "b n"], counted: Bool[Tensor, "b n"], batch: Batch
     ) -> Float[Tensor, "b n"]:
-        """The ratio of the answer, at each of its tokens."""
+        """The ratio of the answer, at all its tokens."""
         # A token that the distribution leaves out by now would make the ratio of its whole answer 0.
         counted = counted & ~log_ratio.isneginf()
         sums = batch.sums(log_ratio.masked_fill(~counted, 0.0))

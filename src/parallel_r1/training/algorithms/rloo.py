@@ -19,8 +19,8 @@ from parallel_r1.training.batch import Batch
 
 @algorithm("rloo")
 class RLOO(PolicyGradient):
-    """REINFORCE leave-one-out. An answer is one action, whose log-probability is the sum over its sampled tokens, those
-    of all its paths included.
+    """REINFORCE leave-one-out. An answer is one action, whose log-probability is the sum over its sampled tokens, all
+    its paths included.
 
     Attributes:
         clip_low, clip_high: the ratio of new to old probability of an answer counts within [1 - clip_low, 1 +
@@ -43,7 +43,7 @@ class RLOO(PolicyGradient):
     def ratio(
         self, log_ratio: Float[Tensor, "b n"], counted: Bool[Tensor, "b n"], batch: Batch
     ) -> Float[Tensor, "b n"]:
-        """The ratio of the answer, at each of its tokens."""
+        """The ratio of the answer, at all its tokens."""
         # A token that the distribution leaves out by now would make the ratio of its whole answer 0.
         counted = counted & ~log_ratio.isneginf()
         return batch.spread(batch.sums(log_ratio.masked_fill(~counted, 0.0)).exp())
