@@ -26,6 +26,7 @@ ORDER = [
     "evaluation",
     "runs",
     "report",
+    "api",
     "cli",
     "__main__",
 ]
