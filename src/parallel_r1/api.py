@@ -221,6 +221,7 @@ def rl(
             an `Outcome` that returns terms or a number.
         steps: number of batches of answers.
         problems, group: number of problems in a batch, and of answers to every one.
+        seed: of the order of the problems and of the answers.
         engine: what draws the answers; the defaults of `Engine` if None.
         settings: keys of an rl stage of a recipe, such as `algorithm={"name": "gspo"}`, `optimizer={"lr": 1e-6}`,
             `sampling=Sampling(paths=4)`.
@@ -293,6 +294,7 @@ def parity(
         scorer: how they are scored; the sampler's exact partner if None, for which only rounding may differ.
         paths: of every fork.
         answers, forks: number of answers, and of forks in each.
+        seed: of the answers.
         engine: what generates the answers.
     """
     scorers: tuple[Scorer, ...] = (scorer or EXACT_SCORER[sampler],)
