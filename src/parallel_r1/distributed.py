@@ -35,9 +35,8 @@ def start(wanted: int) -> None:
 
     started = PartialState(cpu=not torch.cuda.is_available()).num_processes
     if started != wanted:
-        launch = (
-            f"`torchrun --nproc_per_node {wanted} -m parallel_r1 ..` starts {wanted}" if wanted > 1 else "leave torchrun"
-        )
+        torchrun = f"`torchrun --nproc_per_node {wanted} -m parallel_r1 ..`"
+        launch = f"{torchrun} starts {wanted}" if wanted > 1 else "leave torchrun"
         raise UserError(
             f"{wanted} process{'es' if wanted > 1 else ''}, as processes.count or --processes asks",
             f"{started}",

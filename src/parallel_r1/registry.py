@@ -42,7 +42,7 @@ class Registry(Generic[T]):
         self._places: dict[str, str] = {}
 
     def add(self, name: str, entry: T, definition: object) -> None:
-        """Register an object. A second definition in the same file replaces the first, as when a notebook cell runs again.
+        """Register an object. A second definition in the same file replaces the first: a notebook cell may run again.
 
         Args:
             definition: the function or class that the user wrote. A name may not be registered from two files.
@@ -91,11 +91,12 @@ def where(definition: object) -> str:
 
 def _file(place: str) -> str:
     file = place.rpartition(":")[0] or place
-    return "a notebook" if "ipykernel" in file or file.startswith("<") else file  # each run of a cell has its own file name
+    # Every run of a notebook cell has a file name of its own.
+    return "a notebook" if "ipykernel" in file or file.startswith("<") else file
 
 
 def load_plugins(imports: Iterable[str], folder: Path) -> list[str]:
-    """Import the Python files and modules that a recipe names, each once per process.
+    """Import the Python files and modules that a recipe names. A file is run once per process.
 
     Args:
         imports: paths that end with `.py`, or names of importable modules.

@@ -22,8 +22,8 @@ def root() -> Path:
 
 
 def resolve(path: AnyPath) -> AnyPath:
-    """The shipped file or folder for a path such as `models/tiny-base`, unless that path exists from the current folder.
-    Any other path, or the name of a model on the hub, is returned unchanged."""
+    """The shipped file or folder for a path such as `models/tiny-base`, unless it exists from the current folder. Any
+    other path, or the name of a model on the hub, is returned unchanged."""
     relative = Path(path)
     ships = any(relative.is_relative_to(name) for name in SHIPPED) and ".." not in relative.parts
     return type(path)(root() / relative) if ships and not relative.exists() and (root() / relative).exists() else path

@@ -119,7 +119,7 @@ class Curriculum:
                 result = self.evaluate(policy, task, self.recipe.evaluation, stage, name, "test")
                 seconds = time.perf_counter() - started
                 row = {"step": self.step, "kind": "evaluation", **_figures(result), "seconds": seconds}
-                self.run.log(row)  # before saving: `rewind` drops a row whose evaluation was not saved, and it is repeated
+                self.run.log(row)  # before saving: `rewind` drops a row whose evaluation was not saved
                 self.run.save_evaluation(f"{name}.{task}", result)
                 self.on_row(row)  # after saving: if a tracker fails, the evaluation is not repeated
             self.results.append(Result(**result))
@@ -159,11 +159,9 @@ class Curriculum:
         self.run.hand_over(watch.best, name)
         return load_checkpoint(self.recipe, self.run.checkpoint(name))
 
-    def diverged(
-        self, name: str, now: int, policy: Policy, watch: Watch, error: FloatingPointError
-    ) -> UserError:
-        """The error for a stage whose numbers are not finite after step `now`. It names the last good weights: those
-        after that step, which are saved here if they are finite, else those of the best validation or of the start."""
+    def diverged(self, name: str, now: int, policy: Policy, watch: Watch, error: FloatingPointError) -> UserError:
+        """The error for a stage whose numbers are not finite after step `now`. It names the last good weights: the
+        weights after that step, which are saved here if they are finite, else the best validated or the start."""
         if now and all(weight.isfinite().all() for weight in policy.model.parameters()):
             self.run.save_candidate(now, policy, card=card_of(self.recipe, name))
             good = self.run.candidate(now)
@@ -197,8 +195,11 @@ class Curriculum:
         settings = Evaluation(problems=rule.problems, samples=rule.samples, seed=self.recipe.evaluation.seed)
         result = self.evaluate(policy, rule.task, settings, watch.stage, name, "validation")
         watch.seen[now] = result[rule.metric]
-        progress = {"stage_step": now, "stage_steps": watch.stage.steps, "best_step": watch.best, "waited": watch.waited}
-        self.record({"kind": "validation", **_figures(result), **progress, "seconds": time.perf_counter() - started})
+        steps = {"stage_step": now, "stage_steps": watch.stage.steps, "best_step": watch.best}
+        waited = {"waited": watch.waited}
+        self.record(
+            {"kind": "validation", **_figures(result), **steps, **waited, "seconds": time.perf_counter() - started}
+        )
 
     def watch(self, name: str) -> Watch:
         """The logged validations of a stage."""
@@ -216,7 +217,7 @@ def _figures(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_policy(recipe: Recipe) -> Policy:
-    """The policy that a recipe starts from: loaded, or random with a tokenizer trained on the first SFT stage's text."""
+    """The policy that a recipe starts from: loaded, or random with a tokenizer trained on the text of its first SFT stage."""
     model = recipe.model
     if model.path is not None:
         return models.load(model.path) if model.lora is None else adapters.load(model.path, model.lora, recipe.seed)

@@ -69,7 +69,7 @@ class RunFolder:
             for name in FOLDERS:
                 (self.path / name).mkdir(exist_ok=True)
         write_json(self.path / "environment.json", environment())
-        write_text(self.path / "recipe.toml", dump_recipe(recipe))  # last: only with this file the folder counts as a run
+        write_text(self.path / "recipe.toml", dump_recipe(recipe))  # last: this file makes the folder a run
 
     def _hold(self) -> AcquireReturnProxy:
         """Acquire the lock of the run."""
@@ -185,7 +185,7 @@ class RunFolder:
     @by_first
     def save_state(self, step: int, state: dict[str, Any]) -> None:
         """Write the state to resume from after a step. The previous state stays too; older ones are removed, and so
-        are all candidate weights but those of the step `state["best"]`."""
+        are the candidate weights of all steps but `state["best"]`."""
         folder = self.path / "state"
         with whole(folder / f"step-{step}.pt") as file:
             _save_tensors(file, state)
@@ -243,7 +243,7 @@ class RunFolder:
     def save_candidate(
         self, step: int, policy: Policy, moments: dict[str, Any] | None = None, card: TrainingCard | None = None
     ) -> None:
-        """Write the weights after a step of the running stage, as a candidate for its checkpoint; see `save_checkpoint`."""
+        """Write the weights after a step of the running stage, a candidate for its checkpoint; see `save_checkpoint`."""
         shutil.rmtree(self.candidate(step), ignore_errors=True)
         _save(self.candidate(step), policy, moments, card)
 
@@ -274,8 +274,8 @@ class RunFolder:
 
 def space(recipe: Recipe, parameters: int, learning: int) -> int:
     """Upper bound of the disk space of a run, in bytes (fp32): the weights of the base and of every stage, with two
-    moments per trained weight if a later stage continues with them; two saved states, each with the trained weights and
-    their moments; and two candidate checkpoints if a stage has a stop rule.
+    moments per trained weight if a later stage continues with them; two saved states, with the trained weights and their
+    moments; and two candidate checkpoints if a stage has a stop rule.
 
     Args:
         parameters: of the model, an adapter included.

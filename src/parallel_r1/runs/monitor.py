@@ -40,8 +40,8 @@ def form(rows: list[Row]) -> str | None:
     forking = [row for row in rows if row["parallel_ratio"] > 0]
     if len(forking) >= WINDOW and _recent(forking, "well_formed") < 0.5:
         return (
-            f"format collapse: {_recent(forking, 'well_formed'):.0%} of the answers that fork are well-formed. Reward the "
-            "form (gate(), bonus()), give paths more tokens, or train the cold start for longer"
+            f"format collapse: {_recent(forking, 'well_formed'):.0%} of the answers that fork are well-formed. Reward "
+            "the form (gate(), bonus()), give paths more tokens, or train the cold start for longer"
         )
     return None
 
@@ -78,8 +78,8 @@ def mismatch(rows: list[Row]) -> str | None:
     baseline, now = _baseline(measured, "mismatch_mean"), _recent(measured, "mismatch_mean")
     if now > max(0.05, 3 * baseline):
         return (
-            f"mismatch growth: sampler and scorer differ by {now:.3f} nats a token, it began with {baseline:.3f}. Use the "
-            "sampler's exact scorer, or algorithm.correction"
+            f"mismatch growth: sampler and scorer differ by {now:.3f} nats a token, it began with {baseline:.3f}. Use "
+            "the sampler's exact scorer, or algorithm.correction"
         )
     return None
 
@@ -89,7 +89,7 @@ def skipped(rows: list[Row]) -> str | None:
     share = fmean(row.get("skipped", 0.0) for row in rows[-WINDOW:])
     if share > 0:
         return (
-            f"skipped updates: {share:.0%} of those of the last {WINDOW} steps had a gradient that was not finite. "
+            f"skipped updates: {share:.0%} of the updates of the last {WINDOW} steps had a gradient that was not finite. "
             "Lower optimizer.lr"
         )
     return None

@@ -84,7 +84,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def adapters_are_whole(self) -> Recipe:
         if self.model.lora is not None and self.processes.shard:
-            raise ValueError("processes.shard and model.lora do not go together, as an adapter is small: leave one of them out")
+            raise ValueError("processes.shard and model.lora exclude each other: an adapter is small; leave one out")
         return self
 
     @model_validator(mode="after")
@@ -112,7 +112,7 @@ class Recipe(Section):
         return {self.start_of(name) for name, stage in self.stages.items() if stage.optimizer.carry}
 
     def only(self, kind: Literal["sft", "rl"]) -> Recipe:
-        """The recipe with its stages of one kind. A stage that started from a removed stage takes over that one's start.
+        """The recipe with its stages of one kind. A stage that started from a removed stage starts where that one did.
 
         Raises:
             UserError: the recipe has no stage of this kind.
