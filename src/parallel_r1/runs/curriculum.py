@@ -217,7 +217,7 @@ def _figures(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_policy(recipe: Recipe) -> Policy:
-    """The policy that a recipe starts from: loaded, or random with a tokenizer trained on the text of its first SFT stage."""
+    """The policy that a recipe starts from: loaded, or random with a tokenizer trained for its first SFT stage."""
     model = recipe.model
     if model.path is not None:
         return models.load(model.path) if model.lora is None else adapters.load(model.path, model.lora, recipe.seed)

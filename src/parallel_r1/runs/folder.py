@@ -243,7 +243,7 @@ class RunFolder:
     def save_candidate(
         self, step: int, policy: Policy, moments: dict[str, Any] | None = None, card: TrainingCard | None = None
     ) -> None:
-        """Write the weights after a step of the running stage, a candidate for its checkpoint; see `save_checkpoint`."""
+        """Write the weights after a step of the running stage, candidates for its checkpoint; see `save_checkpoint`."""
         shutil.rmtree(self.candidate(step), ignore_errors=True)
         _save(self.candidate(step), policy, moments, card)
 
@@ -274,7 +274,7 @@ class RunFolder:
 
 def space(recipe: Recipe, parameters: int, learning: int) -> int:
     """Upper bound of the disk space of a run, in bytes (fp32): the weights of the base and of every stage, with two
-    moments per trained weight if a later stage continues with them; two saved states, with the trained weights and their
+    moments per trained weight if a later stage continues with them; two saved states, with the trained weights and
     moments; and two candidate checkpoints if a stage has a stop rule.
 
     Args:

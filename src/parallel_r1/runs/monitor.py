@@ -89,8 +89,8 @@ def skipped(rows: list[Row]) -> str | None:
     share = fmean(row.get("skipped", 0.0) for row in rows[-WINDOW:])
     if share > 0:
         return (
-            f"skipped updates: {share:.0%} of the updates of the last {WINDOW} steps had a gradient that was not finite. "
-            "Lower optimizer.lr"
+            f"skipped updates: {share:.0%} of the updates of the last {WINDOW} steps had a gradient that was not "
+            "finite. Lower optimizer.lr"
         )
     return None
 
