@@ -390,7 +390,7 @@ def test_only_what_is_asked_for_must_fit(model, tmp_path):
     study = load_study(file)
     for changes, fitting, other in (
         ([], ["base", "plain", "taught", "forked"], "longer"),
-        (["defaults.scorer=causal"], ["base", "plain"], "forked"),
+        (["stages.cold.optimizer.carry=true"], ["base", "plain"], "forked"),
     ):
         asked = {("plain", "short")}
         assert [cell.row for cell in expand(study, file, [0], changes, asked)] == fitting
