@@ -24,7 +24,7 @@ def written(path: Path) -> Iterator[None]:
         if (reason := _reason(error)) is None:
             raise
         raise UserError(
-            f"to write {path}", reason, "free some space, or give another --out; a run goes on from its last saved step"
+            f"to write {path}", reason, "free some space, or give another --out; a run resumes from its last saved step"
         ) from error
 
 

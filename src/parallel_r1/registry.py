@@ -183,5 +183,5 @@ def _explain(error: BaseException, path: Path) -> UserError:
     return UserError(
         f"{path.name} to run",
         f"{path}{f':{line}' if line else ''}: {type(error).__name__}: {error}",
-        "correct it and give the same command again; a run goes on from its last saved step",
+        "correct it and give the same command again; a run resumes from its last saved step",
     )

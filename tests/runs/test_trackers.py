@@ -101,7 +101,7 @@ def test_a_tracker_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Tracking, "build", build)
     recipe = make(tmp_path, 'tracking=["mlflow"]')
     run = RunFolder.create(tmp_path / "run", recipe)
-    said = r"mlflow to take the metrics of the run; found no key in two lines; .*goes on"
+    said = r"mlflow to take the metrics of the run; found no key in two lines; .*resumes"
     with pytest.raises(UserError, match=said), Tracking(recipe, run):
         raise AssertionError("something was measured before")
 

@@ -1,4 +1,4 @@
-"""Run a recipe: train its stages in order, evaluate each, apply the stop rules, resume an interrupted run."""
+"""Run a recipe: train and evaluate its stages in order, apply the stop rules, resume an interrupted run."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def load_checkpoint(recipe: Recipe, folder: Path) -> Policy:
 
 
 def train(recipe: Recipe, policy: Policy, run: RunFolder, on_row: Observer) -> list[Result]:
-    """Train every stage of a recipe, each from the weights of its start, and evaluate each. Stages and evaluations that
+    """Train every stage of a recipe from the weights of its start, and evaluate the result. Stages and evaluations that
     are finished in the run folder are not repeated, so an interrupted run resumes. Every process calls this;
     `RunFolder` lets only the first one write.
 

@@ -40,7 +40,7 @@ NUMBER = 4
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak memory of a stage in each process, in bytes, by part.
+    """Peak memory of a stage per process, in bytes, by part.
 
     Attributes:
         weights: of the policy. With sharding, the shard and the whole weights that sampling uses.
@@ -267,7 +267,7 @@ def activation_bytes(model: PreTrainedModel, tokens: int, half: bool, recompute:
     Args:
         tokens: length of the sequence.
         half: the pass runs under autocast to bf16.
-        recompute: activations are recomputed layer by layer (checkpointing), which adds those of one layer at a time.
+        recompute: activations are recomputed layer by layer (checkpointing): one layer at a time has them all.
     """
     whole = _saved_bytes(model, tokens, half)
     if not recompute:

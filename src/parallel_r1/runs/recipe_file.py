@@ -47,7 +47,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def read_toml(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The tables of a recipe file, merged into those of the file that its `extends` names.
+    """The tables of a recipe file, merged into the tables of the file in its `extends`.
 
     Args:
         over: the files that extend this one, to detect a cycle.

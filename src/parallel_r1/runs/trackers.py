@@ -129,5 +129,5 @@ def _named(tracker: str) -> Iterator[None]:
         raise UserError(
             f"{tracker} to take the metrics of the run",
             str(error),
-            "correct that, or change --track, and give the same command again: the run goes on",
+            "correct that, or change --track, and give the same command again: the run resumes",
         ) from error

@@ -144,19 +144,21 @@ def compared(table: Sequence[Finding], against: str) -> list[Finding]:
     """The findings, with their contrasts with the reference row `against`."""
     reference = next((finding for finding in table if finding.row == against), None)
     contrasts = {
-        row.row: contrast(row, reference)
-        for row in table
-        if reference is not None and row is not reference and not row.results.keys().isdisjoint(reference.results)
+        finding.row: contrast(finding, reference)
+        for finding in table
+        if reference is not None
+        and finding is not reference
+        and not finding.results.keys().isdisjoint(reference.results)
     }
     corrected: dict[str, float] = {}
-    for part in {row.part for row in table}:
-        names = [row.row for row in table if row.part == part and row.row in contrasts]
+    for part in {finding.part for finding in table}:
+        names = [finding.row for finding in table if finding.part == part and finding.row in contrasts]
         corrected |= zip(names, holm([contrasts[name].p_value for name in names]), strict=True)
     return [
-        replace(row, contrast=replace(contrasts[row.row], corrected=corrected[row.row]))
-        if row.row in contrasts
-        else row
-        for row in table
+        replace(finding, contrast=replace(contrasts[finding.row], corrected=corrected[finding.row]))
+        if finding.row in contrasts
+        else finding
+        for finding in table
     ]
 
 
@@ -170,7 +172,7 @@ def contrast(row: Finding, reference: Finding) -> Contrast:
 
 
 def sheets(table: Sequence[Finding], against: str) -> list[Table]:
-    """Two tables to print: the results of each row; its cost and its difference from the reference row."""
+    """Two tables to print: the results of the rows; their costs and differences from the reference row."""
     budget, task = table[0].budget, table[0].task
     reached = results_table([finding.pooled for finding in table], task)
     header = ("row", "seeds", "RL updates", "sampled M", "points more", "95 % interval", "p", "p (Holm)")

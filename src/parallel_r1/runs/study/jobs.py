@@ -1,4 +1,4 @@
-"""Run the work of a study in several processes, each piece after the piece that it depends on."""
+"""Run the work of a study in several processes, in the order of its dependencies."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(works: Sequence[Work], folder: Path, jobs: int, observer: Observer) -> d
     Args:
         works: all work, without duplicates; the dependencies of a piece are among them.
         folder: the folder of the study.
-        jobs: number of pieces at a time, each in a process with one thread.
+        jobs: number of worker processes, with one thread per process.
         observer: see `Observer`.
 
     Returns:

@@ -28,7 +28,7 @@ class Row(Section):
     Attributes:
         part: name of a group of rows, which can be run together; p-values are corrected within a part.
         like: an earlier row: its stages are the default, and its changes are applied first.
-        stages: stages of the recipe, each trained from the weights of the one before it. Without any, the row is the
+        stages: a chain of stages of the recipe; a stage starts from the one before it. Without any, the row is the
             base model, sampled as in the recipe's first stage.
         set: changes of the recipe, as for `--set` on the command line.
     """
@@ -44,7 +44,7 @@ class Study(Section):
 
     Attributes:
         against: the row that all other rows are compared with.
-        seeds: seeds of the recipe; every row is trained with each.
+        seeds: seeds of the recipe; every row is trained once per seed.
         recipe: a recipe without a name. Its `imports` are relative to the folder of the study's file.
         budgets: kind of budget -> changes of the recipe, applied after those of a row.
     """
@@ -233,7 +233,7 @@ def _cell(name: str, row: Row, budget: str, seed: int, recipe: Recipe, base: Bas
 
 
 def items(cells: Iterable[Cell]) -> list[Item]:
-    """The work of all cells without duplicates, each piece after its dependencies."""
+    """The work of all cells without duplicates, in the order of its dependencies."""
     by_key: dict[str, Item] = {}
     for cell in cells:
         for work in cell.works:
