@@ -55,7 +55,7 @@ def test_two_files_of_one_name_have_classes_of_their_own(tmp_path):
 
 def test_an_unknown_name_suggests_the_nearest():
     things().add("brief", 1, test_an_unknown_name_suggests_the_nearest)
-    with pytest.raises(UserError, match=r"a known thing; found 'breif'; did you mean 'brief'"):
+    with pytest.raises(UserError, match=r"a registered thing; found 'breif'; did you mean 'brief'"):
         things()["breif"]
 
 

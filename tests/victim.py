@@ -71,8 +71,8 @@ class Piece:
     def is_done(self, folder: Path) -> bool:
         return (folder / self.key).exists()
 
-    def do(self, folder: Path, tell: Callable[[dict[str, Any]], None]) -> None:
-        tell({"kind": "begun"})
+    def do(self, folder: Path, on_row: Callable[[dict[str, Any]], None]) -> None:
+        on_row({"kind": "begun"})
         if self.how == "long":
             time.sleep(600)
         elif self.how == "refused":
@@ -89,11 +89,11 @@ def pieces(folder: Path) -> None:
 
 def study(file: Path, folder: Path, rows: int) -> None:
     """Do a study with its first seed, and die without a word after so many rows of metrics. Never if 0."""
-    told = itertools.count(1)
+    count = itertools.count(1)
 
-    def tell(work: object, row: dict[str, Any]) -> None:
-        if next(told) == rows:
+    def observer(work: object, row: dict[str, Any]) -> None:
+        if next(count) == rows:
             os.kill(os.getpid(), 9)
 
     loaded = load_study(file)
-    pool.run([item.work for item in items(expand(loaded, file, loaded.seeds[:1]))], folder, 2, tell)
+    pool.run([item.work for item in items(expand(loaded, file, loaded.seeds[:1]))], folder, 2, observer)

@@ -1,8 +1,8 @@
-"""Several processes that work on one run: which of them this is, its part of the work, what all of them know.
+"""Several processes that work on one run, started by a launcher such as torchrun.
 
-Every process runs the same program on the same data and knows all that was drawn and earned. Only what costs time is
-divided: answers that are drawn, micro-batches that are learnt from and, where a recipe asks for it, the weights that
-learn. One process is the case in which nothing is divided; nothing here then does anything.
+Every process runs the same program on the same data, and has the answers and rewards of all of them. Only the expensive
+work is divided: generating answers, the micro-batches of an update and, where a recipe asks for it, the weights that
+learn. In a single process every function here does nothing, or returns its argument.
 """
 
 from __future__ import annotations
@@ -21,51 +21,55 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def start(asked: int) -> None:
+def start(wanted: int) -> None:
     """Join the other processes that a launcher such as torchrun started.
 
+    Args:
+        wanted: number of processes that the recipe or the command line asks for.
+
     Raises:
-        UserError: they are not as many as was asked for.
+        UserError: the launcher started another number of processes.
     """
     import torch
     from accelerate import PartialState
 
-    found = PartialState(cpu=not torch.cuda.is_available()).num_processes
-    if found != asked:
-        way = f"`torchrun --nproc_per_node {asked} -m parallel_r1 ..` starts {asked}" if asked > 1 else "leave torchrun"
+    started = PartialState(cpu=not torch.cuda.is_available()).num_processes
+    if started != wanted:
+        torchrun = f"`torchrun --nproc_per_node {wanted} -m parallel_r1 ..`"
+        launch = f"{torchrun} starts {wanted}" if wanted > 1 else "leave torchrun"
         raise UserError(
-            f"{asked} process{'es' if asked > 1 else ''}, as processes.count or --processes asks",
-            f"{found}",
-            f"{way}, or ask for {found}",
+            f"{wanted} process{'es' if wanted > 1 else ''}, as processes.count or --processes asks",
+            f"{started}",
+            f"{launch}, or ask for {started}",
         )
 
 
 def rank() -> int:
-    """Which of the processes this is, from 0."""
+    """Index of this process, from 0."""
     import torch.distributed as distributed
 
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     import torch.distributed as distributed
 
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Whether this is process 0, which alone writes and prints."""
     return rank() == 0
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """This process's part of what is to be done: neighbours, so that `gather` brings results back in order."""
+    """This process's part of the items: a contiguous slice, so that `gather` returns the results in order."""
     return items[len(items) * rank() // count() : len(items) * (rank() + 1) // count()]
 
 
 def gather(items: Sequence[T]) -> list[T]:
-    """What all processes have, in their order. Every process must ask for it."""
+    """The items of all processes, in the order of their ranks. A collective call: every process must make it."""
     if count() == 1:
         return list(items)
     import torch.distributed as distributed
@@ -76,19 +80,19 @@ def gather(items: Sequence[T]) -> list[T]:
 
 
 def by_first(function: Callable[P, T]) -> Callable[P, T]:
-    """Let the first process alone do something. The others wait for it and get what it got, a mistake included."""
+    """Decorator: only process 0 calls the function. The others wait, and return its result or raise its `UserError`."""
 
     @wraps(function)
     def call(*arguments: P.args, **named: P.kwargs) -> T:
         if count() == 1:
             return function(*arguments, **named)
-        told: list[tuple[Any, UserError | None]] = []
+        outcomes: list[tuple[Any, UserError | None]] = []
         if is_first():
             try:
-                told.append((function(*arguments, **named), None))
+                outcomes.append((function(*arguments, **named), None))
             except UserError as error:
-                told.append((None, error))
-        ((result, mistake),) = gather(told)
+                outcomes.append((None, error))
+        ((result, mistake),) = gather(outcomes)
         if mistake is not None:
             raise mistake
         return result
@@ -97,31 +101,32 @@ def by_first(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def divide(module: Module, layers: Collection[str]) -> None:
-    """Let every process keep its share of each parameter only, with its gradient and moments (FSDP2). Whole weights
-    exist while a layer computes.
+    """Shard the parameters of a module over the processes, with their gradients and moments (FSDP2). The whole weights
+    of a layer exist only while it computes.
 
     Args:
-        module: with the same weights in every process; its forward pass is what is to be called.
-        layers: names of the classes of its layers.
+        module: has the same weights in every process; it must be called through its own forward pass.
+        layers: class names of its layers.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(next(module.parameters()).device.type, (count(),))
-    for each in [each for each in module.modules() if type(each).__name__ in layers]:
-        fully_shard(each, mesh=mesh)
+    for layer in [layer for layer in module.modules() if type(layer).__name__ in layers]:
+        fully_shard(layer, mesh=mesh)
     fully_shard(module, mesh=mesh)
 
 
 def whole(values: Tensor) -> Tensor:
-    """All of a tensor of which this process may have a share. Every process must ask for it."""
+    """The whole of a tensor that may be sharded. A collective call: every process must make it."""
     from torch.distributed.tensor import DTensor
 
     return values.full_tensor() if isinstance(values, DTensor) else values
 
 
 def like(values: Tensor, other: Tensor) -> Tensor:
-    """A tensor that every process has whole, divided as another tensor with as many rows is, if that is divided."""
+    """Shard a tensor, whole in every process, as another tensor with as many rows is sharded; unchanged if that one is
+    whole, or if `values` is a scalar."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(other, DTensor) or values.ndim == 0:
@@ -130,7 +135,7 @@ def like(values: Tensor, other: Tensor) -> Tensor:
 
 
 def own(values: Tensor) -> Tensor:
-    """The share of a tensor that this process has; all of it if it is not divided. Writing there changes the tensor."""
+    """This process's shard of a tensor; all of it if it is not sharded. Writing to the result changes the tensor."""
     from torch.distributed.tensor import DTensor
 
     return values.to_local() if isinstance(values, DTensor) else values

@@ -1,4 +1,4 @@
-"""What went wrong, and what to do next."""
+"""Errors that tell the user what went wrong and what to do next."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from importlib.util import find_spec
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. The command line prints it as one line and exits with code 2.
+    """A mistake that the user can correct. The command line prints it as one line and exits with code 2.
 
     Args:
         expected: what the program needed.
-        found: what it met instead.
-        fix: what the user can do now.
+        found: what it got instead.
+        fix: what the user can do about it.
     """
 
     def __init__(self, expected: str, found: str, fix: str) -> None:
@@ -25,23 +25,23 @@ class UserError(Exception):
 
 
 class Missing(UserError):
-    """A file or a data set that is not there. A run cannot begin without it; a plan of the run can be made."""
+    """A file or data set does not exist. A run cannot start without it, but can be estimated (`train --dry-run`)."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The advice for a misspelt `word`: the nearest of `known`, or all of them."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"use one of: {', '.join(known)}"
+def nearest(word: str, names: Iterable[str]) -> str:
+    """Advice for a misspelt `word`: the most similar of the valid `names`, or all of them if none is similar."""
+    names = sorted(names)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"use one of: {', '.join(names)}"
 
 
 def need(package: str, purpose: str, extra: str) -> None:
-    """Refuse to begin without a package that only some users need.
+    """Check that an optional package is installed.
 
     Args:
-        package: its name in Python.
-        purpose: what it is for, such as `which reads data`.
-        extra: the extra of this project that installs it.
+        package: its import name.
+        purpose: its use, such as `which reads data`.
+        extra: the extra of parallel-r1 that installs it.
 
     Raises:
         UserError: it is not installed.

@@ -1,4 +1,4 @@
-"""Writing files and folders that are complete or absent, and reading JSON lines with their line numbers."""
+"""Write files and folders atomically, and read JSONL with line numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from parallel_r1.errors import UserError
 
 @contextmanager
 def written(path: Path) -> Iterator[None]:
-    """Turn an exception while writing `path` into one line that says what could not be written, and why."""
+    """Turn an operating-system error while writing `path` into a `UserError` with the path and the reason."""
     try:
         yield
     except UserError:
@@ -24,13 +24,13 @@ def written(path: Path) -> Iterator[None]:
         if (reason := _reason(error)) is None:
             raise
         raise UserError(
-            f"to write {path}", reason, "make room, or give another --out; a run goes on from its last saved step"
+            f"to write {path}", reason, "free some space, or give another --out; a run resumes from its last saved step"
         ) from error
 
 
 def _reason(error: BaseException | None) -> str | None:
-    """The operating system's message behind an exception; None if the system had no part in it. Libraries wrap it in
-    exceptions of their own, and those written in Rust keep only its text."""
+    """The operating system's message behind an exception; None if no `OSError` caused it. Libraries wrap an `OSError`
+    in exceptions of their own, and libraries written in Rust keep only its text."""
     while error is not None:
         if isinstance(error, OSError) or "(os error " in str(error):
             return str(error)
@@ -40,8 +40,8 @@ def _reason(error: BaseException | None) -> str | None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Write a file or folder under a temporary name; it gets the name `path` once it is complete. After an exception
-    the temporary one is removed and whatever `path` was before stays. Parent folders are created."""
+    """Write a file or folder atomically: yields a temporary path, which is renamed to `path` at the end. After an
+    exception the temporary file is removed and `path` is as before. Creates the parent folders."""
     part = path.with_name(f".{path.name}.part")
     with written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,13 +55,13 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, complete or not at all."""
+    """Write a text file atomically."""
     with whole(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as a JSON file, complete or not at all."""
+    """Write a value as a JSON file atomically."""
     write_text(path, json.dumps(value, indent=1))
 
 
@@ -71,8 +71,8 @@ def read_jsonl(
     """Read a file with one JSON object per line, as (line number from 1, object). Blank lines are skipped.
 
     Args:
-        fix: what the user can do about a bad line.
-        drop_unfinished: skip a last line without a line break, which a process was writing when it was killed.
+        fix: advice for the user about a bad line.
+        drop_unfinished: skip a last line without a line break, left by a process that was killed while it wrote.
 
     Raises:
         UserError: a line is not UTF-8, not JSON or not an object; names the file and the line.
@@ -89,7 +89,7 @@ def read_jsonl(
 
 
 def numbered_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers from 1."""
+    """The non-blank lines, with their line numbers from 1."""
     return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
@@ -109,8 +109,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
 
 
 def move(source: Path, path: Path) -> None:
-    """Rename a file or folder once the disk has all of its contents, so that after a power cut too the one under the
-    new name is complete."""
+    """Rename a file or folder after flushing its contents to disk, so that it is complete even after a power cut."""
     for entry in (*source.rglob("*"), source):
         _sync(entry)
     os.replace(source, path)
@@ -118,7 +117,7 @@ def move(source: Path, path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until the contents of a file, or the names in a folder, are on the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Open registries: the names by which recipes call rewards, tasks and algorithms, the user's own included.
+"""Registries: recipes refer to rewards, tasks and algorithms by name, the user's own included.
 
 A user's Python file registers with a decorator. A recipe names the file (`imports = ["my_rewards.py"]`), or an
 installed package announces its module under the entry-point group `parallel_r1.plugins`.
@@ -33,7 +33,7 @@ class Registry(Generic[T]):
     """Objects by name.
 
     Args:
-        kind: what the objects are, for error messages, such as `reward`.
+        kind: the noun for an entry in error messages, such as `reward`.
     """
 
     def __init__(self, kind: str) -> None:
@@ -42,10 +42,10 @@ class Registry(Generic[T]):
         self._places: dict[str, str] = {}
 
     def add(self, name: str, entry: T, definition: object) -> None:
-        """Register an object. Running the same definition again, as a notebook cell does, replaces it.
+        """Register an object. A second definition in the same file replaces the first: a notebook cell may run again.
 
         Args:
-            definition: the function or class that the user wrote, whose file decides whether two of one name clash.
+            definition: the function or class that the user wrote. A name may not be registered from two files.
 
         Raises:
             UserError: another file has registered this name.
@@ -61,13 +61,13 @@ class Registry(Generic[T]):
         self._entries[name], self._places[name] = entry, place
 
     def __getitem__(self, name: str) -> T:
-        """Look a name up.
+        """The entry with this name.
 
         Raises:
-            UserError: nothing has this name; suggests the nearest one.
+            UserError: no entry has this name; suggests the most similar one.
         """
         if name not in self:
-            raise UserError(f"a known {self.kind}", f"'{name}'", nearest(name, self._entries))
+            raise UserError(f"a registered {self.kind}", f"'{name}'", nearest(name, self._entries))
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
@@ -81,7 +81,7 @@ class Registry(Generic[T]):
 
 
 def where(definition: object) -> str:
-    """The place of a function or class in its source, as `file:line`; the name of its module where there is no file."""
+    """Where a function or class is defined, as `file:line`; the name of its module if it has no source file."""
     try:
         file, line = inspect.getsourcefile(definition), inspect.getsourcelines(definition)[1]  # type: ignore[arg-type]
     except (TypeError, OSError):
@@ -91,21 +91,22 @@ def where(definition: object) -> str:
 
 def _file(place: str) -> str:
     file = place.rpartition(":")[0] or place
-    return "a notebook" if "ipykernel" in file or file.startswith("<") else file  # every run of a cell has a new file
+    # Every run of a notebook cell has a file name of its own.
+    return "a notebook" if "ipykernel" in file or file.startswith("<") else file
 
 
 def load_plugins(imports: Iterable[str], folder: Path) -> list[str]:
-    """Import the Python files and modules that a recipe names. One that is loaded already is not loaded again.
+    """Import the Python files and modules that a recipe names. A file is run once per process.
 
     Args:
-        imports: paths that end with `.py`, or names of modules that can be imported.
-        folder: where relative paths start, unless they lead to a file from the current folder.
+        imports: paths that end with `.py`, or names of importable modules.
+        folder: relative paths are looked up in this folder, then in the current folder.
 
     Returns:
         The same list with absolute paths.
 
     Raises:
-        UserError: no such file or module, or an exception while it runs: names the line.
+        UserError: a file or module does not exist, or raises an exception; gives the file and line.
     """
     resolved = []
     for name in imports:
@@ -125,7 +126,7 @@ def load_plugins(imports: Iterable[str], folder: Path) -> list[str]:
 
 
 def _run(path: Path) -> ModuleType:
-    # Another module of this name may be there; the classes of this one must lead to its own file.
+    # If a module of this name is loaded already, use another name: pickle finds a class by its module's name.
     name = (
         path.stem
         if path.stem not in sys.modules
@@ -135,7 +136,7 @@ def _run(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # so that what it defines can be pickled
+    sys.modules[name] = module  # so that its classes can be pickled
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
@@ -169,18 +170,18 @@ def _load_entry_points() -> None:
 
 
 def plugin_error(error: BaseException) -> UserError | None:
-    """What to tell the user of a recipe when code of a plug-in raised; None if no plug-in had a part in it."""
+    """The error message for an exception whose traceback goes through a plug-in; None if it goes through none."""
     files = {Path(frame.filename).resolve() for frame in traceback.extract_tb(error.__traceback__)}
     path = next((path for path in _plugins if path in files), None)
     return None if path is None else _explain(error, path)
 
 
 def _explain(error: BaseException, path: Path) -> UserError:
-    """An exception as one line, with the last line of the user's file that led to it."""
+    """An exception as one line, with the innermost line of the user's file in its traceback."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == path]
     line: Any = frames[-1].lineno if frames else getattr(error, "lineno", None)
     return UserError(
         f"{path.name} to run",
         f"{path}{f':{line}' if line else ''}: {type(error).__name__}: {error}",
-        "correct it and give the same command again; a run goes on from its last saved step",
+        "correct it and give the same command again; a run resumes from its last saved step",
     )

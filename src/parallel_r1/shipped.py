@@ -11,19 +11,19 @@ from typing import TypeVar
 
 AnyPath = TypeVar("AnyPath", str, Path)
 SHIPPED = ("recipes", "models/tiny-base")
-"""Paths that ship; only these and what lies in them is looked for outside the current folder."""
+"""The paths that ship. Only these, and paths inside them, are looked up outside the current folder."""
 _PACKAGE = Path(__file__).parent
 
 
 def root() -> Path:
-    """The folder in which the shipped paths lie: inside an installed package, or the root of a checkout."""
+    """The folder that contains the shipped paths: inside an installed package, or the root of a checkout."""
     inside = _PACKAGE / "shipped"
     return inside if inside.is_dir() else _PACKAGE.parent.parent
 
 
 def resolve(path: AnyPath) -> AnyPath:
-    """The shipped file or folder at a path such as `models/tiny-base`, if nothing exists there from the current folder;
-    else the path as it is, which may also be the name of a model on the hub."""
+    """The shipped file or folder for a path such as `models/tiny-base`, unless it exists from the current folder. Any
+    other path, or the name of a model on the hub, is returned unchanged."""
     relative = Path(path)
     ships = any(relative.is_relative_to(name) for name in SHIPPED) and ".." not in relative.parts
     return type(path)(root() / relative) if ships and not relative.exists() and (root() / relative).exists() else path

@@ -1,4 +1,4 @@
-"""The one table type: it writes Markdown here, and `report.tables` prints it in a terminal."""
+"""The table type of all reports. It writes Markdown; `report.tables` prints it in a terminal."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class Table:
     """A table of strings.
 
     Attributes:
-        header: names of the columns.
-        rows: cells, as many in every row as columns.
-        title: printed above; empty for none.
-        names: how many columns on the left hold names; the others hold figures.
+        header: column names.
+        rows: one cell for every column.
+        title: printed above the table; none if empty.
+        names: number of columns on the left that hold names; the others hold numbers.
     """
 
     header: tuple[str, ...]
@@ -23,7 +23,7 @@ class Table:
     names: int = 1
 
     def markdown(self) -> str:
-        """The table in Markdown, its title as a heading of the second level. A | in a cell is escaped."""
+        """The table in Markdown, with its title as a second-level heading. A | in a cell is escaped."""
         lines = [self.header, tuple("---" for _ in self.header), *self.rows]
         escaped = (" | ".join(cell.replace("|", r"\|") for cell in line) for line in lines)
         heading = f"## {self.title}\n\n" if self.title else ""

@@ -84,7 +84,7 @@ def scripted(values, weights):
     """Validations with these figures, one after the other; `weights` is told what was validated and measured."""
     left = iter(values)
 
-    def evaluate(policy, task, settings, sampling, stage="", split="test"):
+    def evaluate(policy, task, settings, sampling, stage="", split="test", **_):
         state = {name: value.clone() for name, value in policy.model.state_dict().items()}
         weights.append((stage, split, state))
         mean = next(left) if split == "validation" else 0.5

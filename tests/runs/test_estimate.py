@@ -1,5 +1,8 @@
 """What a recipe will do and need: against what a run does and holds."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from common import SHAPES, SMALL, draw, folder_of, write
@@ -135,3 +138,17 @@ def test_with_an_adapter_little_learns(tmp_path):
     assert plan.make(some, {}).learning == sum(weight.numel() for weight in adapters.weights(part.model).values())
     with pytest.raises(UserError, match="did you mean 'q_proj'"):
         plan.make(load_recipe(write(tmp_path, SMALL), ["model.lora.targets=['q_prj']"]), {})
+
+
+def test_a_model_is_freed_after_its_estimate(tmp_path, monkeypatch):
+    models, build = [], plan.build
+
+    def noted(recipe):
+        model = build(recipe)
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(plan, "build", noted)
+    plan.make(load_recipe(write(tmp_path, SMALL)), {})
+    gc.collect()
+    assert [model() for model in models] == [None]

@@ -48,7 +48,7 @@ def test_what_cannot_be_written_destroys_nothing(tmp_path, policy):
     ]
     before = sorted(run.path.rglob("*"))
     for write in writes:
-        with full_disk(3000), pytest.raises(UserError, match=r"to write .*File too large.*; make room"):
+        with full_disk(3000), pytest.raises(UserError, match=r"to write .*File too large.*; free some space"):
             write()
         assert sorted(run.path.rglob("*")) == before
     assert run.load_state() == {"version": 1}
@@ -113,7 +113,7 @@ def test_one_process_at_a_run(tmp_path, policy):
     changes = (f"model={{path='{tmp_path / 'model'}'}}", "stages.sft.steps=1", measured)
     run = RunFolder.create(tmp_path / "run", make(tmp_path, *changes).only("sft"))
     words = ["sft", tmp_path / "small.toml", "--out", run.path, *(word for each in changes for word in ("--set", each))]
-    refused(*words, said=("a run that no other process is at", "wait, or give another --out"))
+    refused(*words, said=("a run that no other process works on", "wait, or give another --out"))
     del run
     (tmp_path / "run" / "table.md").mkdir()
     done = refused(*words, "--track", "tensorboard", said=("table.md", "Is a directory"))

@@ -37,7 +37,7 @@ def warnings(rows, monitor=None):
         ("entropy", "surprise", 0.01, "0.010 nats a token, it began with 0.500"),
         ("dead", "dead_groups", 0.95, "in 95% of the groups"),
         ("mismatch", "mismatch_mean", 0.4, "0.400 nats a token, it began with 0.010"),
-        ("skipped", "skipped", 0.5, "50% of those of the last 5 steps"),
+        ("skipped", "skipped", 0.5, "50% of the updates of the last 5 steps"),
     ],
 )
 def test_each_collapse_is_named_once(rule, name, bad, said):

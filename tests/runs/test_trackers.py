@@ -101,7 +101,7 @@ def test_a_tracker_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Tracking, "build", build)
     recipe = make(tmp_path, 'tracking=["mlflow"]')
     run = RunFolder.create(tmp_path / "run", recipe)
-    said = r"mlflow to take the metrics of the run; found no key in two lines; .*goes on"
+    said = r"mlflow to take the metrics of the run; found no key in two lines; .*resumes"
     with pytest.raises(UserError, match=said), Tracking(recipe, run):
         raise AssertionError("something was measured before")
 
@@ -109,15 +109,15 @@ def test_a_tracker_that_fails_is_named(tmp_path, monkeypatch):
 def test_what_was_measured_when_a_tracker_fails_is_not_measured_again(tmp_path, policy):
     recipe = make(tmp_path)
     run = RunFolder.create(tmp_path / "run", recipe)
-    sampling = recipe.stages["rl"].sampling
+    stage = recipe.stages["rl"]
 
     def fail(row):
         raise UserError("a tracker", "none", "mend it")
 
     with pytest.raises(UserError, match="a tracker"):
-        Curriculum(recipe, run, fail).measure("base", sampling, policy)
+        Curriculum(recipe, run, fail).measure("base", stage, policy)
     again = Curriculum(recipe, run, fail)
-    again.measure("base", sampling, None)
+    again.measure("base", stage, None)
     (row,) = run.metrics()
     (result,) = again.results
     assert (row["kind"], row["stage"], row["mean"]) == ("evaluation", "base", result.mean)

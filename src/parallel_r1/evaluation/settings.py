@@ -1,4 +1,4 @@
-"""What a recipe may say of how it is measured."""
+"""The settings of an evaluation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from parallel_r1.settings import Count, Section
 
 
 class Evaluation(Section):
-    """How every stage is measured on held-out problems.
+    """How the weights after every stage are evaluated on held-out problems.
 
     Attributes:
-        problems: of every task; all of a task that has fewer.
-        samples: answers to each problem, for all tasks or task by task: the k of mean@k.
+        tasks: names of the tasks.
+        problems: number of problems of every task; a task with fewer uses all of its own.
+        samples: answers per problem (the k of mean@k), for all tasks or by task.
+        seed: of the choice of problems and of the answers.
     """
 
     tasks: tuple[str, ...] = ()
@@ -29,5 +31,5 @@ class Evaluation(Section):
         return self
 
     def samples_of(self, task: str) -> int:
-        """Answers to each problem of a task."""
+        """Number of answers per problem of a task."""
         return self.samples[task] if isinstance(self.samples, dict) else self.samples

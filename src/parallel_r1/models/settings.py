@@ -1,4 +1,4 @@
-"""What a recipe may say of its model."""
+"""The settings of a recipe's model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from parallel_r1.settings import Count, Section
 
 
 class Architecture(Section):
-    """A Qwen3 model with random weights and a tokenizer trained on the tasks' own text."""
+    """A Qwen3 model with random weights, and a tokenizer trained on text of the recipe's first SFT stage.
+
+    Attributes:
+        hidden, intermediate: width of the hidden states and of the MLP.
+        kv_heads: key-value heads, shared by the query `heads`.
+        positions: the longest sequence, in tokens.
+        vocabulary: tokens of the tokenizer: at least the 256 bytes and the special tokens.
+    """
 
     hidden: Count = 128
     layers: Count = 4
@@ -22,13 +29,14 @@ class Architecture(Section):
 
 
 class LoRA(Section):
-    """What learns beside frozen weights: two small matrices for each linear layer, and the rows of the six tags.
+    """An adapter: frozen weights, with two small trainable matrices for every targeted linear layer, and trainable
+    embeddings of the six tags.
 
     Attributes:
-        rank: of what a layer gains.
-        alpha: what a layer gains is multiplied by alpha / rank.
+        rank: rank of the update of a layer.
+        alpha: the update of a layer is multiplied by alpha / rank.
         targets: names of linear layers, such as "q_proj", or "all-linear": all but the head.
-        quantise: how the frozen linear layers are held: as they are, or in 4 bits ("nf4": QLoRA).
+        quantise: how the frozen linear layers are stored: unchanged, or in 4 bits ("nf4": QLoRA).
 
     Source: LoRA (arXiv 2106.09685), QLoRA (arXiv 2305.14314).
     """
@@ -40,10 +48,12 @@ class LoRA(Section):
 
 
 class Model(Section):
-    """Where the policy comes from: a folder or hub id, or an architecture to start from nothing.
+    """The model that a recipe starts from: a folder or hub id, or an architecture with random weights.
 
     Attributes:
-        lora: what learns beside frozen weights; all weights learn if None.
+        path: a model folder, or the name of a model on the hub.
+        architecture: a model with random weights.
+        lora: the adapter to train; if None, all weights are trained.
     """
 
     path: str | None = None
@@ -55,5 +65,5 @@ class Model(Section):
         if (self.path is None) == (self.architecture is None):
             raise ValueError("exactly one of path and architecture must be given")
         if self.lora is not None and self.path is None:
-            raise ValueError("lora needs path: random weights must learn themselves")
+            raise ValueError("lora needs path: with random weights all weights must be trained")
         return self

@@ -1,1 +1,1 @@
-"""A recipe from its file to its results."""
+"""Recipes: read from files, run stage by stage into a run folder, estimated beforehand, compared in studies."""

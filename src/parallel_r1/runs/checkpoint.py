@@ -13,7 +13,7 @@ from parallel_r1.training.settings import RL
 
 
 def card_of(recipe: Recipe, name: str) -> TrainingCard:
-    """How the weights after stage `name` are trained."""
+    """The training card of the weights after stage `name`."""
     stage = recipe.stages[name]
     rl = stage if isinstance(stage, RL) else None
     return TrainingCard(
@@ -35,5 +35,5 @@ def card_of(recipe: Recipe, name: str) -> TrainingCard:
 
 
 def card_of_base(recipe: Recipe) -> TrainingCard | None:
-    """The card of the weights that a recipe starts from; None if they have none."""
+    """The training card of the model folder that a recipe starts from; None if it has none."""
     return None if recipe.model.path is None else read_card(recipe.model.path)

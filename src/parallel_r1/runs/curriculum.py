@@ -1,4 +1,4 @@
-"""A recipe from its first stage to its last: what is done, what is measured, when a stage stops, what it hands over."""
+"""Run a recipe: train and evaluate its stages in order, apply the stop rules, resume an interrupted run."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from parallel_r1.evaluation.settings import Evaluation
 from parallel_r1.generation.generator import make_generator
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
+from parallel_r1.registry import plugin_error
 from parallel_r1.runs import trackers as tracking
 from parallel_r1.runs.checkpoint import card_of, card_of_base
 from parallel_r1.runs.estimate import check_positions
@@ -32,52 +33,59 @@ from parallel_r1.training.settings import RL, SFT
 
 log = logging.getLogger(__name__)
 Observer = Callable[[dict[str, Any]], None]
-"""Is told every row of metrics as it is made."""
+"""A callback, called with every row of metrics as it is logged."""
 Counted = tuple[str, int, int, Split]
-"""A task, the most problems of it, the seed and the split: what a count of problems depends on."""
+"""(task, maximum number of problems, seed, split): a key of the counted problems."""
 
 
 @dataclass
 class Watch:
-    """The validations of a stage, and what its stop rule makes of them. Without a rule there are none.
+    """The validations of a stage, and the decisions of its stop rule. A stage without a rule has no validations.
 
     Attributes:
-        seen: steps of the stage -> the figure that should rise, in order.
+        seen: step of the stage -> value of the rule's metric, in order of the steps.
     """
 
     stage: SFT | RL
     seen: dict[int, float] = field(default_factory=dict)
 
     def due(self, step: int) -> bool:
-        """Whether there is a validation after a step."""
+        """Whether the stage is validated after a step."""
         rule = self.stage.stop
         return rule is not None and (step % rule.every == 0 or step == self.stage.steps)
 
     @property
     def best(self) -> int | None:
-        """The step of the best validation, the first of equals."""
+        """The step of the best validation: the earliest if several are equal; None before the first."""
         return max(self.seen, key=self.seen.__getitem__, default=None)
 
     @property
     def waited(self) -> int:
-        """Validations since the last gain; the first is one."""
-        least = self.stage.stop.min_gain if self.stage.stop else 0.0
+        """Number of validations since the last one that counted as a gain. The first validation counts as a gain."""
+        min_gain = self.stage.stop.min_gain if self.stage.stop else 0.0
         last, waited = -float("inf"), 0
         for value in self.seen.values():
-            last, waited = (value, 0) if value > last + least else (last, waited + 1)
+            last, waited = (value, 0) if value > last + min_gain else (last, waited + 1)
         return waited
 
     @property
     def over(self) -> bool:
-        """Whether the stage ends."""
+        """Whether the stop rule ends the stage."""
         return self.stage.stop is not None and self.waited >= self.stage.stop.patience
 
 
 class Curriculum:
-    """A recipe under way. What is done is what lies in its folder, so a run that was broken off goes on."""
+    """A running recipe. The run folder is its only memory of what is finished, so an interrupted run resumes from it.
 
-    def __init__(self, recipe: Recipe, run: RunFolder, tell: Observer) -> None:
-        self.recipe, self.run, self.tell = recipe, run, tell
+    Attributes:
+        results: the evaluations so far.
+        done: names of the finished stages.
+        state: the saved state of the stage that was interrupted; None if there is none.
+        step: number of steps so far, over all stages.
+    """
+
+    def __init__(self, recipe: Recipe, run: RunFolder, on_row: Observer) -> None:
+        self.recipe, self.run, self.on_row = recipe, run, on_row
         self.results: list[Result] = []
         self.done = {name for name in recipe.stages if run.checkpoint(name).exists()}
         saved = run.load_state()
@@ -90,38 +98,42 @@ class Curriculum:
         self.monitor = Monitor().remember(run.metrics())
 
     def record(self, row: dict[str, Any]) -> None:
-        """Log a row of metrics and what the monitor has to say about it."""
+        """Log a row of metrics, and the warnings that the monitor derives from it."""
         row = {"step": self.step, **row}
-        for each in (row, *self.monitor(row)):
-            self.run.log(each)
-            self.tell(each)
+        for entry in (row, *self.monitor(row)):
+            self.run.log(entry)
+            self.on_row(entry)
 
     def measure(self, name: str, stage: SFT | RL, policy: Policy | None) -> None:
-        """Measure the weights after stage `name` on all tasks, unless it has been done. Answers are drawn as in
-        `stage`; the weights are loaded if None."""
+        """Evaluate the weights after stage `name` on all tasks; an evaluation that is saved already is not repeated.
+
+        Args:
+            stage: its sampling and prompt are used.
+            policy: the weights; if None, they are loaded when needed.
+        """
         for task in self.recipe.evaluation.tasks:
-            known = self.run.evaluation(f"{name}.{task}")
-            if known is None:
+            result = self.run.evaluation(f"{name}.{task}")
+            if result is None:
                 policy = policy or load_checkpoint(self.recipe, self.run.checkpoint(name))
                 started = time.perf_counter()
-                known = self.evaluate(policy, task, self.recipe.evaluation, stage, name, "test")
+                result = self.evaluate(policy, task, self.recipe.evaluation, stage, name, "test")
                 seconds = time.perf_counter() - started
-                row = {"step": self.step, "kind": "evaluation", **_figures(known), "seconds": seconds}
-                self.run.log(row)  # the first: a row whose evaluation was not saved is dropped and comes again
-                self.run.save_evaluation(f"{name}.{task}", known)
-                self.tell(row)  # the last: where a tracker fails, nothing is measured twice
-            self.results.append(Result(**known))
+                row = {"step": self.step, "kind": "evaluation", **_figures(result), "seconds": seconds}
+                self.run.log(row)  # before saving: `rewind` drops a row whose evaluation was not saved
+                self.run.save_evaluation(f"{name}.{task}", result)
+                self.on_row(row)  # after saving: if a tracker fails, the evaluation is not repeated
+            self.results.append(Result(**result))
 
     def evaluate(
         self, policy: Policy, task: str, settings: Evaluation, stage: SFT | RL, name: str, split: Split
     ) -> dict[str, Any]:
-        """Measure weights on one task, with answers drawn as in a stage."""
+        """Evaluate weights on one task, with the sampling and the prompt of a stage."""
         generator = make_generator(policy, self.recipe.engine)
         result = evaluate(policy, task, settings, stage.sampling, name, split, prompt=stage.prompt, generator=generator)
         return result.to_json()
 
     def learn(self, name: str, policy: Policy) -> Policy:
-        """Take the steps of a stage that are left. Returns the policy that it hands over, which lies in the folder."""
+        """Take the remaining steps of a stage. Returns the policy after the stage, whose checkpoint is then saved."""
         stage, start = self.recipe.stages[name], self.recipe.start_of(name)
         before = self.state["update"] if self.state and self.state["stage"] == name else None
         moments = self.run.moments(start) if stage.optimizer.carry else None
@@ -138,24 +150,31 @@ class Curriculum:
                 if now == stage.steps:
                     before = update.state()
         except FloatingPointError as error:
-            if now and all(weight.isfinite().all() for weight in policy.model.parameters()):
-                self.run.save_candidate(now, policy, card=card_of(self.recipe, name))
-                good = self.run.candidate(now)
-            else:
-                good = self.run.checkpoint(start) if watch.best is None else self.run.candidate(watch.best)
-            raise UserError(
-                f"finite numbers in stage {name}",
-                str(error),
-                f"lower its optimizer.lr; the last good weights are {good}",
-            ) from error
+            if plugin_error(error) is not None:  # a division in a user's reward, not weights that diverged
+                raise
+            raise self.diverged(name, now, policy, watch, error) from error
         if watch.best is None:
             self.run.save_checkpoint(name, policy, self.moments(name, before), card_of(self.recipe, name))
             return policy
         self.run.hand_over(watch.best, name)
         return load_checkpoint(self.recipe, self.run.checkpoint(name))
 
+    def diverged(self, name: str, now: int, policy: Policy, watch: Watch, error: FloatingPointError) -> UserError:
+        """The error for a stage whose numbers are not finite after step `now`. It names the last good weights: the
+        weights after that step, which are saved here if they are finite, else the best validated or the start."""
+        if now and all(weight.isfinite().all() for weight in policy.model.parameters()):
+            self.run.save_candidate(now, policy, card=card_of(self.recipe, name))
+            good = self.run.candidate(now)
+        elif watch.best is None:
+            good = self.run.checkpoint(self.recipe.start_of(name))
+        else:
+            good = self.run.candidate(watch.best)
+        return UserError(
+            f"finite numbers in stage {name}", str(error), f"lower its optimizer.lr; the last good weights are {good}"
+        )
+
     def take(self, name: str, update: Step, policy: Policy, watch: Watch) -> None:
-        """Log a step that was taken, validate if it is time, and save what is needed to go on."""
+        """Log a step, validate if it is due, and save the state to resume from if it is due."""
         stage, (metrics, rollouts, state) = watch.stage, update
         now = metrics["stage_step"]
         self.step += 1
@@ -170,32 +189,35 @@ class Curriculum:
             self.run.save_state(self.step, {"stage": name, "best": watch.best, "update": state()})
 
     def validate(self, name: str, now: int, policy: Policy, watch: Watch) -> None:
-        """Measure a stage on the problems of its stop rule."""
+        """Evaluate a stage on the validation problems of its stop rule."""
         rule, started = watch.stage.stop, time.perf_counter()
         assert rule is not None
         settings = Evaluation(problems=rule.problems, samples=rule.samples, seed=self.recipe.evaluation.seed)
-        found = self.evaluate(policy, rule.task, settings, watch.stage, name, "validation")
-        watch.seen[now] = found[rule.metric]
-        about = {"stage_step": now, "stage_steps": watch.stage.steps, "best_step": watch.best, "waited": watch.waited}
-        self.record({"kind": "validation", **_figures(found), **about, "seconds": time.perf_counter() - started})
+        result = self.evaluate(policy, rule.task, settings, watch.stage, name, "validation")
+        watch.seen[now] = result[rule.metric]
+        steps = {"stage_step": now, "stage_steps": watch.stage.steps, "best_step": watch.best}
+        waited = {"waited": watch.waited}
+        self.record(
+            {"kind": "validation", **_figures(result), **steps, **waited, "seconds": time.perf_counter() - started}
+        )
 
     def watch(self, name: str) -> Watch:
-        """The validations of a stage that were logged."""
+        """The logged validations of a stage."""
         stage = self.recipe.stages[name]
-        mine = [row for row in self.run.metrics() if row["kind"] == "validation" and row["stage"] == name]
-        return Watch(stage, {row["stage_step"]: row[stage.stop.metric] for row in mine} if stage.stop else {})
+        rows = [row for row in self.run.metrics() if row["kind"] == "validation" and row["stage"] == name]
+        return Watch(stage, {row["stage_step"]: row[stage.stop.metric] for row in rows} if stage.stop else {})
 
     def moments(self, name: str, state: State | None) -> State | None:
-        """What a stage's optimiser remembers, if a later stage goes on with it."""
+        """The moments of a stage's optimiser, if a later stage continues with them; else None."""
         return moments_of(state["learner"]) if state and name in self.recipe.carried else None
 
 
-def _figures(found: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in found.items() if key != "by_problem"}
+def _figures(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key != "by_problem"}
 
 
 def build_policy(recipe: Recipe) -> Policy:
-    """The policy that a recipe starts from: loaded, or random with a tokenizer trained on its first sft stage."""
+    """The policy that a recipe starts from: loaded, or random with a tokenizer trained for its first SFT stage."""
     model = recipe.model
     if model.path is not None:
         return models.load(model.path) if model.lora is None else adapters.load(model.path, model.lora, recipe.seed)
@@ -210,8 +232,7 @@ def build_policy(recipe: Recipe) -> Policy:
 
 
 def load_checkpoint(recipe: Recipe, folder: Path) -> Policy:
-    """The policy after a stage, to the last bit; one with an adapter is the model that the recipe names and the adapter
-    of the stage."""
+    """The policy after a stage, bit for bit. With an adapter: the recipe's model and the adapter of the stage."""
     model = recipe.model
     if model.lora is None:
         return models.load(str(folder))
@@ -219,58 +240,63 @@ def load_checkpoint(recipe: Recipe, folder: Path) -> Policy:
     return adapters.load(model.path, model.lora, recipe.seed, folder)
 
 
-def train(recipe: Recipe, policy: Policy, run: RunFolder, tell: Observer) -> list[Result]:
-    """Run every stage of a recipe, each from the weights of its start, and measure all of them. What the run's folder
-    says is done is not done again, so a run that was broken off goes on. Of several processes each runs all of this;
-    `RunFolder` lets the first one write.
+def train(recipe: Recipe, policy: Policy, run: RunFolder, on_row: Observer) -> list[Result]:
+    """Train every stage of a recipe from the weights of its start, and evaluate the result. Stages and evaluations that
+    are finished in the run folder are not repeated, so an interrupted run resumes. Every process calls this;
+    `RunFolder` lets only the first one write.
 
     Args:
         recipe: checked by `check`.
         policy: from `build_policy`.
-        run: where everything is written.
-        tell: is told every row of metrics as it is made.
+        run: the folder for all output.
+        on_row: called with every row of metrics as it is logged.
 
-    Returns the evaluations in the order of the stages, the base model first.
+    Returns:
+        The evaluations in the order of the stages, the base model first.
 
     Raises:
-        UserError: more than the model's positions hold; no room for checkpoints; gradients that are not finite.
+        UserError: a budget or an example exceeds the model's positions; too little disk space for the checkpoints;
+            losses or gradients that are not finite.
     """
     check_positions(policy.model.config, recipe)
     for stage in recipe.stages.values():
         if isinstance(stage, SFT):
             coldstart.check_lengths(stage.data, policy, stage.prompt.instruction)
-    under_way = Curriculum(recipe, run, tell)
-    learning = sum(each.numel() for each in adapters.learning(policy.model).values())
+    curriculum = Curriculum(recipe, run, on_row)
+    learning = sum(weight.numel() for weight in adapters.learning(policy.model).values())
     run.check_space(space(recipe, models.parameter_count(policy.model), learning))
     first = next(iter(recipe.stages))
     if recipe.model.path is not None:
-        under_way.measure("base", recipe.stages[first], policy)
+        curriculum.measure("base", recipe.stages[first], policy)
     run.save_checkpoint("base", policy, card=card_of_base(recipe))
     for name, stage in recipe.stages.items():
-        if name in under_way.done:
-            under_way.measure(name, stage, None)
+        if name in curriculum.done:
+            curriculum.measure(name, stage, None)
             continue
         start = recipe.start_of(name)
         if start != "base" or name != first:
             policy = load_checkpoint(recipe, run.checkpoint(start))
-        policy = under_way.learn(name, policy)
-        under_way.measure(name, stage, policy)
-    return under_way.results
+        policy = curriculum.learn(name, policy)
+        curriculum.measure(name, stage, policy)
+    return curriculum.results
 
 
 def check(
     recipe: Recipe, missing: list[Missing] | None = None, counts: dict[Counted, int] | None = None
 ) -> dict[str, int]:
-    """Everything about a recipe that can be wrong and can be known before a model is loaded: all that it reads is read.
+    """Check everything about a recipe that needs no model: trackers, rewards, tasks, data files, carried moments.
 
     Args:
-        missing: is told what is not there; if None, that is an error too.
-        counts: (task, most, seed, split) -> number of problems, filled in here and not counted again: for several
-            recipes that measure the same.
+        missing: files and data sets that do not exist are appended to it; if None, the first of them is raised.
+        counts: a cache of counted problems, filled here; for several recipes that evaluate the same tasks.
 
-    Returns how many problems of each task are measured.
+    Returns:
+        Task -> number of evaluation problems.
+
+    Raises:
+        UserError: the first mistake in the recipe or in a file that it reads.
     """
-    measured: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     counts = {} if counts is None else counts
     tracking.check(recipe.tracking)
     if recipe.model.lora is not None:
@@ -278,7 +304,7 @@ def check(
     settings = recipe.evaluation
     for task in settings.tasks:
         with _there(missing):
-            measured[task] = _count((task, settings.problems, settings.seed, "test"), counts)
+            sizes[task] = _count((task, settings.problems, settings.seed, "test"), counts)
     for name, stage in recipe.stages.items():
         if isinstance(stage, RL):
             check_reward(stage.reward, forks=stage.sampling.opens_forks)
@@ -296,11 +322,11 @@ def check(
                 "'base', which has none",
                 "leave it out, or name another start",
             )
-    return measured
+    return sizes
 
 
 def _count(counted: Counted, counts: dict[Counted, int]) -> int:
-    """How many problems of a split are measured: at most so many, or all that there are."""
+    """The number of problems of a split: the maximum, or all if there are fewer."""
     if counted not in counts:
         task, most, seed, split = counted
         counts[counted] = len(held_out(load_task(task), most, seed, split))
@@ -309,7 +335,7 @@ def _count(counted: Counted, counts: dict[Counted, int]) -> int:
 
 @contextmanager
 def _there(missing: list[Missing] | None) -> Iterator[None]:
-    """Note what is not there, where that is no error."""
+    """Append a `Missing` error to the list, if there is one, instead of raising it."""
     try:
         yield
     except Missing as error:

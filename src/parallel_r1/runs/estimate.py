@@ -1,15 +1,15 @@
-"""What a recipe will do and need, known without weights: steps, answers, tokens, memory by part, disk.
+"""Estimate a recipe without loading weights: steps, answers, tokens, memory by part, disk space.
 
-The model is built from its configuration with tensors that have shapes and no memory, and a forward pass of it is
-followed to count what the backward pass would keep.
+The model is built from its configuration with fake tensors (shapes without memory). A forward pass through it counts
+the tensors that the backward pass would need.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +35,21 @@ from parallel_r1.training.batch import LOGITS
 from parallel_r1.training.settings import RL, SFT, Stage
 
 NUMBER = 4
-"""Bytes of a weight, a gradient, a moment, a key or a value: fp32."""
+"""Bytes of a number in fp32: a weight, a gradient, a moment, a key or a value."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a stage needs at its peak in each process, by part.
+    """Peak memory of a stage per process, in bytes, by part.
 
     Attributes:
-        weights: of the policy. Where processes have shares of them, there is a whole copy too.
-        gradients, moments: of the weights that learn; two moments a weight.
-        reference: the copy of the weights that learn that a KL penalty keeps.
-        activations: of the largest micro-batch, and the copies of weights that another precision makes; where all
-            weights learn, an adapter needs a little less.
-        logits: of the piece that is scored, with what its backward pass needs.
-        cache: keys and values while answers are drawn, if every one of them is as long as its budget allows.
+        weights: of the policy. With sharding, the shard and the whole weights that sampling uses.
+        gradients, moments: of the trained weights; two moments per weight.
+        reference: the copy of the trained weights for a KL penalty.
+        activations: of the largest micro-batch, with the bf16 copies of weights under autocast. Counted as if all
+            weights were trained; an adapter needs a little less.
+        logits: of the chunk that is scored at a time, with the tensors of its backward pass.
+        cache: keys and values while answers are sampled, if every answer uses its whole budget.
     """
 
     weights: int
@@ -62,7 +62,7 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """The larger of drawing and learning, which take turns."""
+        """The larger of sampling and training, which alternate."""
         return (
             self.weights
             + self.moments
@@ -73,13 +73,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage does.
+    """The estimate of a stage.
 
     Attributes:
-        source: what it reads, and how it is rewarded.
-        updates: of the optimiser, over all steps.
-        answers: of a step.
-        tokens: that it draws at most, over all steps; 0 in sft.
+        source: its task and reward, or the data that it imitates.
+        updates: optimiser updates over all steps.
+        answers: answers per step.
+        tokens: upper bound of the tokens sampled over all steps; 0 in SFT.
         memory: None if the model's configuration could not be read.
     """
 
@@ -96,14 +96,14 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe does.
+    """The estimate of a recipe.
 
     Attributes:
         parameters: of the model; None if its configuration could not be read.
-        learning: those that learn: all of them, or those of an adapter.
-        evaluated: tokens that are drawn at most to measure and validate every stage.
-        disk: bytes of checkpoints and of the state to go on from, at the most.
-        unknown: what could not be checked, and why.
+        learning: number of trained parameters: all of the model, or those of an adapter.
+        evaluated: upper bound of the tokens sampled to evaluate and validate all stages.
+        disk: upper bound of the bytes of checkpoints and saved states.
+        unknown: checks that could not be made, and why.
     """
 
     stages: tuple[StagePlan, ...]
@@ -115,15 +115,15 @@ class Plan:
 
 
 def make(recipe: Recipe, problems: Mapping[str, int]) -> Plan:
-    """The plan of a recipe.
+    """Estimate a recipe.
 
     Args:
-        problems: how many of each task are measured, as `curriculum.check` counted them; where it could not, as many as
-            the recipe allows.
+        problems: task -> number of evaluation problems, as counted by `curriculum.check`. For a task that is not there,
+            the number in the recipe counts.
 
     Raises:
-        UserError: a budget over the positions that the model knows; a tokenizer without the tags, or with more tokens
-            than the model has embeddings.
+        UserError: a budget exceeds the model's positions; the tokenizer lacks the tags, or has more tokens than the
+            model has embeddings.
     """
     unknown: list[str] = []
     model, lora, path = None, recipe.model.lora, recipe.model.path
@@ -131,15 +131,8 @@ def make(recipe: Recipe, problems: Mapping[str, int]) -> Plan:
         try:
             model = build(recipe)
         except OSError as error:
-            where = (
-                "whose config.json cannot be read" if Path(str(path)).is_dir() else "no folder, nor read from the hub"
-            )
-            reason = str(error).splitlines()[0]
-            unknown.append(f"memory, positions and tags: {path}, {where} ({reason}); parallel-r1 prepare writes one")
-        memories = {
-            name: None if model is None else memory(model, lora, stage, recipe.processes, recipe.engine)
-            for name, stage in recipe.stages.items()
-        }
+            unknown.append(_unreadable(str(path), error))
+        memories = {} if model is None else _memories(model, recipe)
     parameters = learning = disk = None
     if model is not None:
         check_positions(model.config, recipe)
@@ -157,29 +150,47 @@ def make(recipe: Recipe, problems: Mapping[str, int]) -> Plan:
             stage.updates,
             stage.problems * stage.group if isinstance(stage, RL) else stage.batch,
             drawn(stage),
-            memories[name],
+            memories.get(name),
         )
         for name, stage in recipe.stages.items()
     )
-    settings = recipe.evaluation
-    measured = [stage.sampling.budget.total for stage in recipe.stages.values()]
-    measured += measured[:1] if recipe.model.path else []  # the model itself, as the first stage draws
-    evaluated = sum(measured) * sum(
-        problems.get(task, settings.problems) * settings.samples_of(task) for task in settings.tasks
-    )
-    evaluated += sum(validated(stage) for stage in recipe.stages.values())
-    return Plan(stages, parameters, learning, evaluated, disk, tuple(unknown))
+    return Plan(stages, parameters, learning, evaluated(recipe, problems), disk, tuple(unknown))
+
+
+def _unreadable(path: str, error: OSError) -> str:
+    """The line for a model whose configuration cannot be read."""
+    where = "whose config.json cannot be read" if Path(path).is_dir() else "no folder, nor read from the hub"
+    reason = str(error).splitlines()[0]
+    return f"memory, positions and tags: {path}, {where} ({reason}); parallel-r1 prepare writes one"
+
+
+def _memories(model: PreTrainedModel, recipe: Recipe) -> dict[str, Memory]:
+    """The memory of every stage. Stages with micro-batches of the same size share one pass through the model."""
+    activations = cache(partial(activation_bytes, model))  # a local cache: it must not keep the model alive
+    return {
+        name: memory(model, recipe.model.lora, stage, recipe.processes, recipe.engine, activations)
+        for name, stage in recipe.stages.items()
+    }
 
 
 def drawn(stage: Stage) -> int:
-    """Tokens that a stage draws at most, groups that are replaced included; 0 in sft."""
+    """Upper bound of the tokens that a stage samples, with refilled groups; 0 in SFT."""
     if not isinstance(stage, RL):
         return 0
     return stage.steps * (1 + stage.algorithm.refill) * stage.problems * stage.group * stage.sampling.budget.total
 
 
+def evaluated(recipe: Recipe, problems: Mapping[str, int]) -> int:
+    """Upper bound of the tokens that the evaluations and validations of a recipe sample. `problems` is as in `make`."""
+    settings = recipe.evaluation
+    budgets = [stage.sampling.budget.total for stage in recipe.stages.values()]
+    budgets += budgets[:1] if recipe.model.path else []  # the base model is sampled as in the first stage
+    answers = sum(problems.get(task, settings.problems) * settings.samples_of(task) for task in settings.tasks)
+    return sum(budgets) * answers + sum(validated(stage) for stage in recipe.stages.values())
+
+
 def validated(stage: Stage) -> int:
-    """Tokens that the validations of a stage draw at most."""
+    """Upper bound of the tokens that the validations of a stage sample."""
     rule = stage.stop
     if rule is None:
         return 0
@@ -187,7 +198,7 @@ def validated(stage: Stage) -> int:
 
 
 def source(stage: Stage) -> str:
-    """What a stage reads, and how it is rewarded."""
+    """The task and reward of an RL stage; the file, or the tasks, of an SFT stage."""
     if isinstance(stage, RL):
         return f"{stage.task}, {stage.reward}"
     assert isinstance(stage, SFT)
@@ -195,10 +206,10 @@ def source(stage: Stage) -> str:
 
 
 def build(recipe: Recipe) -> PreTrainedModel:
-    """The recipe's model, with weights of the kind that tensors have where it is called.
+    """Build the recipe's model from its configuration, with random weights (fake ones under `FakeTensorMode`).
 
     Raises:
-        OSError: its configuration cannot be read.
+        OSError: the configuration cannot be read.
     """
     if recipe.model.architecture is not None:
         shape = recipe.model.architecture.model_dump()
@@ -211,8 +222,19 @@ def build(recipe: Recipe) -> PreTrainedModel:
     return model
 
 
-def memory(model: PreTrainedModel, lora: LoRA | None, stage: Stage, processes: Processes, engine: Engine) -> Memory:
-    """What a stage of a model needs, of which all learns or an adapter."""
+def memory(
+    model: PreTrainedModel,
+    lora: LoRA | None,
+    stage: Stage,
+    processes: Processes,
+    engine: Engine,
+    activations: Callable[[int, bool, bool], int],
+) -> Memory:
+    """The peak memory of a stage.
+
+    Args:
+        activations: (tokens, half, recompute) -> bytes, as in `activation_bytes`.
+    """
     weights = learning = NUMBER * parameter_count(model)
     if lora is not None:
         learning = NUMBER * adapters.size(model, lora)
@@ -224,7 +246,7 @@ def memory(model: PreTrainedModel, lora: LoRA | None, stage: Stage, processes: P
     config = model.config.get_text_config()
     drawing = isinstance(stage, RL)
     longest = max(stage.micro_tokens, stage.sampling.budget.total if drawing else 0)
-    held = engine.memory or engine.rows * stage.sampling.budget.total
+    cached_tokens = engine.memory or engine.rows * stage.sampling.budget.total
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return Memory(
@@ -232,33 +254,38 @@ def memory(model: PreTrainedModel, lora: LoRA | None, stage: Stage, processes: P
         gradients=share,
         moments=2 * share,
         reference=learning if isinstance(stage, RL) and "reference" in stage.algorithm.needs else 0,
-        activations=kept(model, longest, stage.precision == "bf16", stage.recompute),
-        # Logits, log-probabilities, and the gradients of both, beside one that is being made.
+        activations=activations(longest, stage.precision == "bf16", stage.recompute),
+        # Logits, log-probabilities, the gradients of both, and one temporary tensor of that size.
         logits=5 * NUMBER * min(LOGITS, longest * config.vocab_size),
-        cache=2 * NUMBER * config.num_hidden_layers * heads * head * held if drawing else 0,
+        cache=2 * NUMBER * config.num_hidden_layers * heads * head * cached_tokens if drawing else 0,
     )
 
 
-@lru_cache(maxsize=1)  # the stages of a recipe often ask the same
-def kept(model: PreTrainedModel, tokens: int, half: bool, recompute: bool) -> int:
-    """Bytes that the backward pass over so many tokens needs from the forward pass, weights not counted; of weights and
-    activations in bf16 if `half`. Where activations are computed again, those of one layer more."""
-    whole = _kept(model, tokens, half)
+def activation_bytes(model: PreTrainedModel, tokens: int, half: bool, recompute: bool) -> int:
+    """Bytes that the backward pass needs from the forward pass, weights not counted.
+
+    Args:
+        tokens: length of the sequence.
+        half: the pass runs under autocast to bf16.
+        recompute: activations are recomputed layer by layer (checkpointing): one layer at a time has them all.
+    """
+    whole = _saved_bytes(model, tokens, half)
     if not recompute:
         return whole
     attend.recompute(model)
     try:
-        return _kept(model, tokens, half) + whole // model.config.get_text_config().num_hidden_layers
+        return _saved_bytes(model, tokens, half) + whole // model.config.get_text_config().num_hidden_layers
     finally:
         model.activation_checkpointing_disable()
 
 
-def _kept(model: PreTrainedModel, tokens: int, half: bool) -> int:
-    weights = {each.untyped_storage()._cdata for each in model.parameters()}
-    found: dict[int, Tensor] = {}
+def _saved_bytes(model: PreTrainedModel, tokens: int, half: bool) -> int:
+    """Bytes of the tensors that a forward pass saves for the backward pass, without the weights."""
+    weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
+    saved: dict[int, Tensor] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        found[tensor.untyped_storage()._cdata] = tensor
+        saved[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
     model.train()
@@ -272,25 +299,29 @@ def _kept(model: PreTrainedModel, tokens: int, half: bool) -> int:
             use_cache=False,
             attention=_attention,
         )
-    return sum(each.untyped_storage().nbytes() for storage, each in found.items() if storage not in weights)
+    return sum(tensor.untyped_storage().nbytes() for storage, tensor in saved.items() if storage not in weights)
 
 
 def _attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, *_: Any
 ) -> Float[Tensor, "b n h e"]:
-    """Plain causal attention without a mask, in layers with a sliding window or a soft cap too."""
+    """Plain causal attention without a mask, even in layers with a sliding window or a soft cap."""
     out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
     return out.transpose(1, 2)
 
 
 def check_positions(config: PretrainedConfig, recipe: Recipe) -> None:
-    """Refuse budgets that the model's positions cannot hold, whatever the prompt."""
+    """Check that the answers fit into the model's positions, without counting the prompt.
+
+    Raises:
+        UserError: the budget of a stage exceeds the positions.
+    """
     most = positions(config)
     for name, stage in recipe.stages.items():
         drawn = isinstance(stage, RL) or recipe.evaluation.tasks or stage.stop
         if drawn and most is not None and stage.sampling.reach >= most:
             raise UserError(
-                f"budgets below the {most} positions that the model knows",
+                f"budgets below the model's {most} positions",
                 f"stages.{name}: an answer may reach over {stage.sampling.reach}",
                 "lower its sampling.budget",
             )

@@ -30,31 +30,30 @@ from parallel_r1.runs.recipe_file import dump_recipe
 
 FOLDERS = ("rollouts", "checkpoints", "eval", "state")
 LOCK = ".lock"
-"""The file of a run that its process holds."""
+"""The lock file of the process that works on the run."""
 MOMENTS = "optimizer.pt"
-"""The file of a checkpoint with what its optimiser remembers, by parameter."""
+"""The file of a checkpoint with its optimiser's moments, by parameter."""
 PACKAGES = ("parallel-r1", "torch", "transformers", "accelerate", "numpy", "tokenizers")
 
 
 class RunFolder:
-    """One run's files. Nothing in it is ever overwritten by another run, nor by another process at the same run: from
-    `create` to `finish`, or to the end of the process, however it ends, no other can create it.
+    """The files of one run. A lock, held from `create` to `finish` or to the end of the process, keeps other processes
+    out; a folder that holds another run is refused.
 
-    A run that has not finished has a folder `state/`, with all that is needed to go on from the last saved step. What
-    is there is whole: files and folders are written under another name and then renamed. Of several processes the
-    first alone writes; the others wait until it has, so all of them read the same.
+    An unfinished run has a folder `state/` with the last saved step, from which it resumes. Files and folders are
+    written atomically. Of several processes only the first writes; the others wait for it, so that all read the same.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lock = FileLock(path / LOCK, is_singleton=True)  # one for all objects of this process
+        self.lock = FileLock(path / LOCK, is_singleton=True)  # all objects of this process share one lock
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> RunFolder:
-        """Start a folder for a run, or take up the one that this recipe was broken off in.
+        """Create the folder of a run, or open the folder in which a run of this recipe was interrupted.
 
         Raises:
-            UserError: the folder holds something else already, another process is at this run, or it cannot be written.
+            UserError: the folder holds other files, another process works on this run, or it cannot be written.
         """
         run = cls(path)
         run._begin(recipe)
@@ -63,29 +62,29 @@ class RunFolder:
     @by_first
     def _begin(self, recipe: Recipe) -> None:
         with written(self.path):
-            self.is_begun(recipe)  # what belongs to something else does not even get a lock
+            self.is_begun(recipe)  # refuses a folder with other files before a lock file is added to it
             self._hold()
             if self.is_begun(recipe):
                 return
             for name in FOLDERS:
                 (self.path / name).mkdir(exist_ok=True)
         write_json(self.path / "environment.json", environment())
-        write_text(self.path / "recipe.toml", dump_recipe(recipe))  # the last: with it the folder is a run
+        write_text(self.path / "recipe.toml", dump_recipe(recipe))  # last: this file makes the folder a run
 
     def _hold(self) -> AcquireReturnProxy:
-        """Keep other processes out."""
+        """Acquire the lock of the run."""
         try:
             return self.lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(
-                "a run that no other process is at", f"one that writes to {self.path}", "wait, or give another --out"
+                "a run that no other process works on", f"one that writes to {self.path}", "wait, or give another --out"
             ) from error
 
     def is_begun(self, recipe: Recipe) -> bool:
-        """Whether there is something to go on with here, before time is spent on a run that could not be written.
+        """Whether an interrupted run of this recipe is here. Called before the model is loaded, to fail early.
 
         Raises:
-            UserError: the folder holds something else, or another process is at this run.
+            UserError: the folder holds other files, or another process works on this run.
         """
         if not self.is_unfinished(recipe):
             self.check_vacant(self.path)
@@ -95,12 +94,16 @@ class RunFolder:
 
     @property
     def id(self) -> str:
-        """What no other run is called, for trackers that know many."""
+        """A unique name of the run, for trackers that show many runs."""
         return str(json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["run"])
 
     @staticmethod
     def check_vacant(path: Path) -> None:
-        """Refuse a folder that holds anything. What `create` had made there when it was broken off does not count."""
+        """Check that a folder is empty or absent. Files that an interrupted `create` left are ignored.
+
+        Raises:
+            UserError: the folder holds other files.
+        """
 
         def is_ours(entry: Path) -> bool:
             empty = entry.name in FOLDERS and entry.is_dir() and not any(entry.iterdir())
@@ -108,37 +111,43 @@ class RunFolder:
 
         if path.exists() and not (path.is_dir() and all(map(is_ours, path.iterdir()))):
             raise UserError(
-                "a folder for a new run, or one in which this recipe was broken off",
+                "a folder for a new run, or one in which this recipe was interrupted",
                 f"{path} holds something already",
                 "give another --out, or move it away",
             )
 
     def is_unfinished(self, recipe: Recipe) -> bool:
-        """Whether this recipe was begun here, in whatever number of processes and with whatever trackers, and has not
-        been finished."""
+        """Whether an unfinished run of this recipe is here. The number of processes and the trackers may differ."""
         begun = self.path / "recipe.toml"
         if not begun.is_file() or not (self.path / "state").is_dir():
             return False
         texts = begun.read_text(encoding="utf-8"), dump_recipe(recipe)
-        before, now = ({**tomllib.loads(text), "processes": None, "tracking": None} for text in texts)
-        return before == now
+        earlier, current = ({**tomllib.loads(text), "processes": None, "tracking": None} for text in texts)
+        return earlier == current
 
     @by_first
     def restate(self, recipe: Recipe) -> None:
-        """Write the recipe of a run that was begun once more, knowing that nothing differs but where things lie."""
+        """Overwrite the recipe of an existing run with an equal one whose paths have changed, as after a move."""
         if (begun := self.path / "recipe.toml").is_file():
             write_text(begun, dump_recipe(recipe))
 
     @by_first
     def finish(self) -> None:
-        """Note that there is nothing left to do here."""
+        """Mark the run as finished: remove its saved state and release the lock."""
         shutil.rmtree(self.path / "state")
         self.lock.release(force=True)
         (self.path / LOCK).unlink(missing_ok=True)
 
     @by_first
     def check_space(self, needed: int) -> None:
-        """Refuse to start on a disk without room for what is missing here of the `needed` bytes of a whole run."""
+        """Check the free disk space.
+
+        Args:
+            needed: bytes of the whole run; the files that are here already are subtracted.
+
+        Raises:
+            UserError: too little space is free.
+        """
         free = shutil.disk_usage(self.path).free
         files = (file for name in ("checkpoints", "state") for file in (self.path / name).rglob("*") if file.is_file())
         missing = needed - sum(file.stat().st_size for file in files)
@@ -154,29 +163,29 @@ class RunFolder:
         with written(file), file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(metrics) + "\n")
             lines.flush()
-            os.fsync(lines.fileno())  # what is saved after it counts on it
+            os.fsync(lines.fileno())  # checkpoints and states saved later rely on this row
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; one that was broken off is left out."""
+        """The rows of metrics.jsonl, without a last line that was cut off."""
         file = self.path / "metrics.jsonl"
         return [row for _, row in read_jsonl(file, drop_unfinished=True)] if file.is_file() else []
 
     @by_first
     def rewind(self, step: int) -> None:
-        """Forget what was logged after a step, and evaluations that were not saved."""
-        kept = [
+        """Drop the rows that were logged after a step, and the rows of evaluations that were not saved."""
+        rows = [
             row
             for row in self.metrics()
             if (
                 self.evaluation(f"{row['stage']}.{row['task']}") if row["kind"] == "evaluation" else row["step"] <= step
             )
         ]
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     @by_first
     def save_state(self, step: int, state: dict[str, Any]) -> None:
-        """Write what is needed to go on from a step. The last but one is kept until the next is whole; weights that a
-        stage might have handed over are kept if they are its `best`."""
+        """Write the state to resume from after a step. The previous state stays too; older ones are removed, and so
+        are the candidate weights of all steps but `state["best"]`."""
         folder = self.path / "state"
         with whole(folder / f"step-{step}.pt") as file:
             _save_tensors(file, state)
@@ -187,21 +196,21 @@ class RunFolder:
                 shutil.rmtree(old)
 
     def load_state(self) -> dict[str, Any] | None:
-        """What `save_state` wrote last; None if nothing.
+        """The last state that `save_state` wrote; None if there is none.
 
         Raises:
-            UserError: it is damaged.
+            UserError: the file is damaged.
         """
         import torch
 
-        found = sorted((self.path / "state").glob("step-*.pt"), key=_step)
+        states = sorted((self.path / "state").glob("step-*.pt"), key=_step)
         try:
-            return torch.load(found[-1], map_location="cpu", weights_only=True) if found else None
-        except Exception as error:  # zip, pickle and torch each raise their own
+            return torch.load(states[-1], map_location="cpu", weights_only=True) if states else None
+        except Exception as error:  # zipfile, pickle and torch have exceptions of their own
             raise UserError(
-                f"a whole file {found[-1]}",
-                f"{type(error).__name__}: {(str(error) or 'no more is known').splitlines()[0]}",
-                "remove it: the run then goes on from the state before, or else from the beginning of the stage",
+                f"a whole file {states[-1]}",
+                f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}",
+                "remove it: the run then resumes from the previous state, or from the beginning of the stage",
             ) from error
 
     @by_first
@@ -214,11 +223,11 @@ class RunFolder:
     def save_checkpoint(
         self, name: str, policy: Policy, moments: dict[str, Any] | None = None, card: TrainingCard | None = None
     ) -> None:
-        """Write the weights after a stage as an ordinary Hugging Face model folder.
+        """Write the weights after a stage as an ordinary Hugging Face model folder, unless it exists.
 
         Args:
-            moments: of the stage's optimiser, if a later stage goes on with them.
-            card: how the weights were trained.
+            moments: of the stage's optimiser, if a later stage continues with them.
+            card: the training card of the weights.
         """
         if not self.checkpoint(name).exists():
             _save(self.checkpoint(name), policy, moments, card)
@@ -227,29 +236,29 @@ class RunFolder:
         """The moments that `save_checkpoint` wrote with the weights after a stage."""
         import torch
 
-        found: dict[str, Any] = torch.load(self.checkpoint(name) / MOMENTS, weights_only=True)
-        return found
+        moments: dict[str, Any] = torch.load(self.checkpoint(name) / MOMENTS, weights_only=True)
+        return moments
 
     @by_first
     def save_candidate(
         self, step: int, policy: Policy, moments: dict[str, Any] | None = None, card: TrainingCard | None = None
     ) -> None:
-        """Write the weights after a step of the running stage, which the stage may hand over; see `save_checkpoint`."""
+        """Write the weights after a step of the running stage, candidates for its checkpoint; see `save_checkpoint`."""
         shutil.rmtree(self.candidate(step), ignore_errors=True)
         _save(self.candidate(step), policy, moments, card)
 
     def candidate(self, step: int | None) -> Path:
-        """Where the weights after a step of the stage under way lie, if it may hand them over."""
+        """The folder of the candidate weights after a step of the running stage."""
         return self.path / "state" / f"weights-{step}"
 
     @by_first
     def hand_over(self, step: int, name: str) -> None:
-        """Make the weights after a step those after its stage."""
+        """Turn the candidate weights after a step into the checkpoint of their stage."""
         with written(self.checkpoint(name)):
             move(self.candidate(step), self.checkpoint(name))
 
     def checkpoint(self, name: str) -> Path:
-        """Where the weights after a stage lie."""
+        """The folder of the weights after a stage."""
         return self.path / "checkpoints" / name
 
     @by_first
@@ -258,15 +267,20 @@ class RunFolder:
         write_json(self.path / "eval" / f"{name}.json", result)
 
     def evaluation(self, name: str) -> dict[str, Any] | None:
-        """What `save_evaluation` wrote, if it has."""
+        """The evaluation that `save_evaluation` wrote; None if it is not there."""
         file = self.path / "eval" / f"{name}.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def space(recipe: Recipe, parameters: int, learning: int) -> int:
-    """Bytes that a run of a recipe takes at most: the weights of every stage, with two moments of those that learn
-    where a later stage goes on with them; two states, each with what learns and its moments; and two sets of weights,
-    with moments perhaps, where a stop rule chooses."""
+    """Upper bound of the disk space of a run, in bytes (fp32): the weights of the base and of every stage, with two
+    moments per trained weight if a later stage continues with them; two saved states, with the trained weights and
+    moments; and two candidate checkpoints if a stage has a stop rule.
+
+    Args:
+        parameters: of the model, an adapter included.
+        learning: number of trained parameters.
+    """
     carried, chosen = 2 * len(recipe.carried), 2 if any(stage.stop for stage in recipe.stages.values()) else 0
     return 4 * (parameters * (len(recipe.stages) + 1 + chosen) + learning * (carried * (1 + chosen) + 2 * 3))
 
@@ -283,7 +297,7 @@ def _save(path: Path, policy: Policy, moments: dict[str, Any] | None, card: Trai
 def _save_tensors(path: Path, values: dict[str, Any]) -> None:
     import torch
 
-    with path.open("wb") as file:  # of a file that torch opens itself it does not say why it could not be written
+    with path.open("wb") as file:  # torch hides the reason of a failed write to a file that it opened itself
         torch.save(values, file)
 
 
@@ -292,7 +306,7 @@ def _step(path: Path) -> int:
 
 
 def environment() -> dict[str, Any]:
-    """What a reader needs to know to repeat a run: versions, machine, command; and a name for it alone."""
+    """The environment of a run, to reproduce it: versions, machine, command; and a unique name for the run."""
     return {
         "run": uuid.uuid4().hex[:12],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

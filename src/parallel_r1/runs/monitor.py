@@ -1,4 +1,4 @@
-"""Says in plain words what goes wrong in a run, while it can still be stopped."""
+"""Warnings about a running RL stage: collapses that show in its metrics."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from statistics import fmean
 from typing import Any
 
 WINDOW = 5
-"""Steps whose mean is looked at; the first so many of a stage are what it began with."""
+"""Number of steps in a moving average. The first window of a stage is the baseline."""
 
 Row = dict[str, Any]
 Rule = Callable[[list[Row]], str | None]
-"""Is told the metrics of all RL steps of a stage so far, at least `WINDOW`; says what is wrong, if anything is."""
+"""(metrics of all RL steps of a stage so far, at least `WINDOW`) -> a warning, or None."""
 
 
-def _began(rows: list[Row], name: str) -> float:
+def _baseline(rows: list[Row], name: str) -> float:
     return fmean(row[name] for row in rows[:WINDOW])
 
 
-def _now(rows: list[Row], name: str) -> float:
+def _recent(rows: list[Row], name: str) -> float:
     return fmean(row[name] for row in rows[-WINDOW:])
 
 
 def serial(rows: list[Row]) -> str | None:
-    """Forking dies out: what it costs is more than what it earns."""
-    most = max(_now(rows[:end], "parallel_ratio") for end in range(WINDOW, len(rows) + 1))
-    now = _now(rows, "parallel_ratio")
+    """The parallel ratio collapses: forks cost more than they earn."""
+    most = max(_recent(rows[:end], "parallel_ratio") for end in range(WINDOW, len(rows) + 1))
+    now = _recent(rows, "parallel_ratio")
     if most >= 0.3 and now < 0.3 * most:
         return (
             f"serial collapse: {now:.0%} of the answers fork, it was {most:.0%}. A budget that counts all tokens, or a "
@@ -36,32 +36,32 @@ def serial(rows: list[Row]) -> str | None:
 
 
 def form(rows: list[Row]) -> str | None:
-    """Answers that fork break the format."""
+    """Most answers with forks are malformed."""
     forking = [row for row in rows if row["parallel_ratio"] > 0]
-    if len(forking) >= WINDOW and _now(forking, "well_formed") < 0.5:
+    if len(forking) >= WINDOW and _recent(forking, "well_formed") < 0.5:
         return (
-            f"format collapse: {_now(forking, 'well_formed'):.0%} of the answers that fork are well-formed. Reward the "
-            "form (gate(), bonus()), give paths more tokens, or train the cold start for longer"
+            f"format collapse: {_recent(forking, 'well_formed'):.0%} of the answers that fork are well-formed. Reward "
+            "the form (gate(), bonus()), give paths more tokens, or train the cold start for longer"
         )
     return None
 
 
 def entropy(rows: list[Row]) -> str | None:
-    """The policy stops trying other things."""
-    began, now = _began(rows, "surprise"), _now(rows, "surprise")
-    if now < 0.2 * began:
+    """The entropy collapses: the policy no longer explores."""
+    baseline, now = _baseline(rows, "surprise"), _recent(rows, "surprise")
+    if now < 0.2 * baseline:
         return (
-            f"entropy collapse: {now:.3f} nats a token, it began with {began:.3f}. Raise algorithm.clip_high or "
+            f"entropy collapse: {now:.3f} nats a token, it began with {baseline:.3f}. Raise algorithm.clip_high or "
             "algorithm.entropy, or lower optimizer.lr"
         )
     return None
 
 
 def dead(rows: list[Row]) -> str | None:
-    """Most problems teach nothing."""
-    now = _now(rows, "dead_groups")
+    """In most groups all rewards are equal, so they have no gradient."""
+    now = _recent(rows, "dead_groups")
     if now > 0.8:
-        accuracy = _now(rows, "accuracy")
+        accuracy = _recent(rows, "accuracy")
         fix = "harder" if accuracy > 0.5 else "easier"
         return (
             f"dead groups: in {now:.0%} of the groups all answers earn the same, at {accuracy:.0%} accuracy. Take "
@@ -71,26 +71,26 @@ def dead(rows: list[Row]) -> str | None:
 
 
 def mismatch(rows: list[Row]) -> str | None:
-    """What is sampled is less and less what is scored."""
+    """The mismatch between sampler and scorer grows."""
     measured = [row for row in rows if "mismatch_mean" in row]
     if len(measured) < 2 * WINDOW:
         return None
-    began, now = _began(measured, "mismatch_mean"), _now(measured, "mismatch_mean")
-    if now > max(0.05, 3 * began):
+    baseline, now = _baseline(measured, "mismatch_mean"), _recent(measured, "mismatch_mean")
+    if now > max(0.05, 3 * baseline):
         return (
-            f"mismatch growth: sampler and scorer differ by {now:.3f} nats a token, it began with {began:.3f}. Use the "
-            "sampler's exact scorer, or algorithm.correction"
+            f"mismatch growth: sampler and scorer differ by {now:.3f} nats a token, it began with {baseline:.3f}. Use "
+            "the sampler's exact scorer, or algorithm.correction"
         )
     return None
 
 
 def skipped(rows: list[Row]) -> str | None:
-    """Updates are left out."""
+    """Updates with a gradient that is not finite are skipped."""
     share = fmean(row.get("skipped", 0.0) for row in rows[-WINDOW:])
     if share > 0:
         return (
-            f"skipped updates: {share:.0%} of those of the last {WINDOW} steps had a gradient that was not finite. "
-            "Lower optimizer.lr"
+            f"skipped updates: {share:.0%} of the updates of the last {WINDOW} steps had a gradient that was not "
+            "finite. Lower optimizer.lr"
         )
     return None
 
@@ -100,27 +100,32 @@ RULES: dict[str, Rule] = {rule.__name__: rule for rule in (serial, form, entropy
 
 @dataclass
 class Monitor:
-    """Watches the metrics of a run; each warning is given once a stage."""
+    """Applies all rules to the metrics of a run. A rule warns at most once per stage.
+
+    Attributes:
+        rows: the RL steps of the current stage.
+        given: names of the rules that have warned in it.
+    """
 
     rows: list[Row] = field(default_factory=list)
     given: set[str] = field(default_factory=set)
     stage: str = ""
 
     def __call__(self, row: Row) -> list[Row]:
-        """The warnings that a row of metrics gives rise to, as rows of their own."""
+        """The new warnings after a row of metrics, as rows for metrics.jsonl."""
         if row["kind"] != "rl":
             return []
         if row["stage"] != self.stage:
             self.rows, self.given, self.stage = [], set(), row["stage"]
         self.rows.append(row)
-        found = {name: RULES[name](self.rows) for name in RULES.keys() - self.given if len(self.rows) >= WINDOW}
-        said = {name: text for name, text in found.items() if text}
-        self.given |= said.keys()
-        about = {"step": row["step"], "kind": "warning", "stage": row["stage"]}
-        return [{**about, "rule": name, "warning": text} for name, text in sorted(said.items())]
+        verdicts = {name: RULES[name](self.rows) for name in RULES.keys() - self.given if len(self.rows) >= WINDOW}
+        warnings = {name: text for name, text in verdicts.items() if text}
+        self.given |= warnings.keys()
+        place = {"step": row["step"], "kind": "warning", "stage": row["stage"]}
+        return [{**place, "rule": name, "warning": text} for name, text in sorted(warnings.items())]
 
     def remember(self, rows: Iterable[Row]) -> Monitor:
-        """Take notice of what was logged before, without a word."""
+        """Take in the rows of an interrupted run, whose warnings are logged already."""
         for row in rows:
             self(row)
         return self

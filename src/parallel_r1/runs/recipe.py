@@ -1,4 +1,4 @@
-"""A whole run as a recipe."""
+"""The settings of a whole run: a recipe."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 class Processes(Section):
-    """How a run is spread over processes. The result is the same with any number of them, up to rounding.
+    """The processes that share the work of a run. Up to rounding, their number does not change the result.
 
     Attributes:
-        count: how many; another number than were started is an error.
-        shard: whether each keeps a share of the weights that learn, their gradients and moments (FSDP2), instead of
-            all of them (DDP).
+        count: number of processes; it must be the number that the launcher started.
+        shard: shard the trained weights, their gradients and moments over the processes (FSDP2), instead of replicating
+            them (DDP).
     """
 
     count: Count = 1
@@ -30,12 +30,12 @@ class Processes(Section):
 
 
 class Recipe(Section):
-    """A whole run: a model, stages in order, and what to measure.
+    """A whole run: a model, stages in order, and an evaluation.
 
     Attributes:
-        compare: pairs (stage, against) that the table compares, paired by problem.
-        save_every: steps of a stage after which all that is needed to go on is saved; it is with every validation too.
-        tracking: trackers that get the metrics beside metrics.jsonl.
+        compare: pairs (stage, other stage) that the result table compares, paired by problem.
+        save_every: steps between saved states, from which a run resumes; every validation saves one too.
+        tracking: trackers that get the metrics in addition to metrics.jsonl.
         imports: Python files, relative to the recipe's folder, and modules that register rewards, tasks or algorithms.
     """
 
@@ -53,19 +53,20 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def hold_back_what_stop_rules_need(cls, given: Any) -> Any:
-        stages = given.get("stages") if isinstance(given, dict) else None
+    def hold_back_validation_problems(cls, tree: Any) -> Any:
+        """With a stop rule in any stage, `hold_back` is on by default in all of them."""
+        stages = tree.get("stages") if isinstance(tree, dict) else None
         if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
-            return given
-        held = {"hold_back": True} if any("stop" in stage for stage in stages.values()) else {}
-        return {**given, "stages": {name: {**held, **stage} for name, stage in stages.items()}}
+            return tree
+        default = {"hold_back": True} if any("stop" in stage for stage in stages.values()) else {}
+        return {**tree, "stages": {name: {**default, **stage} for name, stage in stages.items()}}
 
     @model_validator(mode="after")
     def validation_is_held_back(self) -> Recipe:
-        trained = [name for name, stage in self.stages.items() if not stage.hold_back]
-        if trained and any(stage.stop for stage in self.stages.values()):
+        leaking = [name for name, stage in self.stages.items() if not stage.hold_back]
+        if leaking and any(stage.stop for stage in self.stages.values()):
             raise ValueError(
-                f"stages.{trained[0]}.hold_back must be true: a stop rule is judged by problems that no stage trains on"
+                f"stages.{leaking[0]}.hold_back must be true: no stage may train on the problems of a stop rule"
             )
         return self
 
@@ -83,52 +84,52 @@ class Recipe(Section):
     @model_validator(mode="after")
     def adapters_are_whole(self) -> Recipe:
         if self.model.lora is not None and self.processes.shard:
-            raise ValueError("processes.shard divides what learns, and an adapter is small: leave one of them out")
+            raise ValueError("processes.shard and model.lora exclude each other: an adapter is small; leave one out")
         return self
 
     @model_validator(mode="after")
-    def known_starts(self) -> Recipe:
-        seen = ["base"]
+    def starts_are_earlier_stages(self) -> Recipe:
+        earlier = ["base"]
         for name, stage in self.stages.items():
             if name == "base":
                 raise ValueError("no stage may be called 'base': that is the model itself")
-            if stage.start is not None and stage.start not in seen:
-                raise ValueError(f"stages.{name}.start is '{stage.start}'; {nearest(stage.start, seen)}")
-            seen.append(name)
+            if stage.start is not None and stage.start not in earlier:
+                raise ValueError(f"stages.{name}.start is '{stage.start}'; {nearest(stage.start, earlier)}")
+            earlier.append(name)
         for name in (name for pair in self.compare for name in pair):
-            if name not in seen:
-                raise ValueError(f"compare names '{name}'; {nearest(name, seen)}")
+            if name not in earlier:
+                raise ValueError(f"compare names '{name}'; {nearest(name, earlier)}")
         return self
 
     def start_of(self, name: str) -> str:
-        """The stage whose weights a stage continues."""
+        """The stage whose weights a stage starts from; `base` is the model itself."""
         names = ["base", *self.stages]
         return self.stages[name].start or names[names.index(name) - 1]
 
     @property
     def carried(self) -> set[str]:
-        """The stages whose moments a later stage goes on with."""
+        """The stages whose moments a later stage continues with."""
         return {self.start_of(name) for name, stage in self.stages.items() if stage.optimizer.carry}
 
     def only(self, kind: Literal["sft", "rl"]) -> Recipe:
-        """The recipe with its stages of one kind. One that continued a stage of another kind begins where that did.
+        """The recipe with its stages of one kind. A stage that started from a removed stage starts where that one did.
 
         Raises:
-            UserError: it has none of this kind.
+            UserError: the recipe has no stage of this kind.
         """
-        kept = {name: stage for name, stage in self.stages.items() if stage.kind == kind}
-        if not kept:
+        chosen = {name: stage for name, stage in self.stages.items() if stage.kind == kind}
+        if not chosen:
             raise UserError(
                 f"a recipe with a stage of kind '{kind}'",
                 f"stages {', '.join(self.stages)}",
                 "use `train`, or another recipe",
             )
-        known = {"base", *kept}
-        chain = {}
-        for name, stage in kept.items():
+        names = {"base", *chosen}
+        stages = {}
+        for name, stage in chosen.items():
             start = self.start_of(name)
-            while start not in known:
+            while start not in names:
                 start = self.start_of(start)
-            chain[name] = stage.model_copy(update={"start": start})
-        pairs = tuple(pair for pair in self.compare if known.issuperset(pair))
-        return self.model_copy(update={"stages": chain, "compare": pairs})
+            stages[name] = stage.model_copy(update={"start": start})
+        pairs = tuple(pair for pair in self.compare if names.issuperset(pair))
+        return self.model_copy(update={"stages": stages, "compare": pairs})

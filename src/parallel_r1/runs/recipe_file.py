@@ -1,4 +1,4 @@
-"""Recipe files: TOML in and out, `a.b=value` overrides, and mistakes in one line."""
+"""Recipe files: read and write TOML, apply `a.b=value` overrides, report a mistake in one line."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ MOVED = {
     "sampling.instruction": "prompt.instruction",
     "sampling.final": "prompt.final_answer",
     "grpo": "algorithm",
-    "allow_mismatch": "no key any more: a scorer that is written down is used as it is",
+    "allow_mismatch": "no key any more: the scorer that a recipe names is used unchanged",
 }
-"""Keys of a stage that have another place since version 0.2, and that place."""
+"""Keys of a stage in version 0.2 -> their present place."""
 GONE = {"model.attention": "model", "model.lora.dropout": "model.lora"}
-"""Keys that had one legal value, and the table that they were in."""
+"""Removed keys that had only one legal value -> their table."""
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe, apply `a.b=value` overrides, fill in defaults, check everything.
+    """Read a recipe file, apply `a.b=value` overrides, fill in defaults, validate.
 
     Args:
         path: a file, or the path of a shipped recipe such as `recipes/tiny/demo.toml`.
@@ -47,17 +47,17 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def read_toml(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The tables of a recipe file, laid over the tables of the file that its `extends` names.
+    """The tables of a recipe file, merged into the tables of the file in its `extends`.
 
     Args:
-        over: the files that extend it.
+        over: the files that extend this one, to detect a cycle.
 
     Raises:
         UserError: no such file, bad TOML, files that extend each other.
     """
     path = resolve(path)
     if not path.is_file():
-        raise UserError("a recipe file", f"no file {path}", "`parallel-r1 recipes` lists those that ship")
+        raise UserError("a recipe file", f"no file {path}", "`parallel-r1 recipes` lists the shipped ones")
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -72,18 +72,22 @@ def read_toml(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def extended(path: Path, name: str) -> Path:
-    """The file that the recipe at `path` names in its `extends`: a file beside it, or else one from the current folder
-    or a shipped one, such as `recipes/tiny/demo.toml`."""
+    """The file that the recipe at `path` names in its `extends`. It is looked up beside the recipe, then from the
+    current folder, then among the shipped files, such as `recipes/tiny/demo.toml`."""
     beside, other = path.parent / name, resolve(Path(name))
     return other if other.exists() and not beside.exists() else beside
 
 
 def make_recipe(tree: dict[str, Any], path: Path, overrides: Sequence[str]) -> Recipe:
-    """The recipe that a tree says, which is used up. A `[defaults]` table is laid under every stage, so that stages say
-    only what differs.
+    """Build a recipe from nested tables. Values of a `[defaults]` table apply to every stage that does not set them.
+
+    Args:
+        tree: the tables; changed in place.
+        path: the recipe's file, for error messages; its `imports` are relative to the folder of this file.
+        overrides: changes such as `a.b=3`.
 
     Raises:
-        UserError: an unknown key, a value out of range; `path` is what they are said to stand in.
+        UserError: an unknown key, a value out of range, an import that fails.
     """
     for override in overrides:
         apply_override(tree, override)
@@ -98,7 +102,7 @@ def make_recipe(tree: dict[str, Any], path: Path, overrides: Sequence[str]) -> R
 
 
 def _refuse_old_keys(tree: dict[str, Any], path: Path) -> None:
-    """Say the new key of one that has moved or gone."""
+    """Raise an error that names the new place of a key of version 0.2."""
     stages = tree.get("stages", {})
     tables = {"defaults": tree.get("defaults"), **(stages if isinstance(stages, dict) else {})}
     for table, stage in tables.items():
@@ -114,7 +118,7 @@ def _refuse_old_keys(tree: dict[str, Any], path: Path) -> None:
 
 
 def _holds(tree: Any, key: str) -> bool:
-    """Whether nested tables have a dotted key."""
+    """Whether nested tables contain a dotted key."""
     for part in key.split("."):
         if not isinstance(tree, dict) or part not in tree:
             return False
@@ -123,7 +127,11 @@ def _holds(tree: Any, key: str) -> bool:
 
 
 def validated(section: type[S], tree: dict[str, Any], path: Path) -> S:
-    """A tree as what a file may say.
+    """Validate nested tables as settings.
+
+    Args:
+        section: the class of the settings.
+        path: the file of the tables, for error messages.
 
     Raises:
         UserError: an unknown key, a value out of range.
@@ -135,15 +143,15 @@ def validated(section: type[S], tree: dict[str, Any], path: Path) -> S:
 
 
 def _spread_defaults(tree: dict[str, Any], path: Path) -> None:
-    """Lay the `[defaults]` table under every stage that knows its keys, in place."""
+    """Copy the values of the `[defaults]` table into every stage that has such keys and does not set them, in place."""
     defaults, stages = tree.pop("defaults", {}), tree.get("stages", {})
     kinds: dict[str, type[Stage]] = {"sft": SFT, "rl": RL}
-    known = {key for kind in kinds.values() for key in kind.model_fields}
+    valid = {key for kind in kinds.values() for key in kind.model_fields}
     if not isinstance(defaults, dict):
         raise UserError("a table [defaults]", f"{defaults!r} in {path}", "name keys of a stage in it")
     for key in defaults:
-        if key not in known:
-            raise UserError("keys of a stage in [defaults]", f"'{key}' in {path}", nearest(key, known))
+        if key not in valid:
+            raise UserError("keys of a stage in [defaults]", f"'{key}' in {path}", nearest(key, valid))
     for name, stage in stages.items() if isinstance(stages, dict) else ():
         if isinstance(stage, dict) and stage.get("kind") in kinds:
             fields = kinds[stage["kind"]].model_fields
@@ -151,7 +159,7 @@ def _spread_defaults(tree: dict[str, Any], path: Path) -> None:
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set one value of a nested table in place: `a.b=3`. The value is read as TOML, else as a string."""
+    """Set one value of nested tables in place, from `a.b=3`. A value that is not valid TOML is a string."""
     key, equals, value = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -168,13 +176,14 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as TOML: everything that a run used, defaults filled in."""
+    """The recipe as TOML, with all defaults filled in."""
     import tomli_w
 
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested tables with the values of both; `over` has precedence."""
     merged = dict(under)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -183,42 +192,44 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError, path: Path, section: type[BaseModel], tree: dict[str, Any]) -> UserError:
-    """The first problem of a file as one line."""
-    # A key that nobody knows comes first: it may be the misspelt name of one that is said to be missing.
-    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-    what = section.__name__.lower()
-    # The third place inside a stage is its kind, which a recipe does not write there.
+    """The first mistake in a file as one line."""
+    # An unknown key comes first: it may be the misspelling of a key that another error reports as missing.
+    first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
+    noun = section.__name__.lower()
+    # pydantic puts the kind of a stage third in the location, where a recipe has no key.
     where = ".".join(str(part) for at, part in enumerate(first["loc"]) if at != 2 or first["loc"][0] != "stages")
     if first["type"] == "extra_forbidden":
-        known = _fields_at(first["loc"][:-1], section, tree)
+        valid = _fields_at(first["loc"][:-1], section, tree)
         if section is Recipe and len(first["loc"]) == 1:
-            known += ["defaults", "extends"]
-        return UserError("a known key", f"'{where}' in {path}", nearest(str(first["loc"][-1]), known))
+            valid += ["defaults", "extends"]
+        return UserError("a valid key", f"'{where}' in {path}", nearest(str(first["loc"][-1]), valid))
     if first["type"] == UNKNOWN_NAME:
-        named = first["ctx"]
-        return UserError(f"a known {named['kind']}", f"'{named['name']}' in {where} of {path}", named["advice"])
+        context = first["ctx"]
+        return UserError(
+            f"a registered {context['kind']}", f"'{context['name']}' in {where} of {path}", context["advice"]
+        )
     if first["type"] == "union_tag_not_found":
         return UserError(
             "a kind, 'sft' or 'rl', in every stage", f"none in {where} of {path}", "is the name of the stage misspelt?"
         )
     message = first["msg"].removeprefix("Value error, ")
-    found = f" (found {first['input']!r})" if not isinstance(first["input"], dict) else ""
-    return UserError(f"a valid {what}", f"{path}: {where or what}{found}", message)
+    value = f" (found {first['input']!r})" if not isinstance(first["input"], dict) else ""
+    return UserError(f"a valid {noun}", f"{path}: {where or noun}{value}", message)
 
 
 def _fields_at(location: tuple[int | str, ...], section: type[BaseModel], tree: Any) -> list[str]:
-    """The keys that the section at a location of a validation error may have.
+    """The valid keys of the section at the location of a validation error.
 
     Args:
-        tree: what was validated; the fields of an algorithm depend on the name in its table.
+        tree: the validated tables; the fields of an algorithm depend on the name in its table.
     """
     for at, part in enumerate(location):
-        if at == 2 and location[0] == "stages":  # the kind of a stage, which is no key
+        if at == 2 and location[0] == "stages":  # the kind of a stage, which is not a key
             section = SFT if part == "sft" else RL
             continue
         tree = tree.get(part) if isinstance(tree, dict) else None
         if part in section.model_fields:
-            kinds = [kind for kind in _kinds(section.model_fields[str(part)].annotation)]
+            kinds = _kinds(section.model_fields[str(part)].annotation)
             section = kinds[0] if kinds else section
     if issubclass(section, PolicyGradient) and isinstance(tree, dict):
         return ["name", *ALGORITHMS[tree.get("name", DEFAULT_ALGORITHM)].model_fields]
@@ -226,6 +237,7 @@ def _fields_at(location: tuple[int | str, ...], section: type[BaseModel], tree: 
 
 
 def _kinds(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes in a type annotation, such as `SFT` and `RL` in `SFT | RL`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [kind for inner in getattr(annotation, "__args__", ()) for kind in _kinds(inner)]

@@ -1,4 +1,4 @@
-"""The metrics of a run in TensorBoard, Weights & Biases, MLflow or trackio, beside metrics.jsonl."""
+"""Send the metrics of a run to TensorBoard, Weights & Biases, MLflow or trackio, in addition to metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 PROJECT = "parallel-r1"
-"""What W&B and trackio call a project and MLflow an experiment: all runs stand in one, so that they can be compared."""
+"""The project (W&B, trackio) or experiment (MLflow) of all runs, so that they can be compared."""
 Row = dict[str, Any]
 
 
 def check(names: Sequence[Tracker]) -> None:
-    """Refuse trackers whose package is not installed.
+    """Check that the packages of all trackers are installed.
 
     Raises:
-        UserError: names the first.
+        UserError: names the first missing package.
     """
     for name in names:
         need(name, "for tracking", name)
 
 
 class Tracking:
-    """Tells Accelerate's trackers every row of metrics; an observer of a run, and a context that starts and ends them,
-    so that one which fails has cost nothing yet.
+    """Passes every row of metrics to Accelerate's trackers. An observer of a run, and a context manager that starts and
+    finishes the trackers, so that one that cannot start fails before any training.
 
-    A run that goes on is the same run to W&B, MLflow and trackio. TensorBoard's files are written anew from
-    metrics.jsonl, which is right when the first row comes: what was logged after the last saved step comes again.
+    W&B, MLflow and trackio continue a resumed run. TensorBoard's files are rewritten from metrics.jsonl at the first
+    row: by then the rows after the last saved step, which are logged again, have been dropped.
     """
 
     def __init__(self, recipe: Recipe, run: RunFolder) -> None:
@@ -44,7 +44,7 @@ class Tracking:
         self.trackers: list[GeneralTracker] = []
 
     def __call__(self, row: Row) -> None:
-        if "tensorboard" in self.recipe.tracking and all(each.name != "tensorboard" for each in self.trackers):
+        if "tensorboard" in self.recipe.tracking and all(tracker.name != "tensorboard" for tracker in self.trackers):
             self.trackers.append(self.start("tensorboard"))
         for tracker in self.trackers:
             with _named(tracker.name):
@@ -60,25 +60,25 @@ class Tracking:
 
     @by_first
     def begin(self) -> None:
-        """Start all but TensorBoard."""
+        """Start all trackers but TensorBoard, which starts at the first row."""
         self.trackers += [self.start(name) for name in self.recipe.tracking if name != "tensorboard"]
 
     def start(self, name: Tracker) -> GeneralTracker:
-        """A tracker that knows the run's name and its resolved recipe."""
+        """Start a tracker, and pass it the recipe with all defaults filled in."""
         import torch
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available())  # as the learner's: whoever comes first decides for both
+        PartialState(cpu=not torch.cuda.is_available())  # as in the learner: the first call decides the device
         with _named(name):
             tracker = self.build(name)
             tracker.start()
             tracker.store_init_configuration(flat(self.recipe.model_dump(mode="json", exclude_none=True)))
-            for row in self.run.metrics()[:-1] if name == "tensorboard" else ():  # the last is about to be told
+            for row in self.run.metrics()[:-1] if name == "tensorboard" else ():  # the last is logged by the caller
                 tracker.log(values(row), step=row["step"])
         return tracker
 
     def build(self, name: Tracker) -> GeneralTracker:
-        """The tracker of a name, which goes on with what it knows of the run."""
+        """Build a tracker. If it has this run already, it continues that run."""
         from accelerate import tracking
 
         run, title = self.run, self.run.path.resolve().name
@@ -91,17 +91,17 @@ class Tracking:
             return tracking.TrackioTracker(PROJECT, name=f"{title}-{run.id}", resume="allow")
         import mlflow
 
-        known = mlflow.search_runs(
+        runs = mlflow.search_runs(
             search_all_experiments=True, filter_string=f"tags.run = '{run.id}'", output_format="list"
         )
         return tracking.MLflowTracker(
-            PROJECT, run_id=known[0].info.run_id if known else None, run_name=title, tags={"run": run.id}
+            PROJECT, run_id=runs[0].info.run_id if runs else None, run_name=title, tags={"run": run.id}
         )
 
 
 def values(row: Row) -> dict[str, float]:
-    """The numbers of a row under the names that trackers show: `stage/name` of a step, `stage/kind/task/name` of what
-    was measured on a task, `stage/warning/rule` of a warning, which is 1."""
+    """The numbers of a row, under the names that trackers show: `stage/name` for a step, `stage/kind/task/name` for an
+    evaluation or validation on a task, and `stage/warning/rule`, which is 1, for a warning."""
     if row["kind"] == "warning":
         return {f"{row['stage']}/warning/{row['rule']}": 1.0}
     under = f"{row['stage']}/{row['kind']}/{row['task']}" if "task" in row else row["stage"]
@@ -110,24 +110,24 @@ def values(row: Row) -> dict[str, float]:
 
 
 def flat(table: dict[str, Any], above: str = "") -> dict[str, str | int | float]:
-    """Nested tables as one, its keys joined by dots; lists as JSON."""
-    found: dict[str, str | int | float] = {}
+    """Flatten nested tables: keys are joined by dots, lists become JSON."""
+    entries: dict[str, str | int | float] = {}
     for key, value in table.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{above}{key}.")
+            entries |= flat(value, f"{above}{key}.")
         else:
-            found[above + key] = json.dumps(value) if isinstance(value, list) else value
-    return found
+            entries[above + key] = json.dumps(value) if isinstance(value, list) else value
+    return entries
 
 
 @contextmanager
 def _named(tracker: str) -> Iterator[None]:
-    """Say in one line which tracker failed. What it raises may be anything."""
+    """Turn any exception of a tracker into a `UserError` that names the tracker."""
     try:
         yield
     except Exception as error:
         raise UserError(
             f"{tracker} to take the metrics of the run",
             str(error),
-            "mend that, or change --track, and give the same command again: the run goes on",
+            "correct that, or change --track, and give the same command again: the run resumes",
         ) from error

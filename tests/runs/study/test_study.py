@@ -390,7 +390,7 @@ def test_only_what_is_asked_for_must_fit(model, tmp_path):
     study = load_study(file)
     for changes, fitting, other in (
         ([], ["base", "plain", "taught", "forked"], "longer"),
-        (["defaults.scorer=causal"], ["base", "plain"], "forked"),
+        (["stages.cold.optimizer.carry=true"], ["base", "plain"], "forked"),
     ):
         asked = {("plain", "short")}
         assert [cell.row for cell in expand(study, file, [0], changes, asked)] == fitting
@@ -425,7 +425,7 @@ def test_only_cores_that_may_be_used_are_counted():
         ('scorer=causal"]', 'scorer=causal", "stages.hard.reward=bonus()"]', "the sampler is sequential"),
         ('path = "MODEL"', "architecture = {}", "recipe.model.path"),
         ("save_every = 1", 'tracking = ["tensorboard"]', "without trackers"),
-        ("batch = 4", "batch = 4\noptimizer = { carry = true }", "moments of their own"),
+        ("batch = 4", "batch = 4\noptimizer = { carry = true }", "start with fresh moments"),
         ("seeds = [0, 1]", "seeds = []", "seeds"),
         ("[budgets]", "[budget]", "did you mean 'budgets'"),
         ("save_every = 1", "save_evry = 1", "did you mean 'save_every'"),

@@ -1,1 +1,1 @@
-"""The rows of a table, each a chain of stages, under several budgets and seeds; nothing is done twice."""
+"""Studies: compare chains of stages under several budgets and seeds. Work that rows share is done once."""

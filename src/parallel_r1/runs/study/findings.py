@@ -1,5 +1,5 @@
-"""What a study found: the table of its rows, how far each is from the row that all are compared with, and whether that
-is more than chance."""
+"""The results of a study: a table of its rows, and how far every row is from the reference row, with an interval and a
+p-value."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from parallel_r1.table import Table
 
 @dataclass(frozen=True)
 class Contrast:
-    """How far a row is from another, paired by problem and by seed.
+    """The difference between a row and the reference row, paired by problem and seed.
 
     Attributes:
-        seeds: those that both have.
-        mean: of the differences, with its 95 % interval `low`..`high` over seeds and problems.
-        p_value: of `mean`, by a paired sign-flip test over problems, with the seeds held fixed.
-        corrected: `p_value` corrected by Holm's method for all rows of its part of the table.
+        seeds: the seeds that both rows have.
+        mean: mean difference, with its 95 % interval `low`..`high` over seeds and problems.
+        p_value: of `mean`, from a paired sign-flip test over problems with fixed seeds.
+        corrected: `p_value` corrected with Holm's method for all rows of the same part.
     """
 
     seeds: tuple[int, ...]
@@ -43,14 +43,14 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Finding:
-    """A row under a kind of budget on a task, over all seeds that are there.
+    """The results of a row under a kind of budget on a task, over all seeds that have a result.
 
     Attributes:
-        results: by seed.
-        measured: how many results these are; one for all seeds where nothing was trained.
+        results: seed -> result.
+        measured: number of independent results; 1 for a row without training, whose result is the same for all seeds.
         updates: RL updates.
-        sampled: tokens that the policy drew in all RL updates, on average over seeds.
-        contrast: with the row that all are compared with; None for that row, or where no seed is there for both.
+        sampled: tokens sampled in all RL updates, averaged over seeds.
+        contrast: with the reference row; None for that row itself, or if the two have no seed in common.
     """
 
     row: str
@@ -65,16 +65,16 @@ class Finding:
 
     @cached_property
     def pooled(self) -> Result:
-        """All seeds as one result: means over seeds, and an interval over seeds and problems."""
-        every = list(self.results.values())
-        names = list(every[0].by_problem)
+        """One result for all seeds: means over seeds, and an interval over seeds and problems."""
+        results = list(self.results.values())
+        names = list(results[0].by_problem)
         values = self.shares(self.results, names)
         low, high = interval(values)
-        formed = [each.well_formed for each in every if each.well_formed is not None]
+        formed = [result.well_formed for result in results if result.well_formed is not None]
         figures = ("mean", "passed", "parallel_ratio", "forks", "critical_path", "total")
-        means: dict[str, Any] = {figure: fmean(getattr(each, figure) for each in every) for figure in figures}
+        means: dict[str, Any] = {figure: fmean(getattr(result, figure) for result in results) for figure in figures}
         return replace(
-            every[0],
+            results[0],
             stage=self.row,
             low=low,
             high=high,
@@ -84,44 +84,44 @@ class Finding:
         )
 
     def shares(self, seeds: Iterable[int], problems: Sequence[str]) -> Float[np.ndarray, "seeds problems"]:
-        """The share of correct answers for every seed and problem."""
+        """The fraction of correct answers for every seed and problem."""
         return np.array([[self.results[seed].by_problem[name] for name in problems] for seed in seeds])
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as one JSON object."""
+        """The finding as a JSON object, with the pooled result."""
         return {**asdict(self), "pooled": self.pooled.to_json()}
 
 
 def write(cells: Sequence[Cell], folder: Path, against: str) -> list[Table]:
-    """Write study.json and study.md, of all that there is so far; the tables as text."""
-    tables, thinking = collect(cells, folder, against), habits(cells, folder)
-    shown = [each for table in tables for each in sheets(table, against)]
-    shown += [habit_sheet(thinking)] if thinking else []
-    findings = [finding.to_json() for table in tables for finding in table]
-    write_json(folder / "study.json", {"findings": findings, "habits": thinking, "runs": runs(cells)})
-    write_text(folder / "study.md", "\n".join(each.markdown() for each in shown))
-    return shown
+    """Write study.json and study.md from the results so far. Returns the tables of study.md."""
+    grids, forking = collect(cells, folder, against), habits(cells, folder)
+    tables = [table for grid in grids for table in sheets(grid, against)]
+    tables += [habit_sheet(forking)] if forking else []
+    findings = [finding.to_json() for grid in grids for finding in grid]
+    write_json(folder / "study.json", {"findings": findings, "habits": forking, "runs": runs(cells)})
+    write_text(folder / "study.md", "\n".join(table.markdown() for table in tables))
+    return tables
 
 
 def collect(cells: Sequence[Cell], folder: Path, against: str) -> list[list[Finding]]:
-    """A table for every kind of budget and task, with the rows of which something has been measured."""
-    found: dict[tuple[str, str], dict[str, list[tuple[Cell, Result]]]] = {}
+    """The findings for every kind of budget and task, of the rows that have a result."""
+    measured: dict[tuple[str, str], dict[str, list[tuple[Cell, Result]]]] = {}
     for cell in cells:
-        for each in cell.measurements:
-            rows = found.setdefault((cell.budget, each.task), {})
-            result = each.result(folder)
+        for measurement in cell.measurements:
+            rows = measured.setdefault((cell.budget, measurement.task), {})
+            result = measurement.result(folder)
             if result is not None:
                 rows.setdefault(cell.row, []).append((cell, result))
     order = list(dict.fromkeys(cell.row for cell in cells))
     tables = []
-    for (budget, task), rows in found.items():
+    for (budget, task), rows in measured.items():
         table = [_finding(rows[row], budget, task, folder) for row in sorted(rows, key=order.index)]
         tables += [compared(table, against)] if table else []
     return tables
 
 
 def _finding(measured: Sequence[tuple[Cell, Result]], budget: str, task: str, folder: Path) -> Finding:
-    """A row with its seeds in order, so that the bootstrap says the same whichever was asked for first."""
+    """The finding of a row. Its seeds are sorted, so that the bootstrap does not depend on the order of the cells."""
     cell, _ = measured[0]
     return Finding(
         cell.row,
@@ -136,39 +136,43 @@ def _finding(measured: Sequence[tuple[Cell, Result]], budget: str, task: str, fo
 
 
 def sampled(cell: Cell, folder: Path) -> int:
-    """Tokens that were drawn to train a row."""
-    return sum(row.get("sampled", 0) for each in cell.trainings for row in each.run(folder).metrics())
+    """Tokens sampled to train a row."""
+    return sum(row.get("sampled", 0) for training in cell.trainings for row in training.run(folder).metrics())
 
 
 def compared(table: Sequence[Finding], against: str) -> list[Finding]:
-    """A table with the contrast of every row with one of them."""
-    theirs = next((finding for finding in table if finding.row == against), None)
-    found = {
-        ours.row: contrast(ours, theirs)
-        for ours in table
-        if theirs is not None and ours is not theirs and not ours.results.keys().isdisjoint(theirs.results)
+    """The findings, with their contrasts with the reference row `against`."""
+    reference = next((finding for finding in table if finding.row == against), None)
+    contrasts = {
+        finding.row: contrast(finding, reference)
+        for finding in table
+        if reference is not None
+        and finding is not reference
+        and not finding.results.keys().isdisjoint(reference.results)
     }
     corrected: dict[str, float] = {}
-    for part in {ours.part for ours in table}:
-        names = [ours.row for ours in table if ours.part == part and ours.row in found]
-        corrected |= zip(names, holm([found[name].p_value for name in names]), strict=True)
+    for part in {finding.part for finding in table}:
+        names = [finding.row for finding in table if finding.part == part and finding.row in contrasts]
+        corrected |= zip(names, holm([contrasts[name].p_value for name in names]), strict=True)
     return [
-        replace(ours, contrast=replace(found[ours.row], corrected=corrected[ours.row])) if ours.row in found else ours
-        for ours in table
+        replace(finding, contrast=replace(contrasts[finding.row], corrected=corrected[finding.row]))
+        if finding.row in contrasts
+        else finding
+        for finding in table
     ]
 
 
-def contrast(ours: Finding, theirs: Finding) -> Contrast:
-    """One row with another, not corrected for others."""
-    seeds = tuple(seed for seed in ours.results if seed in theirs.results)
-    problems = list(ours.results[seeds[0]].by_problem)
-    differences = ours.shares(seeds, problems) - theirs.shares(seeds, problems)
+def contrast(row: Finding, reference: Finding) -> Contrast:
+    """The contrast of a row with the reference row; `corrected` is `p_value` still."""
+    seeds = tuple(seed for seed in row.results if seed in reference.results)
+    problems = list(row.results[seeds[0]].by_problem)
+    differences = row.shares(seeds, problems) - reference.shares(seeds, problems)
     p_value = sign_flip_test(differences.mean(axis=0))
     return Contrast(seeds, float(differences.mean()), *interval(differences), p_value, p_value)
 
 
 def sheets(table: Sequence[Finding], against: str) -> list[Table]:
-    """A table as text: what each row reached; what it cost, and how far it is from the row of `against`."""
+    """Two tables to print: the results of the rows; their costs and differences from the reference row."""
     budget, task = table[0].budget, table[0].task
     reached = results_table([finding.pooled for finding in table], task)
     header = ("row", "seeds", "RL updates", "sampled M", "points more", "95 % interval", "p", "p (Holm)")
@@ -180,57 +184,57 @@ def sheets(table: Sequence[Finding], against: str) -> list[Table]:
 
 def _cost(finding: Finding) -> tuple[str, ...]:
     cost = finding.row, str(finding.measured), str(finding.updates), f"{finding.sampled / 1e6:.2f}"
-    found = finding.contrast
-    if found is None:
+    difference = finding.contrast
+    if difference is None:
         return *cost, "-", "-", "-", "-"
-    mean, low, high = (f"{100 * value:+.1f}" for value in (found.mean, found.low, found.high))
-    return *cost, mean, f"{low} .. {high}", f"{found.p_value:.4f}", f"{found.corrected:.4f}"
+    mean, low, high = (f"{100 * value:+.1f}" for value in (difference.mean, difference.low, difference.high))
+    return *cost, mean, f"{low} .. {high}", f"{difference.p_value:.4f}", f"{difference.corrected:.4f}"
 
 
 def habits(cells: Sequence[Cell], folder: Path) -> list[dict[str, Any]]:
-    """How rows with forks think at the first and at the last step of their last stage, on average over seeds."""
-    found: dict[tuple[str, str], list[list[dict[str, Any]]]] = {}
+    """How the rows with forks fork at the first and at the last saved step of their last stage, averaged over seeds."""
+    steps: dict[tuple[str, str], list[list[dict[str, Any]]]] = {}
     for cell in cells:
-        files = [each.run(folder).path / "habits.json" for each in cell.trainings[-1:]]
+        files = [training.run(folder).path / "habits.json" for training in cell.trainings[-1:]]
         for file in filter(Path.is_file, files):
-            found.setdefault((cell.row, cell.budget), []).append(json.loads(file.read_text(encoding="utf-8")))
+            steps.setdefault((cell.row, cell.budget), []).append(json.loads(file.read_text(encoding="utf-8")))
     return [
         {"row": row, "budget": budget, "seeds": len(runs), "early": _average(runs, 0), "late": _average(runs, -1)}
-        for (row, budget), runs in found.items()
+        for (row, budget), runs in steps.items()
         if any(step["parallel_ratio"] for run in runs for step in run)
     ]
 
 
 def _average(runs: Sequence[Sequence[dict[str, Any]]], at: int) -> dict[str, float | None]:
-    """One of the saved steps of some runs, on average; None where none of them has a figure."""
+    """The figures at one saved step (index `at`), averaged over runs; None for a figure that no run has."""
     figures = {name: [run[at][name] for run in runs if run[at][name] is not None] for name in runs[0][at]}
     return {name: fmean(values) if values else None for name, values in figures.items()}
 
 
-def habit_sheet(found: Sequence[dict[str, Any]]) -> Table:
-    """Them as text."""
+def habit_sheet(habits: Sequence[dict[str, Any]]) -> Table:
+    """The table of `habits` to print."""
     names = {"parallel_ratio": "parallel %", "position": "fork at %", "self_bleu": "self-BLEU %"}
     rows = [
         (
-            each["row"],
-            each["budget"],
-            *(f"{percent(each['early'][name])} -> {percent(each['late'][name])}" for name in names),
-            str(each["seeds"]),
+            row["row"],
+            row["budget"],
+            *(f"{percent(row['early'][name])} -> {percent(row['late'][name])}" for name in names),
+            str(row["seeds"]),
         )
-        for each in found
+        for row in habits
     ]
     title = "How answers fork, at the first and at the last step of the last stage"
     return Table(("row", "budget", *names.values(), "seeds"), rows, title)
 
 
 def runs(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Which run folders, within that of the study, each cell of the table goes through."""
+    """The run folders of every cell, relative to the folder of the study."""
     return [
         {
             "row": cell.row,
             "budget": cell.budget,
             "seed": cell.seed,
-            "stages": [str(each.run(Path()).path) for each in cell.trainings],
+            "stages": [str(training.run(Path()).path) for training in cell.trainings],
         }
         for cell in cells
     ]

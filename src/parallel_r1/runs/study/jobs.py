@@ -1,4 +1,4 @@
-"""Processes that do the work of a study, several at a time, each piece after what it needs."""
+"""Run the work of a study in several processes, in the order of its dependencies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ from parallel_r1.registry import plugin_error
 
 
 class Work(Protocol):
-    """Something that is done once in a folder, after something else. What was done stays done."""
+    """A piece of work in the folder of a study.
+
+    Attributes:
+        key: names the piece; equal keys mean equal results.
+        after: the piece that must be done before, if any.
+    """
 
     @property
     def key(self) -> str: ...
@@ -29,30 +34,32 @@ class Work(Protocol):
 
     def is_done(self, folder: Path) -> bool: ...
 
-    def do(self, folder: Path, tell: Callable[[dict[str, Any]], None]) -> None: ...
+    def do(self, folder: Path, on_row: Callable[[dict[str, Any]], None]) -> None: ...
 
 
 Observer = Callable[[Work, dict[str, Any]], None]
-"""Is told every row of metrics of some work, and {"kind": "done"} at its end."""
+"""Called as `observer(work, row)` with every row of metrics, and with {"kind": "done"} when the work is done."""
 
 
-def run(works: Sequence[Work], folder: Path, jobs: int, tell: Observer) -> dict[str, str]:
-    """Do what is not done yet, the first that can be done first. If this process ends, however it ends, all others do.
+def run(works: Sequence[Work], folder: Path, jobs: int, observer: Observer) -> dict[str, str]:
+    """Do all unfinished work, in order as far as dependencies allow. When this process ends, even by a kill, the worker
+    processes end too.
 
     Args:
-        works: all there is to do, what others need included; none twice.
-        folder: where they are done.
-        jobs: how many at a time, each in a process with one thread.
-        tell: is told what happens.
+        works: all work, without duplicates; the dependencies of a piece are among them.
+        folder: the folder of the study.
+        jobs: number of worker processes, with one thread per process.
+        observer: see `Observer`.
 
-    Returns what failed, by key, and why.
+    Returns:
+        Key of a failed piece -> the reason.
     """
     todo = [work for work in works if not work.is_done(folder)]
     failed: dict[str, str] = {}
     running: dict[Connection, tuple[Work, Any]] = {}
     try:
         while todo or running:
-            for work in _ready(todo, failed, [work for work, _ in running.values()])[: jobs - len(running)]:
+            for work in _startable(todo, failed, [work for work, _ in running.values()])[: jobs - len(running)]:
                 todo.remove(work)
                 reader, process = _start(work, folder)
                 running[reader] = work, process
@@ -70,7 +77,7 @@ def run(works: Sequence[Work], folder: Path, jobs: int, tell: Observer) -> dict[
                 if row["kind"] == "error":
                     failed[work.key] = row["error"]
                 elif work.key not in failed:
-                    tell(work, row)
+                    observer(work, row)
     finally:
         for _, process in running.values():
             process.kill()
@@ -78,33 +85,33 @@ def run(works: Sequence[Work], folder: Path, jobs: int, tell: Observer) -> dict[
     return failed
 
 
-def _ready(todo: list[Work], failed: dict[str, str], running: Sequence[Work]) -> list[Work]:
-    """What may start now. What waits for something that failed is dropped, and has failed too."""
+def _startable(todo: list[Work], failed: dict[str, str], running: Sequence[Work]) -> list[Work]:
+    """The work that may start now. Work that depends on failed work is moved from `todo` to `failed`."""
     pending = {work.key for work in (*todo, *running)}
-    found = []
+    startable = []
     for work in list(todo):
         if work.after is not None and work.after.key in failed:
             todo.remove(work)
-            failed[work.key] = "what it starts from failed"
+            failed[work.key] = "the stage that it starts from failed"
         elif work.after is None or work.after.key not in pending:
-            found.append(work)
-    return found
+            startable.append(work)
+    return startable
 
 
 def _start(work: Work, folder: Path) -> tuple[Connection, Any]:
-    """A process that does some work, and where to hear of it."""
-    context = multiprocessing.get_context("forkserver")  # forked from one that has loaded torch and has run nothing
+    """Start a process for a piece of work. Returns the pipe that its rows arrive on, and the process."""
+    context = multiprocessing.get_context("forkserver")  # forked from a process that has loaded torch, without threads
     context.set_forkserver_preload(["parallel_r1.runs.study.work", "accelerate", "transformers"])
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(work, folder, writer), daemon=True)
     process.start()
-    writer.close()  # the other end is the process's alone, so that the pipe ends with it
+    writer.close()  # only the worker keeps the other end open, so the pipe ends when it does
     return reader, process
 
 
 def _work(work: Work, folder: Path, writer: Connection) -> None:
-    """What such a process runs. Where the work is being done already, by what another study has left behind or by
-    another study that goes on, it waits for that to end."""
+    """The main function of a worker process. If another process does the same work already, such as a worker of a
+    second study in this folder, it waits for that one. An exception in a user's plug-in is sent as an error."""
     _settle()
     lock = FileLock(folder / "locks" / work.key)
     try:
@@ -122,16 +129,16 @@ def _work(work: Work, folder: Path, writer: Connection) -> None:
 
 
 def _settle() -> None:
-    """One thread; quiet; ends with the study, which alone decides what an interrupt means."""
+    """Set a worker up: one thread, no progress bars, exits with the study. Only the study itself handles interrupts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    study = multiprocessing.parent_process()
-    assert study is not None
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
-    def follow() -> None:
-        study.join()
+    def exit_with_parent() -> None:
+        parent.join()
         os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     import torch
     from transformers.utils import logging
 

@@ -1,7 +1,7 @@
-"""What a result depends on, as text whose digest names it.
+"""The keys of a study's results: digests of all settings that a result depends on.
 
-The text keeps the layout that recipes had in version 0.1: a key that only moved to another table must not make the
-finished results of a study unfindable. What version 0.1 did not have is added where it differs from the default.
+The digested text keeps the layout of recipes in version 0.1, so that a setting that only moved to another table does
+not change the keys of finished results. A setting that version 0.1 lacks is added if it differs from its default.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ GRPO = ("clip_low", "clip_high", "std", "average", "minibatches", "refill", "tru
 
 
 def digest(*parts: str) -> str:
-    """A name for texts: 16 hexadecimal digits of their SHA-256."""
+    """The first 16 hexadecimal digits of the SHA-256 of some texts."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The recipe of one stage."""
+    """The text of a recipe with one stage, to be digested."""
     import tomli_w
 
     tree = recipe.model_dump(mode="json", exclude_none=True)
@@ -37,8 +37,8 @@ def recipe_text(recipe: Recipe) -> str:
 
 
 def sampling_text(sampling: Sampling, prompt: Prompt, engine: Engine) -> str:
-    """How answers are drawn and read."""
-    values = (each.model_dump(mode="json") for each in (sampling, prompt, engine))
+    """The text of the settings that answers are sampled and judged with, to be digested."""
+    values = (section.model_dump(mode="json") for section in (sampling, prompt, engine))
     return json.dumps(_sampling(*values), separators=(",", ":"), ensure_ascii=False)
 
 

@@ -1,4 +1,4 @@
-"""A study as a file: one recipe, and rows that say which of its stages they go through and what they change."""
+"""Study files: a recipe, and rows that choose a chain of its stages and change its settings."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Row(Section):
     """A row of the table.
 
     Attributes:
-        part: what it belongs to, so that it can be asked for, and is corrected for, with others.
-        like: an earlier row, whose stages it goes through unless it names its own, and whose changes come first.
-        stages: those of the recipe that it goes through, each from the weights of the one before it; without any it is
-            the base model, drawn from as the recipe's first stage would be.
-        set: changes of the recipe, as after `--set` on the command line.
+        part: name of a group of rows, which can be run together; p-values are corrected within a part.
+        like: an earlier row: its stages are the default, and its changes are applied first.
+        stages: a chain of stages of the recipe; a stage starts from the one before it. Without any, the row is the
+            base model, sampled as in the recipe's first stage.
+        set: changes of the recipe, as for `--set` on the command line.
     """
 
     part: str
@@ -40,13 +40,13 @@ class Row(Section):
 
 
 class Study(Section):
-    """The rows of a table, and what they have in common.
+    """The rows of a table, and the recipe that they share.
 
     Attributes:
-        against: the row that all others are compared with.
-        seeds: of the recipe; each makes the whole table once.
-        recipe: an ordinary recipe without a name, whose stages the rows are made of.
-        budgets: kind of budget -> changes of the recipe, made after those of a row.
+        against: the row that all other rows are compared with.
+        seeds: seeds of the recipe; every row is trained once per seed.
+        recipe: a recipe without a name. Its `imports` are relative to the folder of the study's file.
+        budgets: kind of budget -> changes of the recipe, applied after those of a row.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Study(Section):
     rows: dict[str, Row]
 
     @model_validator(mode="after")
-    def known_names(self) -> Study:
+    def names_exist(self) -> Study:
         if self.against not in self.rows:
             raise ValueError(f"against is '{self.against}'; {nearest(self.against, self.rows)}")
         both = {row.part for row in self.rows.values()} & set(self.rows)
@@ -71,7 +71,7 @@ class Study(Section):
         return self
 
     def row(self, name: str) -> Row:
-        """A row with all that it takes from the one that it is like."""
+        """A row, with the stages and changes that it takes from the row in its `like`."""
         row = self.rows[name]
         if row.like is None:
             return row
@@ -81,7 +81,7 @@ class Study(Section):
 
 @dataclass(frozen=True)
 class Cell:
-    """A row under a kind of budget with a seed: what it goes through, and what is measured at its end."""
+    """A row under a kind of budget with a seed: the stages to train, and the evaluations after the last one."""
 
     row: str
     part: str
@@ -92,12 +92,12 @@ class Cell:
 
     @property
     def updates(self) -> int:
-        """RL updates of all its stages."""
+        """RL updates of all stages."""
         return self.trainings[-1].updates if self.trainings else 0
 
     @property
     def works(self) -> list[Training | Measurement]:
-        """All that it needs, in order."""
+        """All of its work, in order."""
         return [*self.trainings, *self.measurements]
 
     def __str__(self) -> str:
@@ -106,7 +106,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Item:
-    """Something to do, and the cells that need it."""
+    """A piece of work, and the cells that share it."""
 
     work: Training | Measurement
     cells: list[Cell]
@@ -116,7 +116,7 @@ class Item:
 
 
 def load_study(path: Path) -> Study:
-    """Read a study.
+    """Read a study file.
 
     Raises:
         UserError: no such file, bad TOML, an unknown key, a value out of range.
@@ -125,16 +125,16 @@ def load_study(path: Path) -> Study:
 
 
 def choose(study: Study, wanted: Iterable[str]) -> list[str]:
-    """The rows that are asked for by their own names or by their part, in the study's order; all of them if nothing is.
-    The row that others are compared with is always among them.
+    """The rows with the given names, or in the given parts, in the study's order; all rows without names. The row that
+    others are compared with is always included.
 
     Raises:
-        UserError: an unknown name.
+        UserError: no row or part has a name.
     """
     asked = set(wanted)
-    known = {*study.rows, *(row.part for row in study.rows.values())}
-    for name in sorted(asked - known):
-        raise UserError("rows or parts of the study", f"'{name}'", nearest(name, known))
+    names = {*study.rows, *(row.part for row in study.rows.values())}
+    for name in sorted(asked - names):
+        raise UserError("rows or parts of the study", f"'{name}'", nearest(name, names))
     return [
         name
         for name, row in study.rows.items()
@@ -149,15 +149,16 @@ def expand(
     overrides: Sequence[str] = (),
     asked: Collection[tuple[str, str]] | None = None,
 ) -> list[Cell]:
-    """Every row under every kind of budget with every seed, the first seed first.
+    """The cells of a study's table: every row under every kind of budget, for the first seed, then for the next.
 
     Args:
-        path: of the study's file, for what is said about mistakes.
-        overrides: more changes of every recipe, made last.
-        asked: (row, kind of budget) that must fit; others that do not are left out. Default: all.
+        path: the study's file, for error messages and relative imports.
+        overrides: changes of every recipe, applied last.
+        asked: the (row, kind of budget) pairs that must be valid; invalid ones not among them are left out. Default:
+            all pairs.
 
     Raises:
-        UserError: a row that does not fit the recipe; rows whose numbers of RL updates differ.
+        UserError: the recipe of a row is invalid, or its number of RL updates differs from the other rows.
     """
     must = set(product(study.rows, study.budgets)) if asked is None else asked
     recipes: dict[tuple[str, str], Recipe] = {}
@@ -168,8 +169,12 @@ def expand(
         except UserError:
             if (row, budget) in must:
                 raise
+    folders = {str(recipe.model.path) for recipe in recipes.values()}
+    bases = {folder: Base(folder) for folder in folders}  # one object for all cells, so that its files are hashed once
     cells = [
-        _cell(row, study.row(row), budget, seed, recipe) for seed in seeds for (row, budget), recipe in recipes.items()
+        _cell(row, study.row(row), budget, seed, recipe, bases[str(recipe.model.path)])
+        for seed in seeds
+        for (row, budget), recipe in recipes.items()
     ]
     expected = {cell.budget: cell.updates for cell in cells if cell.row == study.against}
     fitting = []
@@ -188,7 +193,7 @@ def expand(
 def _recipe(
     study: Study, path: Path, row: str, budget: str, overrides: Sequence[str], counts: dict[Counted, int]
 ) -> Recipe:
-    """The recipe of a row, with the stages that it goes through. `counts` is that of `check`."""
+    """The recipe of a row, checked with the stages of the row. `counts` is a cache, as in `check`."""
     tree = {**deepcopy(study.recipe), "name": study.name}
     chosen = study.row(row)
     recipe = make_recipe(tree, path, [*chosen.set, *study.budgets[budget], *overrides])
@@ -203,7 +208,7 @@ def _recipe(
     for name, stage in chain.items():
         if stage.stop is not None or stage.optimizer.carry:
             raise UserError(
-                "stages of a study that take all their steps and begin with moments of their own",
+                "stages of a study that take all their steps and start with fresh moments",
                 f"a stop rule or optimizer.carry in stage '{name}' of {path}",
                 "leave both out",
             )
@@ -213,34 +218,33 @@ def _recipe(
     return recipe
 
 
-def _cell(name: str, row: Row, budget: str, seed: int, recipe: Recipe) -> Cell:
-    assert recipe.model.path is not None
-    base = Base(recipe.model.path)
+def _cell(name: str, row: Row, budget: str, seed: int, recipe: Recipe, base: Base) -> Cell:
     trainings: list[Training] = []
     for stage in row.stages:
         start = trainings[-1] if trainings else base
-        alike = alone(recipe.stages[stage])
-        engine = recipe.engine if isinstance(alike, RL) else Engine()  # what is imitated is not drawn
-        trainings.append(Training(start, stage, alike, seed, recipe.save_every, engine, recipe.imports))
+        reduced = alone(recipe.stages[stage])
+        engine = recipe.engine if isinstance(reduced, RL) else Engine()  # SFT samples nothing: the key must not differ
+        trainings.append(Training(start, stage, reduced, seed, recipe.save_every, engine, recipe.imports))
     last = recipe.stages[row.stages[-1] if row.stages else next(iter(recipe.stages))]
     end = trainings[-1] if trainings else base
-    drawn = last.sampling, last.prompt, recipe.engine, recipe.imports
-    measured = (Measurement(end, task, recipe.evaluation, *drawn) for task in recipe.evaluation.tasks)
-    return Cell(name, row.part, budget, seed, tuple(trainings), tuple(measured))
+    sampling = last.sampling, last.prompt, recipe.engine, recipe.imports
+    measurements = (Measurement(end, task, recipe.evaluation, *sampling) for task in recipe.evaluation.tasks)
+    return Cell(name, row.part, budget, seed, tuple(trainings), tuple(measurements))
 
 
 def items(cells: Iterable[Cell]) -> list[Item]:
-    """All that there is to do, each thing once, after what it needs."""
-    found: dict[str, Item] = {}
+    """The work of all cells without duplicates, in the order of its dependencies."""
+    by_key: dict[str, Item] = {}
     for cell in cells:
         for work in cell.works:
-            found.setdefault(work.key, Item(work, [])).cells.append(cell)
-    return list(found.values())
+            by_key.setdefault(work.key, Item(work, [])).cells.append(cell)
+    return list(by_key.values())
 
 
 def alone(stage: SFT | RL) -> SFT | RL:
-    """A stage with nothing said that its weights do not depend on, so that rows which differ in that share it. What is
-    imitated was drawn by others: all that counts of the sampling is who would write which token, after which text."""
+    """The stage with every setting that its weights do not depend on at its default, so that rows which differ only in
+    such settings share the stage. SFT samples no answers: of its sampling and prompt only the sampler (which decides
+    the tokens that are imitated) and the instruction count."""
     if isinstance(stage, RL):
         return stage.model_copy(update={"start": None})
     sampling = Sampling(sampler=stage.sampling.sampler)

@@ -1,12 +1,12 @@
-"""What a study does: train a stage, measure weights. Each has a key made of all that its result depends on, so what two
-rows have in common is done once, and what lies in the study's folder is not done again."""
+"""The work of a study: train a stage, evaluate weights. The key of a piece of work is a digest of all settings that its
+result depends on: work that rows share is done once, and work that is in the study's folder is not repeated."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,40 +28,42 @@ from parallel_r1.runs.study.keys import digest, recipe_text, sampling_text
 from parallel_r1.tasks.prompts import Prompt
 from parallel_r1.training.settings import RL, SFT
 
-Tell = Callable[[dict[str, Any]], None]
-"""Is told every row of metrics as it is made."""
+OnRow = Callable[[dict[str, Any]], None]
+"""A callback, called with every row of metrics as it is logged."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """The weights that a study begins with: a model folder or a hub id."""
+    """The weights that a study starts from: a model folder or the name of a model on the hub."""
 
     path: str
     updates = 0
 
     @cached_property
     def key(self) -> str:
+        """The fingerprint of the weights, computed once per object: hashing a large model takes seconds."""
         return fingerprint(self.path)
 
     def weights(self, folder: Path) -> str:
+        """The path of the weights, wherever the study's folder is."""
         return self.path
 
 
 @dataclass(frozen=True)
 class FromWeights:
-    """Work that begins with weights."""
+    """Work that starts from weights."""
 
     start: Base | Training
 
     @property
     def after(self) -> Training | None:
-        """What must be done before."""
+        """The stage that must be trained before; None if the work starts from the base."""
         return self.start if isinstance(self.start, Training) else None
 
 
 @dataclass(frozen=True)
 class Training(FromWeights):
-    """A stage of a row: an ordinary run of an ordinary recipe with one stage, in a folder named by its key.
+    """A stage of a row: an ordinary run of a recipe with one stage, in a folder with the key in its name.
 
     Attributes:
         name: of the stage.
@@ -80,54 +82,56 @@ class Training(FromWeights):
 
     @cached_property
     def key(self) -> str:
-        """A digest of its recipe, in which the key of its start stands for where that lies."""
+        """The digest of its recipe, with the key of its start in place of the path of its start."""
         return digest(recipe_text(self.recipe(self.start.key)))
 
     @property
     def updates(self) -> int:
-        """RL updates, those of the stages before it included."""
-        mine = self.stage.updates if isinstance(self.stage, RL) else 0
-        return self.start.updates + mine
+        """RL updates of this stage and of the stages before it."""
+        own = self.stage.updates if isinstance(self.stage, RL) else 0
+        return self.start.updates + own
 
     def recipe(self, start: str) -> Recipe:
-        """Its recipe, with the weights that it begins with."""
-        chain = {self.name: self.stage}
-        model = Model(path=start)
+        """Its recipe.
+
+        Args:
+            start: path of the weights that it starts from.
+        """
         return Recipe(
             name=self.name,
             seed=self.seed,
-            model=model,
+            model=Model(path=start),
             engine=self.engine,
-            stages=chain,
+            stages={self.name: self.stage},
             save_every=self.save_every,
             imports=self.imports,
         )
 
     def run(self, folder: Path) -> RunFolder:
-        """Where it is written."""
+        """Its run folder, within the folder of the study."""
         return RunFolder(folder / "stages" / f"{self.name}-{self.key}")
 
     def weights(self, folder: Path) -> str:
-        """Where its weights lie once it is done."""
+        """The path of its weights once it is trained."""
         return str(self.run(folder).checkpoint(self.name))
 
     def is_done(self, folder: Path) -> bool:
         return Path(self.weights(folder)).exists() and not (self.run(folder).path / "state").exists()
 
-    def do(self, folder: Path, tell: Tell) -> None:
+    def do(self, folder: Path, on_row: OnRow) -> None:
         load_plugins(self.imports, Path())
         recipe = self.recipe(self.start.weights(folder))
-        self.run(folder).restate(recipe)  # its name says that nothing can differ but where its start lies
+        self.run(folder).restate(recipe)  # as the key is the same, only the path of the start can differ
         run = RunFolder.create(self.run(folder).path, recipe)
-        train(recipe, build_policy(recipe), run, tell)
+        train(recipe, build_policy(recipe), run, on_row)
         if isinstance(self.stage, RL):
-            write_json(run.path / "habits.json", [each.to_json() for each in habits_of_run(run.path)])
+            write_json(run.path / "habits.json", [habits.to_json() for habits in habits_of_run(run.path)])
         run.finish()
 
 
 @dataclass(frozen=True)
 class Measurement(FromWeights):
-    """What weights do on the held-out problems of a task."""
+    """An evaluation of weights on the held-out problems of a task."""
 
     task: str
     evaluation: Evaluation
@@ -146,31 +150,30 @@ class Measurement(FromWeights):
         return digest(self.start.key, settings.model_dump_json(), drawn)
 
     def result(self, folder: Path) -> Result | None:
-        """What was measured, if it has been."""
-        known = RunFolder(folder).evaluation(f"{self.task}-{self.key}")
-        return None if known is None else Result(**known)
+        """The saved result; None if it is not there."""
+        saved = RunFolder(folder).evaluation(f"{self.task}-{self.key}")
+        return None if saved is None else Result(**saved)
 
     def is_done(self, folder: Path) -> bool:
         return self.result(folder) is not None
 
-    def do(self, folder: Path, tell: Tell) -> None:
+    def do(self, folder: Path, on_row: OnRow) -> None:
         load_plugins(self.imports, Path())
         policy = models.load(self.start.weights(folder))
         generator = make_generator(policy, self.engine)
-        found = evaluate(
+        result = evaluate(
             policy, self.task, self.evaluation, self.sampling, prompt=self.prompt, generator=generator
         ).to_json()
-        RunFolder(folder).save_evaluation(f"{self.task}-{self.key}", found)
+        RunFolder(folder).save_evaluation(f"{self.task}-{self.key}", result)
 
 
 def seeds_in(folder: Path) -> list[int]:
-    """Those of all stages that were begun in a study's folder."""
+    """The seeds of all stages in a study's folder, finished or not."""
     return sorted({read_toml(file)["seed"] for file in folder.glob("stages/*/recipe.toml")})
 
 
-@lru_cache
 def fingerprint(path: str) -> str:
-    """A digest of the files of a model folder, its training card left out; of its name if it is one on the hub."""
+    """A digest of the files of a model folder, without its training card; of the name of a model on the hub."""
     files = sorted(file for file in Path(path).rglob("*") if file.is_file() and file.name != CARD)
     contents = []
     for file in files:

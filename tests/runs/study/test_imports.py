@@ -1,0 +1,93 @@
+"""The user's own files in a study, and files that change between two readings of it."""
+
+import pytest
+from common import MICRO, make
+from conftest import small_model
+
+from parallel_r1 import models, registry
+from parallel_r1.models.policy import Policy
+from parallel_r1.registry import plugin_error
+from parallel_r1.runs.curriculum import train
+from parallel_r1.runs.folder import RunFolder
+from parallel_r1.runs.study import jobs
+from parallel_r1.runs.study.rows import expand, load_study
+from parallel_r1.training.rewards.base import REWARDS
+from parallel_r1.training.rewards.language import parse_reward
+
+PLUGIN = """import parallel_r1 as pr
+
+@pr.reward
+def steady(outcome):
+    return 1.0 if outcome.correct else 0.5
+
+@pr.reward
+def broken(outcome):
+    return {}["x"]
+
+@pr.reward
+def overflowing(outcome):
+    raise FloatingPointError("overflow")
+"""
+ROW = '[rows.broken]\npart = "plain-ones"\nlike = "plain"\nset = ["stages.hard.reward=broken()"]\n'
+
+
+@pytest.fixture(autouse=True)
+def fresh_registry(monkeypatch):
+    """Rewards that a test registers are gone after it."""
+    parse_reward("accuracy()")  # the shipped rewards are registered first
+    monkeypatch.setattr(registry, "_plugins", {})
+    monkeypatch.setattr(REWARDS, "_entries", dict(REWARDS._entries))
+    monkeypatch.setattr(REWARDS, "_places", dict(REWARDS._places))
+
+
+@pytest.fixture
+def model(tokenizer, tags, tmp_path):
+    models.save(Policy(small_model(tokenizer), tokenizer, tags), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def cells_of(file):
+    return {cell.row: cell for cell in expand(load_study(file), file, [0])}
+
+
+def test_the_imports_of_a_study_are_relative_to_its_file(model, tmp_path):
+    """The workers of the study load them too; an exception in one is one line that names the file."""
+    (tmp_path / "my_rewards.py").write_text(PLUGIN)
+    text = MICRO.replace("save_every = 1", 'save_every = 1\nimports = ["my_rewards.py"]').replace("MODEL", str(model))
+    text = text.replace('kind = "rl"\n', 'kind = "rl"\nreward = "steady()"\n') + ROW
+    (tmp_path / "micro.toml").write_text(text)
+    cells = cells_of(tmp_path / "micro.toml")
+    (steady,), (broken,) = cells["plain"].trainings, cells["broken"].trainings
+    (measurement,) = cells["broken"].measurements
+    assert steady.imports == broken.imports == (str(tmp_path / "my_rewards.py"),)
+    failed = jobs.run([steady, broken, measurement], tmp_path / "out", 2, lambda work, row: None)
+    assert set(failed) == {broken.key, measurement.key}
+    assert f"expected my_rewards.py to run; found {tmp_path / 'my_rewards.py'}:9: KeyError: 'x'" in failed[broken.key]
+    assert "starts from failed" in failed[measurement.key]
+    assert steady.is_done(tmp_path / "out")
+    rewards = [row["reward"] for row in steady.run(tmp_path / "out").metrics() if row["kind"] == "rl"]
+    assert rewards
+    assert all(0.5 <= reward <= 1.0 for reward in rewards)
+
+
+@pytest.mark.parametrize(("name", "kind", "line"), [("broken", KeyError, 9), ("overflowing", FloatingPointError, 13)])
+def test_an_exception_in_a_reward_passes_through_a_run(tmp_path, policy, name, kind, line):
+    """Even one that would mean diverged weights if the learner had raised it."""
+    (tmp_path / "my_rewards.py").write_text(PLUGIN)
+    recipe = make(tmp_path, "imports=['my_rewards.py']", f"stages.plain.reward={name}()", "evaluation.tasks=[]")
+    recipe = recipe.model_copy(update={"stages": {"plain": recipe.stages["plain"]}})
+    with pytest.raises(kind) as caught:
+        train(recipe, policy, RunFolder.create(tmp_path / "run", recipe), lambda row: None)
+    assert f"my_rewards.py:{line}: {kind.__name__}" in str(plugin_error(caught.value))
+
+
+def test_a_changed_model_folder_has_other_keys(model, tmp_path):
+    (tmp_path / "micro.toml").write_text(MICRO.replace("MODEL", str(model)))
+    before = cells_of(tmp_path / "micro.toml")
+    assert len({id(cell.trainings[0].start) for cell in before.values() if cell.trainings}) == 1  # hashed once
+    keys = {row: [work.key for work in cell.works] for row, cell in before.items()}
+    assert {row: [work.key for work in cell.works] for row, cell in cells_of(tmp_path / "micro.toml").items()} == keys
+    (model / "notes.txt").write_text("changed")
+    after = cells_of(tmp_path / "micro.toml")
+    for row, cell in after.items():
+        assert not set(keys[row]) & {work.key for work in cell.works}, row
