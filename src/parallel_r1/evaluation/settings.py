@@ -14,7 +14,7 @@ class Evaluation(Section):
 
     Attributes:
         problems: of every task; all of a task that has fewer.
-        samples: answers to each problem, for all tasks or task by task: the k of mean@k.
+        samples: number of answers to every problem, one for all tasks or by task: the k of mean@k.
     """
 
     tasks: tuple[str, ...] = ()
@@ -29,5 +29,5 @@ class Evaluation(Section):
         return self
 
     def samples_of(self, task: str) -> int:
-        """Answers to each problem of a task."""
+        """Number of answers to every problem of a task."""
         return self.samples[task] if isinstance(self.samples, dict) else self.samples

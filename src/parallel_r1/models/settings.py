@@ -22,11 +22,11 @@ class Architecture(Section):
 
 
 class LoRA(Section):
-    """What learns beside frozen weights: two small matrices for each linear layer, and the rows of the six tags.
+    """A LoRA adapter, trained beside frozen weights: two small matrices per linear layer, and the rows of the six tags.
 
     Attributes:
-        rank: of what a layer gains.
-        alpha: what a layer gains is multiplied by alpha / rank.
+        rank: rank of the product of the two matrices.
+        alpha: the adapter's output is multiplied by alpha / rank.
         targets: names of linear layers, such as "q_proj", or "all-linear": all but the head.
         quantise: how the frozen linear layers are held: as they are, or in 4 bits ("nf4": QLoRA).
 
