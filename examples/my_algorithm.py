@@ -18,11 +18,11 @@ from statistics import fmean
 
 from pydantic import Field
 
-from parallel_r1.training.algorithms.base import PolicyGradient, algorithm
+import parallel_r1 as pr
 
 
-@algorithm("batch-baseline")
-class BatchBaseline(PolicyGradient):
+@pr.algorithm("batch-baseline")
+class BatchBaseline(pr.PolicyGradient):
     """REINFORCE with the mean reward of the step as its baseline.
 
     Attributes:

@@ -15,12 +15,11 @@ In Python, import this file, or write the same function in a notebook cell, and 
 
 from __future__ import annotations
 
-from parallel_r1.training.rewards.base import reward
-from parallel_r1.training.rewards.outcome import Outcome
+import parallel_r1 as pr
 
 
-@reward
-def quick(outcome: Outcome, weight: float = 0.2, wrong: float = -1.0) -> dict[str, float]:
+@pr.reward
+def quick(outcome: pr.Outcome, weight: float = 0.2, wrong: float = -1.0) -> dict[str, float]:
     """1 if correct, else `wrong`; and for a correct answer `weight` times the share of the correct answers to the same
     problem whose critical path is longer. The terms are logged one by one, as `reward_accuracy` and `reward_quick`."""
     if not outcome.correct:

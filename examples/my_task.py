@@ -10,11 +10,13 @@ In a recipe, import this file and use the name that it registers:
     kind = "rl"
     task = "knights-knaves"
 
-In Python, the task is an object as well:
+In Python, import this file and use the name, or pass the object:
 
+    import parallel_r1 as pr
     from my_task import KnightsKnaves
 
-    problems = KnightsKnaves().problems("test", seed=0)
+    for step in pr.rl(policy, KnightsKnaves(), "accuracy()", steps=50):
+        print(step.metrics["accuracy"])
 """
 
 from __future__ import annotations
@@ -24,8 +26,7 @@ from itertools import count
 
 import reasoning_gym
 
-from parallel_r1.answers.rollout import Problem
-from parallel_r1.tasks.base import task
+import parallel_r1 as pr
 from parallel_r1.tasks.datasets.splits import Split, split_of
 from parallel_r1.tasks.grading.extract import final_answer
 
@@ -42,20 +43,20 @@ def puzzles(seed: int) -> reasoning_gym.dataset.ProceduralDataset:
     return reasoning_gym.create_dataset("knights_knaves", n_people=PEOPLE, seed=seed * PUZZLES, size=PUZZLES)
 
 
-@task("knights-knaves")
+@pr.task("knights-knaves")
 class KnightsKnaves:
     """On an island, knights always tell the truth and knaves always lie. Who is which?"""
 
-    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+    def problems(self, split: Split, seed: int) -> Iterator[pr.Problem]:
         """Puzzles without end. The text of a puzzle decides its split, so no puzzle is in two splits."""
         source = puzzles(seed)
         for number in count():
             puzzle = source[number]
             if split_of(puzzle["question"], None) == split:
                 prompt = PROMPT.format(puzzle=puzzle["question"])
-                yield Problem(f"{seed}/{number}", prompt, puzzle["answer"], "knights-knaves")
+                yield pr.Problem(f"{seed}/{number}", prompt, puzzle["answer"], "knights-knaves")
 
-    def verify(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[bool]:
+    def verify(self, problems: Sequence[pr.Problem], answers: Sequence[str]) -> list[bool]:
         """Whether the final answer names the kind of every person correctly, in any order."""
         score = puzzles(0).score_answer
         return [

@@ -6,6 +6,7 @@ is `generate(policy, prompt, sampling=Sampling(paths=4, temperature=0.7))`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from parallel_r1.evaluation.measure import Result, held_out, summarise
 from parallel_r1.generation.generator import Request, make_generator
 from parallel_r1.generation.rollouts import answer, check_length
 from parallel_r1.generation.settings import Budget, Engine, Sampling
+from parallel_r1.generation.training_card import departures, read_card
 from parallel_r1.models.policy import Policy
 from parallel_r1.report.answers import answer_tree
 from parallel_r1.report.html import answer_html
@@ -103,7 +105,8 @@ def generate(
         prompt: one text, or several.
         samples: number of answers to every prompt.
         seed: the same seed, prompts and policy give the same answers.
-        sampling: the distribution and the budget; the defaults of `Sampling` if None.
+        sampling: the distribution and the budget. If None, the settings of the training card in the weights' folder, or
+            the defaults of `Sampling` without a card.
         engine: rows, memory, compile, device; the defaults of `Engine` if None.
         on_token: called as `on_token(answer, address, token, sampled)` for every token, as it is sampled or given.
         options: fields of `Sampling` and `Budget`, such as `paths=4` or `critical_path=64`; they win over `sampling`.
@@ -115,7 +118,8 @@ def generate(
         UserError: an unknown option or a value out of range; an empty prompt, or one that leaves too few of the model's
             positions for the answer.
     """
-    settings, prompts = _sampling(sampling, options), [prompt] if isinstance(prompt, str) else list(prompt)
+    settings, _ = _settings(policy, sampling, None, options)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     encoded = [policy.encode(text) for text in prompts]
     for ids in encoded:
         check_length(policy, len(ids), settings)
@@ -146,7 +150,7 @@ def evaluate(
         samples: number of answers to every problem, the k of mean@k and pass@k.
         seed: chooses the problems and seeds the answers.
         sampling, engine, options: as for `generate`.
-        prompt: text around every problem, and where its final answer may stand.
+        prompt: text around every problem, and where its final answer may stand; None as for `sampling`.
 
     Returns:
         The metrics with 95 % intervals; `result.compare(other)` gives the paired difference to another result.
@@ -154,7 +158,8 @@ def evaluate(
     Raises:
         UserError: an unknown task or option, a task without problems in this split.
     """
-    settings, chosen = _sampling(sampling, options), load_task(task)
+    settings, prompt = _settings(policy, sampling, prompt, options)
+    chosen = load_task(task)
     held = held_out(chosen, problems, seed, split)
     generator = make_generator(policy, engine)
     return summarise(answer(policy, chosen, held, samples, settings, seed, prompt=prompt, generator=generator))
@@ -193,6 +198,7 @@ def sft(
         raise UserError("answers to imitate", "none", "give at least one (prompt, text) pair")
     values = {**settings, "kind": "sft", "steps": steps, "batch": batch, "data": {"file": source}}
     stage = _section(SFT, values)
+    policy.source = None  # the weights are about to change
     return run_sft(policy, stage, seed, examples=examples)
 
 
@@ -216,6 +222,7 @@ def rl(
             `@reward`, or any function of an `Outcome` that returns terms or a number.
         steps: number of batches of rollouts.
         problems, group: number of problems in a batch, and of answers to every problem.
+        seed: determines the order of the problems, and seeds the answers.
         engine: settings of generation; the defaults of `Engine` if None.
         settings: keys of an rl stage of a recipe, such as `algorithm={"name": "gspo"}`, `optimizer={"lr": 1e-6}`,
             `sampling=Sampling(paths=4)`.
@@ -232,6 +239,7 @@ def rl(
     values = {**settings, "kind": "rl", "task": chosen.name, "reward": repr(earn), "steps": steps}
     stage = _section(RL, {**values, "problems": problems, "group": group})
     check_forks(earn, stage.sampling.opens_forks)
+    policy.source = None  # the weights are about to change
     return run_rl(policy, stage, seed, engine=engine, task=chosen, reward=earn)
 
 
@@ -299,9 +307,22 @@ def parity(
     return result
 
 
-def _sampling(base: Sampling | None, options: dict[str, Any]) -> Sampling:
+def _settings(
+    policy: Policy, sampling: Sampling | None, prompt: Prompt | None, options: dict[str, Any]
+) -> tuple[Sampling, Prompt]:
+    """The settings to generate with: the caller's, else those of the training card, else the defaults. Warns if they
+    differ from the training of the weights."""
+    card = read_card(policy.source) if policy.source else None
+    if card is None:
+        return _changed(sampling or Sampling(), options), prompt or Prompt()
+    sampling = _changed(sampling or card.sampling, options)
+    for departure in departures(card, sampling, prompt or card.prompt):
+        warnings.warn(f"the weights in {policy.source} were trained with {departure}", stacklevel=3)
+    return sampling, prompt or card.prompt
+
+
+def _changed(base: Sampling, options: dict[str, Any]) -> Sampling:
     """`base` with fields of `Sampling` and `Budget` replaced by `options`."""
-    base = base or Sampling()
     budget = {name: options.pop(name) for name in list(options) if name in Budget.model_fields}
     values = {**base.model_dump(), **options}
     return _section(Sampling, {**values, "budget": {**base.budget.model_dump(), **budget, **options.get("budget", {})}})

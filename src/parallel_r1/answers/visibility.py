@@ -27,8 +27,8 @@ from parallel_r1.answers.trace import TRUNK, Address, Scorer, Trace
 Run = tuple[Address, int]
 """An address and the number of neighbouring tokens that have it."""
 SIDE_BY_SIDE, ANSWERS = -1, -2
-"""Numbers of two artificial forks: the paths of the first are the sequences of a row, those of the second the answers
-to a shared prompt. Forks of an answer are numbered from 0."""
+"""Numbers of two artificial forks: the paths of the first are the sequences of a row, and the paths of the second are
+the answers to a shared prompt. Forks of an answer are numbered from 0."""
 
 
 def strangers(a: Address, b: Address) -> bool:

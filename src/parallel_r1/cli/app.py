@@ -93,23 +93,10 @@ def print_json(value: Any) -> None:
 
 
 def load_policy(model: str, engine: Engine) -> Policy:
-    """Load a model onto the device of `engine`.
-
-    Raises:
-        UserError: CUDA is asked for and there is no such device; what `models.load` raises.
-    """
-    import torch
-
+    """Load a model onto the device that `engine` names."""
     from parallel_r1 import models
 
-    device = engine.device
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("a CUDA device for --device", "none on this machine", "use --device cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = models.load(model)
-    policy.model.to(device)  # type: ignore[arg-type]
-    return policy
+    return models.load(model, device=engine.device)
 
 
 def one_of(option: str, value: str, names: Any) -> None:

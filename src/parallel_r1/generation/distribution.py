@@ -2,7 +2,7 @@
 
 Two distributions matter: the one that is sampled, after temperature, top-k, top-p and min-p, and the raw policy, the
 softmax of the logits. Generation and scoring both call `log_probabilities`, so a sampled token can be scored under
-exactly the distribution that it was sampled from. The filters are those of transformers.
+exactly the distribution that it was sampled from. The filters come from transformers.
 """
 
 from __future__ import annotations

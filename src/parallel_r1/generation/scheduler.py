@@ -10,8 +10,8 @@ An answer is a tree of threads (`threads.py`): its trunk, and one thread per ope
    for its paths;
 4. samples a token for every thread that has no given tokens left to feed, and lets the answer decide how the thread
    goes on: sample, fork, or end;
-5. forks the threads that have just fed `<Parallel>`, ends those that have fed `</Path>`, and joins a fork when its last
-   path has ended;
+5. forks the threads that have just fed `<Parallel>`, ends the paths that have fed `</Path>`, and joins a fork when its
+   last path has ended;
 6. removes the answers that have ended and returns them.
 
 So answers, paths and summaries of any length run side by side, and a finished answer frees its row at once.
@@ -34,7 +34,7 @@ from parallel_r1.generation.threads import Answer, Decode, Run, Thread
 
 @dataclass
 class Scheduler:
-    """The queue of answers and those being generated.
+    """The answers that wait and the answers being generated.
 
     Attributes:
         engine: the backend; it must hold no open answers.
@@ -104,7 +104,7 @@ class Scheduler:
         self.cancelled.append(answer)
 
     def _cancel(self) -> list[Answer]:
-        """End the cancelled answers and remove them from the KV cache. Returns those that had not ended before."""
+        """End the cancelled answers and remove them from the KV cache. Returns the ones that had not ended."""
         ended = []
         for answer in self.cancelled:
             if answer.finish is not None:

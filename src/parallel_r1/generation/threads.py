@@ -96,11 +96,11 @@ class Thread:
 
     @property
     def size(self) -> int:
-        """Number of its own tokens, without those of its paths."""
+        """Number of its own tokens, without its paths."""
         return sum(len(part.tokens) for part in self.parts if isinstance(part, Run))
 
     def spans(self) -> Iterator[Span]:
-        """Its spans and those of its paths, in reading order."""
+        """Its spans and its paths' spans, in reading order."""
         for part in self.parts:
             if isinstance(part, Run):
                 logprobs = (tuple(part.logprobs), tuple(part.raw_logprobs)) if part.sampled else (None, None)
@@ -110,7 +110,7 @@ class Thread:
                     yield from path.spans()
 
     def token_ids(self) -> list[int]:
-        """Its tokens and those of its paths, in reading order."""
+        """Its tokens and its paths' tokens, in reading order."""
         return [token for span in self.spans() for token in span.token_ids]
 
 

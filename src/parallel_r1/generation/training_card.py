@@ -101,8 +101,8 @@ def _reason(error: Exception) -> str:
 
 
 def departures(card: TrainingCard, sampling: Sampling, prompt: Prompt) -> list[str]:
-    """The settings that differ from those of training, one text per setting with its effect on answers. Budgets and
-    temperature are not compared."""
+    """The settings that differ from the training of the weights, one text per setting with its effect on answers.
+    Budgets and temperature are not compared."""
     trained, differing = card.sampling, []
     if sampling.sampler != trained.sampler:
         effect = _effect(trained.sampler, sampling.sampler)
@@ -111,7 +111,7 @@ def departures(card: TrainingCard, sampling: Sampling, prompt: Prompt) -> list[s
         differing.append(f"{trained.paths} paths, not {sampling.paths} (forks of another width than in training)")
     if prompt.instruction != card.prompt.instruction:
         differing.append(
-            f"instruction {card.prompt.instruction!r}, not {prompt.instruction!r} (prompts unlike those of training)"
+            f"instruction {card.prompt.instruction!r}, not {prompt.instruction!r} (prompts unlike in training)"
         )
     return differing
 

@@ -37,6 +37,7 @@ class Policy:
         tags: the ids of the tags and of the tokens around them.
         version: number of updates to the weights since they were loaded.
         lora: settings of the adapter that learns beside frozen weights; None if all weights learn.
+        source: the folder or hub id that the weights were loaded from, as long as they are unchanged.
     """
 
     model: PreTrainedModel
@@ -44,6 +45,7 @@ class Policy:
     tags: Tags
     version: int = 0
     lora: LoRA | None = None
+    source: str | None = None
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text; a tag in it is one token, and no special token is added."""
@@ -122,7 +124,7 @@ def load(
     tags = tag_ids(tokenizer)
     model: Any = load_model(path, weights, quantisation)
     check_vocabulary(tags, model.config.get_text_config().vocab_size, path)
-    return Policy(model if model.device == place else model.to(place), tokenizer, tags)
+    return Policy(model if model.device == place else model.to(place), tokenizer, tags, source=str(path))
 
 
 def device_of(name: str) -> torch.device:

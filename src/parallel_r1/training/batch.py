@@ -45,7 +45,7 @@ class Batch:
         behaviour: log-probability with which the token was sampled; 0 where unknown or not sampled.
         old: log-probability under the scorer before the update; `behaviour` if the sample has no `old` of its own.
         reference: log-probability under the policy at the start of the stage; 0 if the sample has none.
-        advantages, weights: those of the token's sample; 0 outside answers.
+        advantages, weights: advantage and weight of the token's sample; 0 outside answers.
         plain: whether no row has a fork or a second sequence, so that causal attention gives the same result.
     """
 

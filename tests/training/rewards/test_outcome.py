@@ -23,7 +23,7 @@ PROBLEM = EASY.problem((3, 5, 7), 22)
 
 
 def judged(policy, text, problem=PROBLEM):
-    return judge(problem, parse(policy.encode(text), policy.tags), EASY, policy)
+    return judge([(problem, parse(policy.encode(text), policy.tags))], EASY, policy)[0]
 
 
 @pytest.mark.parametrize(

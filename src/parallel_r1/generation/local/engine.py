@@ -2,7 +2,7 @@
 
 The KV cache of answers is one `Memory`; that of prompts which several answers share is another. No path reads its
 prefix again, and a join of the `isolated` sampler computes nothing. The model gets all tokens of a step as one flat
-sequence: those that are only read, and one token per branch whose logits are needed. Attention alone looks at them row
+sequence: tokens that are only read, and one token per branch whose logits are needed. Attention alone looks at them row
 by row, in two parts: the answer's own columns, and the shared prompt for all answers to it at once.
 """
 

@@ -65,7 +65,7 @@ class _Row:
 class Memory:
     """Keys and values of many answers, or of many shared prompts: r rows, s slots, c columns.
 
-    Rows 0 to `len(rows)` - 1 are in use, except those in `holes`; `compact` moves later rows into these.
+    Rows 0 to `len(rows)` - 1 are in use, except `holes`; `compact` moves later rows into these.
     """
 
     def __init__(self, device: torch.device, columns: int = 64) -> None:
