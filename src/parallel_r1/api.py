@@ -148,6 +148,7 @@ def evaluate(
         task: the name of a registered task or of a public set of problems, or a task object.
         problems: number of problems; all of the split if it has fewer.
         samples: number of answers to every problem, the k of mean@k and pass@k.
+        split: the split of the task to take the problems from.
         seed: chooses the problems and seeds the answers.
         sampling, engine, options: as for `generate`.
         prompt: text around every problem, and where its final answer may stand; None as for `sampling`.
