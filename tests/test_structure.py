@@ -76,6 +76,40 @@ def test_only_the_command_line_prints():
         assert not printing or part_of(path) == "cli", path
 
 
+def calls_of(path: Path) -> set[str]:
+    """The names that a file calls: `f` for `f(..)` and for `module.f(..)`."""
+    functions = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return {getattr(function, "id", getattr(function, "attr", "")) for function in functions}
+
+
+def test_only_make_generator_constructs_a_generator():
+    """Outside generation/ no code constructs a generator, a scheduler or an engine: everything calls `make_generator`,
+    which is the only function that imports one."""
+    classes = {"LocalEngine", "LocalGenerator", "Scheduler"}
+    calls = {path: calls_of(path) for path in FILES}
+    outside = [path for path in FILES if part_of(path) != "generation"]
+    assert not {str(path): calls[path] & classes for path in outside if calls[path] & classes}
+    assert {part_of(path) for path in outside if "make_generator" in calls[path]} >= {"api", "cli", "training", "runs"}
+    constructing = {path.relative_to(SOURCE).as_posix() for path in FILES if calls[path] & classes}
+    assert constructing == {"generation/generator.py", "generation/local/generator.py"}
+
+
+def length_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The number of lines of a function's body, without its docstring."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def test_functions_are_short():
+    long = {
+        f"{path.relative_to(SOURCE)}: {node.name}": lines
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (lines := length_of(node)) > 50
+    }
+    assert not long
+
+
 def test_files_are_short():
     long = {str(path.relative_to(SOURCE)): lines for path in FILES if (lines := path.read_text().count("\n")) > 400}
     assert not long

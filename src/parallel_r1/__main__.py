@@ -1,4 +1,4 @@
-"""What `parallel-r1` and `python -m parallel_r1` run."""
+"""The entry point of `parallel-r1` and of `python -m parallel_r1`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = [
     "study",
 ]  # importing them is what registers their commands
 GRACE = 5.0
-"""Seconds after which a process that is not the first prints its error."""
+"""Seconds that every process but the first waits before it prints its error."""
 
 
 def main() -> None:
-    """Run the command line. A mistake of the user, and an exception in the user's own plug-in, is one line on standard
+    """Run the command line. A `UserError`, or an exception in the user's own plug-in, becomes one line on standard
     error and exit code 2; any other exception keeps its traceback."""
     flags = Flags(os.environ.get(DEBUG) == "1")
     try:
@@ -46,8 +46,9 @@ def main() -> None:
 
 
 def _fail(error: UserError, flags: Flags) -> None:
+    """Print the error, with its stack if the user asks for it, and exit with code 2."""
     if os.environ.get("RANK", "0") != "0":
-        time.sleep(GRACE)  # the first process prints what all of them met, and torchrun then ends the others
+        time.sleep(GRACE)  # if all processes fail alike, the first prints the error and torchrun ends the others
     if flags.traceback:
         traceback.print_exception(error)
     Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -62,7 +62,7 @@ class Answer:
 
     @property
     def trunk(self) -> str:
-        """The text outside all paths: what a reader of the answer alone is told."""
+        """The text outside all paths, which is what a reader of the answer needs."""
         pairs = zip(self.trace.spans, self.texts, strict=True)
         return "".join(text for span, text in pairs if not span.address)
 
@@ -73,7 +73,7 @@ class Answer:
 
     @cached_property
     def critical_path(self) -> int:
-        """Number of tokens that had to be generated one after the other: the latency of the answer."""
+        """Length of the longest chain of tokens generated one after the other: the latency of the answer."""
         return latency(self.trace)
 
     @property
@@ -105,17 +105,18 @@ def generate(
         prompt: one text, or several.
         samples: number of answers to every prompt.
         seed: the same seed, prompts and policy give the same answers.
-        sampling: the distribution and the budget. None for those that the weights were trained with, if they lie in a
-            folder with a training card, and else for the defaults of `Sampling`.
+        sampling: the distribution and the budget. If None, the settings of the training card in the weights' folder, or
+            the defaults of `Sampling` without a card.
         engine: rows, memory, compile, device; the defaults of `Engine` if None.
-        on_token: called as `on_token(answer, address, token, sampled)` for every token, as it is generated or given.
+        on_token: called as `on_token(answer, address, token, sampled)` for every token, as it is sampled or given.
         options: fields of `Sampling` and `Budget`, such as `paths=4` or `critical_path=64`; they win over `sampling`.
 
     Returns:
-        The answers; those to one prompt stand together.
+        The answers, grouped by prompt in the order of `prompt`.
 
     Raises:
-        UserError: an unknown option or a value out of range; an empty prompt, or one without room for its answer.
+        UserError: an unknown option or a value out of range; an empty prompt, or one that leaves too few of the model's
+            positions for the answer.
     """
     settings, _ = _settings(policy, sampling, None, options)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -147,13 +148,13 @@ def evaluate(
         task: the name of a registered task or of a public set of problems, or a task object.
         problems: number of problems; all of the split if it has fewer.
         samples: number of answers to every problem, the k of mean@k and pass@k.
-        split: "test", "validation" or "train".
-        seed: of the choice of problems and of the answers.
+        split: the split to take the problems from: "test", "validation" or "train".
+        seed: chooses the problems and seeds the answers.
         sampling, engine, options: as for `generate`.
         prompt: text around every problem, and where its final answer may stand; None as for `sampling`.
 
     Returns:
-        The figures with 95 % intervals; `result.compare(other)` gives the paired difference to another result.
+        The metrics with 95 % intervals; `result.compare(other)` gives the paired difference to another result.
 
     Raises:
         UserError: an unknown task or option, a task without problems in this split.
@@ -174,20 +175,20 @@ def sft(
     seed: int = 0,
     **settings: Any,
 ) -> Iterator[Step]:
-    """Fine-tune a policy on answers to imitate. The weights change in place, one step for every item that is taken.
+    """Fine-tune a policy on example answers. The weights change in place, one update per item taken from the iterator.
 
     Args:
         data: a JSONL or parquet file with the columns `prompt` and `text`, or (prompt, text) pairs.
         steps: number of updates.
         batch: number of answers in an update.
-        seed: of the order of the answers.
+        seed: determines the order of the answers.
         settings: keys of an sft stage of a recipe, such as `optimizer={"lr": 1e-4}`, `sampling={"sampler": ..}`.
 
     Yields:
         The steps, with `.metrics`.
 
     Raises:
-        UserError: an unknown key or a value out of range; data that cannot be read; an answer that breaks the format.
+        UserError: an unknown key or a value out of range; data that cannot be read; a malformed answer.
     """
     if isinstance(data, str | Path):
         source, examples = str(data), read_examples(Path(data))
@@ -214,16 +215,16 @@ def rl(
     engine: Engine | None = None,
     **settings: Any,
 ) -> Iterator[Step]:
-    """Train a policy by reinforcement learning. The weights change in place, one step for every item that is taken.
+    """Train a policy by reinforcement learning. The weights change in place, one step per item taken from the iterator.
 
     Args:
         task: the name of a registered task or of a public set of problems, or a task object.
-        reward: an expression of the reward language, a reward built by a function under `@reward`, or any function of
-            an `Outcome` that returns terms or a number.
-        steps: number of batches of answers.
-        problems, group: number of problems in a batch, and of answers to every one.
-        seed: of the order of the problems and of the answers.
-        engine: what draws the answers; the defaults of `Engine` if None.
+        reward: an expression of the reward language such as "accuracy()", a call of a function decorated with
+            `@reward`, or any function of an `Outcome` that returns terms or a number.
+        steps: number of batches of rollouts.
+        problems, group: number of problems in a batch, and of answers to every problem.
+        seed: determines the order of the problems, and seeds the answers.
+        engine: settings of generation; the defaults of `Engine` if None.
         settings: keys of an rl stage of a recipe, such as `algorithm={"name": "gspo"}`, `optimizer={"lr": 1e-6}`,
             `sampling=Sampling(paths=4)`.
 
@@ -231,8 +232,8 @@ def rl(
         The steps, with `.metrics` and `.rollouts`.
 
     Raises:
-        UserError: an unknown task, reward or key; a value out of range. What a reward or task of yours raises passes
-            through as it is.
+        UserError: an unknown task, reward or key; a value out of range. An exception in your own reward or task is
+            raised unchanged.
     """
     chosen = load_task(task, bool(settings.get("hold_back")))
     earn = parse_reward(reward) if isinstance(reward, str) else as_reward(reward)
@@ -250,19 +251,21 @@ def train(
     overrides: Sequence[str] = (),
     on_row: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[Result]:
-    """Run every stage of a recipe, as `parallel-r1 train` does, without a word. Interrupted, the same call goes on.
+    """Run every stage of a recipe, as `parallel-r1 train` does, without printing. After an interruption the same call
+    continues the run.
 
     Args:
         recipe: a recipe file.
-        out: the run folder: a new one, or one in which this recipe was interrupted.
-        overrides: changes such as "stages.hard.steps=10".
+        out: the run folder: a new one, or that of an interrupted run of this recipe.
+        overrides: changes of the recipe, such as "stages.hard.steps=10".
         on_row: called with every row of metrics.
 
     Returns:
         The evaluations in the order of the stages, the base model first.
 
     Raises:
-        UserError: the recipe is wrong, something it needs is missing, or the folder holds something else.
+        UserError: the recipe is invalid, a file or package that it needs is missing, or the folder holds anything but a
+            run of this recipe.
     """
     from parallel_r1.runs import curriculum
     from parallel_r1.runs.folder import RunFolder
@@ -292,11 +295,11 @@ def parity(
 
     Args:
         sampler: how the answers are generated.
-        scorer: how they are scored; the sampler's exact partner if None, for which only rounding may differ.
-        paths: of every fork.
-        answers, forks: number of answers, and of forks in each.
-        seed: of the answers.
-        engine: what generates the answers.
+        scorer: how they are scored; the sampler's exact partner if None, so that only rounding differs.
+        paths: number of paths of every fork.
+        answers, forks: number of answers, and of forks in every answer.
+        seed: seeds the answers.
+        engine: settings of generation; the defaults of `Engine` if None.
     """
     scorers: tuple[Scorer, ...] = (scorer or EXACT_SCORER[sampler],)
     (result,) = parity_module.measure(
@@ -308,8 +311,8 @@ def parity(
 def _settings(
     policy: Policy, sampling: Sampling | None, prompt: Prompt | None, options: dict[str, Any]
 ) -> tuple[Sampling, Prompt]:
-    """The settings to generate with: those given, else those that the weights were trained with, else the defaults.
-    Warns of settings that the weights were not trained with."""
+    """The settings to generate with: the caller's, else those of the training card, else the defaults. Warns if they
+    differ from the training of the weights."""
     card = read_card(policy.source) if policy.source else None
     if card is None:
         return _changed(sampling or Sampling(), options), prompt or Prompt()
@@ -320,14 +323,14 @@ def _settings(
 
 
 def _changed(base: Sampling, options: dict[str, Any]) -> Sampling:
-    """Settings with fields of `Sampling` and `Budget` changed."""
+    """`base` with fields of `Sampling` and `Budget` replaced by `options`."""
     budget = {name: options.pop(name) for name in list(options) if name in Budget.model_fields}
     values = {**base.model_dump(), **options}
     return _section(Sampling, {**values, "budget": {**base.budget.model_dump(), **budget, **options.get("budget", {})}})
 
 
 def _section(section: type[Any], values: dict[str, Any]) -> Any:
-    """A section of settings; what is wrong with the values is one line."""
+    """Validate the values of a section of settings; a mistake is a `UserError` of one line."""
     from parallel_r1.runs.recipe_file import validated
 
     sections = {name: value.model_dump() for name, value in values.items() if isinstance(value, Section)}

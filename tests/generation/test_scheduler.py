@@ -479,7 +479,7 @@ def test_bad_requests_are_refused(frozen):
     drawing = Scheduler(LocalEngine(frozen.model), frozen.tags, 4, memory=40)
     with pytest.raises(UserError, match="memory for"):
         submit(drawing, prompt, Sampling(budget=Budget(total=40)), 0)
-    with pytest.raises(UserError, match="read tokens for stop texts"):
+    with pytest.raises(UserError, match="a decode function for stop texts"):
         submit(drawing, prompt, Sampling(stop=("x",), budget=Budget(total=10)), 0)
     tag = frozen.tags.ids["</Path>"]
     with pytest.raises(UserError, match="stop tokens that are no tags"):

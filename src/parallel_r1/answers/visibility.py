@@ -1,13 +1,14 @@
 """Which token sees which. Mask, positions, predecessors and critical path all derive from one relation on addresses.
 
-Two addresses are *strangers* if, at the first place where they differ, they name the same fork and different paths.
-Token i sees token j iff j <= i in the order of the row and their addresses are no strangers. A token's position is one
-more than the largest position it sees, and the critical path is one more than the largest position of all.
+Two addresses are *strangers* if they are on different paths of the same fork, that is, if at the first level where
+they differ they have the same fork number and different path numbers. Token i sees token j iff j <= i in the order of
+the row and their addresses are not strangers. A token's position is one more than the largest position it sees, and the
+critical path is one more than the largest position of all.
 Source: section 3 of the Parallel-R1 paper (arXiv 2509.07980), stated for any number of paths and any nesting.
 
 A scorer is a way to write an answer into a row (`arrange`); the relation is the same for all scorers. Several sequences
-share a row as if they were paths of one fork that opens before them, and several answers share their prompt as if they
-were paths of one fork that opens after it (`pack`).
+in one row are treated as paths of a fork before them, and several answers to a shared prompt as paths of a fork after
+it (`pack`).
 
 Everything here works on runs: `(address, length)` pairs in reading order. An answer has few addresses and many tokens,
 so the relation is a small table between addresses, and no loop runs over tokens.
@@ -24,9 +25,10 @@ from jaxtyping import Bool, Int
 from parallel_r1.answers.trace import TRUNK, Address, Scorer, Trace
 
 Run = tuple[Address, int]
+"""An address and the number of neighbouring tokens that have it."""
 SIDE_BY_SIDE, ANSWERS = -1, -2
-"""Numbers of two artificial forks: one whose paths are the sequences of a row, and one whose paths are the answers to a
-prompt. No fork of an answer has a negative number."""
+"""Numbers of two artificial forks: the paths of the first are the sequences of a row, and the paths of the second are
+the answers to a shared prompt. Forks of an answer are numbered from 0."""
 
 
 def strangers(a: Address, b: Address) -> bool:
@@ -42,9 +44,9 @@ class Piece:
     """Tokens `start` to `stop - 1` of a sequence, written into a row.
 
     Attributes:
-        address: their address in the row.
+        address: address of the tokens in the row.
         start, stop: range of tokens of the sequence.
-        drawn: True where they were drawn or given; False for a copy that is read again.
+        drawn: whether the tokens were generated here; False for a copy that `replay` reads again.
     """
 
     address: Address
@@ -55,13 +57,13 @@ class Piece:
 
 @dataclass
 class _Lane:
-    """A thread of `replay` together with the first path of every fork that it opens.
+    """A thread under `replay`, together with the first path of every fork in it.
 
     Attributes:
         address: address of its next token.
-        ancestors: lanes that it branched from, outermost first.
-        unread: (start, stop) of pieces of paths that branched from it and that it has not read again, in reading order.
-        forks: number of every fork that opened in it, and the address there.
+        ancestors: the lanes that it branched from, outermost first.
+        unread: token ranges of the lanes that branched from it and that it has yet to read again, in reading order.
+        forks: fork number -> the lane's address when that fork opened.
     """
 
     address: Address
@@ -71,13 +73,13 @@ class _Lane:
 
 
 def arrange(runs: Sequence[Run], scorer: Scorer) -> list[Piece]:
-    """Write a sequence into a row for a scorer. Every token is drawn in exactly one place of the row.
+    """Write a sequence into a row for a scorer. Every token has exactly one place with `drawn`.
 
-    `isolated` writes the sequence as it is; `causal` erases the addresses. `replay` imitates a server that runs the
-    paths blind and then reads everything again from left to right. The first path of a fork and the text after the
-    fork are one lane; every further path is a lane of its own, which branches off at the fork. Before the first lane
-    goes on after the fork, it reads these paths again: copies of them lie in it. Text between paths belongs to the
-    thread, and therefore reads the paths before it again.
+    `isolated` writes the sequence as it is; `causal` erases the addresses. `replay` imitates a server that generates
+    the paths in isolation and then prefills everything again from left to right. The first path of a fork and the text
+    after the fork are one lane; every other path is a lane of its own, which branches off at the fork. Before the first
+    lane goes on after the fork, it reads the other paths again, so copies of them are written into it. Text between
+    paths belongs to the thread, and is therefore preceded by copies of the paths before it.
     """
     pieces: list[Piece] = []
     lanes: dict[Address, _Lane] = {TRUNK: _Lane(TRUNK)}
@@ -97,7 +99,7 @@ def arrange(runs: Sequence[Run], scorer: Scorer) -> list[Piece]:
 
 
 def _lane(address: Address, lanes: dict[Address, _Lane]) -> _Lane:
-    """The lane of an address; a new lane is added to `lanes`."""
+    """The lane of an address; created and added to `lanes` if it is new."""
     if address not in lanes:
         outer, (fork, path) = _lane(address[:-1], lanes), address[-1]
         if fork in outer.forks:
@@ -118,7 +120,7 @@ class Layout:
         positions: by place, its position, counted from 0.
         previous: by place, index of the nearest earlier visible place, which predicts it; -1 if none.
         source: by place, index of its token, counted through all sequences.
-        drawn: by place, whether the token was drawn there; False for a copy.
+        drawn: by place, whether the token was generated there; False for a copy.
         sees: whether tokens of two addresses may see each other; symmetric, true on the diagonal.
     """
 
@@ -131,7 +133,7 @@ class Layout:
 
     @property
     def critical_path(self) -> int:
-        """Length of the longest chain of tokens that must be drawn one after the other."""
+        """Length of the longest chain of tokens that must be generated one after the other."""
         return int(self.positions.max()) + 1 if len(self.positions) else 0
 
     def mask(self) -> Bool[np.ndarray, "n n"]:
@@ -141,20 +143,20 @@ class Layout:
 
 
 def layout(runs: Sequence[Run], scorer: Scorer = "isolated") -> Layout:
-    """Lay out one sequence for a scorer. The row is longer than the sequence only where `replay` copies paths."""
+    """Lay out one sequence for a scorer. Only `replay` makes the row longer than the sequence, by its copies."""
     return pack([[runs]], scorer)
 
 
 def pack(families: Sequence[Sequence[Sequence[Run]]], scorer: Scorer) -> Layout:
-    """Lay out several sequences in one row. No sequence sees another, and positions start from 0 in every one.
+    """Lay out several sequences in one row. No sequence sees another, and every sequence has positions from 0.
 
     Args:
-        families: groups of sequences that begin with the same run, in the trunk, such as the answers to one prompt. The
-            run is written once per group, and all sequences of the group see it.
+        families: groups of sequences with the same first run, such as the answers to one prompt. That run is written
+            once per group, and all sequences of the group see it.
         scorer: how the sequences are written.
     """
     pieces: list[Piece] = []
-    first = 0  # token of the sequence
+    first = 0  # index of the sequence's first token
     for number, family in enumerate(families):
         beside: Address = ((SIDE_BY_SIDE, number),)
         for answer, runs in enumerate(family):
@@ -168,7 +170,7 @@ def pack(families: Sequence[Sequence[Sequence[Run]]], scorer: Scorer) -> Layout:
 
 
 def _read(pieces: Sequence[Piece]) -> Layout:
-    """Compute positions and predecessors of a row, address by address."""
+    """Compute positions and predecessors of a row, one piece after the other."""
     addresses = list(dict.fromkeys(piece.address for piece in pieces))
     row = {address: index for index, address in enumerate(addresses)}
     sees = np.array([[not strangers(a, b) for b in addresses] for a in addresses], dtype=bool)
@@ -197,18 +199,18 @@ def _read(pieces: Sequence[Piece]) -> Layout:
 
 
 def latency(trace: Trace) -> int:
-    """Critical path of an answer: tokens that had to be drawn one after the other, given ones included. It depends on
-    the sampler, not on the scorer; tokens that `causal_join` reads again are not drawn and do not count."""
+    """Critical path of an answer: the number of tokens, sampled or given, that had to be generated one after the other.
+    It depends on the sampler, not on the scorer. Tokens that `causal_join` reads again do not count."""
     return layout(trace.runs, "causal" if trace.sampler == "sequential" else "isolated").critical_path
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Neighbouring blocks of a row. A block sees itself causally, no other block, and all places of `before`.
+    """Neighbouring blocks of a row. A block sees itself causally, all places of `before`, and no other block.
 
     Attributes:
-        blocks: (start, stop) of every block.
-        before: (start, stop) of the ranges that all blocks see, in order, before the first block.
+        blocks: (start, stop) of the blocks, in order.
+        before: (start, stop) of the ranges before the first block that all blocks see, in order.
     """
 
     blocks: tuple[tuple[int, int], ...]
@@ -216,14 +218,14 @@ class Stretch:
 
 
 def stretches(address_ids: Int[np.ndarray, " n"], sees: Bool[np.ndarray, "a a"]) -> list[Stretch]:
-    """Cut the mask of a row into few rectangles and triangles, so that nobody has to build it.
+    """Cut the mask of a row into a few rectangles and triangles, so that attention needs no mask of n x n entries.
 
     The trunk and the first path of its fork are one block; the other paths of the fork are the blocks of one stretch;
     the text after the join begins a new stretch.
     """
     cuts = np.flatnonzero(np.diff(address_ids, prepend=-1, append=-1))  # no address has the number -1
     ids = address_ids[cuts[:-1]]
-    seen = np.tril(sees[ids][:, ids])  # between runs
+    seen = np.tril(sees[ids][:, ids])  # by run and earlier run
     result: list[Stretch] = []
     first = 0
     for run in range(1, len(ids) + 1):

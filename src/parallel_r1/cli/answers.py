@@ -1,4 +1,4 @@
-"""Commands that draw answers, show them, and tell what they earn under a reward."""
+"""Commands that generate answers, show them, and compute their rewards."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ def generate(
     engine: Engine,
     prompt: Prompt,
     question: Annotated[
-        str | None, typer.Option("--prompt", help="What the model reads, such as -e 'Use 3, 5, 7 to make 26.\\n'.")
+        str | None, typer.Option("--prompt", help="The prompt, such as -e 'Use 3, 5, 7 to make 26.\\n'.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--prompt-file", help="A file with what the model reads, to its last character.")
+        Path | None,
+        typer.Option("--prompt-file", help="A text file with the prompt; line breaks at its end count too."),
     ] = None,
     seed: options.Seed = 0,
     escapes: options.Escapes = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Draw one answer and watch trunk, paths and summary grow, each path in its colour."""
+    """Generate one answer and watch trunk, paths and summary grow, every path in its colour."""
     text = prompt.instruction + _question(question, file, escapes)
     from parallel_r1.answers.visibility import latency
     from parallel_r1.generation.generator import Request, make_generator
@@ -65,8 +66,7 @@ def generate(
 def _question(text: str | None, file: Path | None, escapes: bool) -> str:
     """The text of --prompt or of --prompt-file."""
     if (text is None) == (file is None):
-        given = "neither" if text is None else "both"
-        raise UserError("either --prompt or --prompt-file", given, "give one of them")
+        raise UserError("either --prompt or --prompt-file", "neither" if text is None else "both", "give one of them")
     if file is None:
         assert text is not None
         return options.unescape(text) if escapes else text
@@ -76,6 +76,7 @@ def _question(text: str | None, file: Path | None, escapes: bool) -> str:
 
 
 def _answer_json(policy: Policy, trace: Trace) -> dict[str, Any]:
+    """The answer as `generate --json` prints it."""
     from parallel_r1.answers.visibility import latency
 
     return {
@@ -99,9 +100,9 @@ def _answer_json(policy: Policy, trace: Trace) -> dict[str, Any]:
 
 @app.command()
 def show(
-    path: Annotated[Path, typer.Argument(help="A run folder, or a file of its rollouts/.")],
-    count: Annotated[int, typer.Option(min=1, help="How many answers of a file to show.")] = 4,
-    first: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    path: Annotated[Path, typer.Argument(help="A run folder, or a file in its rollouts/.")],
+    count: Annotated[int, typer.Option(min=1, help="Number of answers of a file to show.")] = 4,
+    first: Annotated[int, typer.Option(min=0, help="Number of answers to skip before the first.")] = 0,
     as_json: options.AsJson = False,
 ) -> None:
     """Show a run's table, or answers as trees with every path in its colour."""
@@ -134,12 +135,12 @@ def show(
 
 @app.command()
 def rewards(
-    file: Annotated[Path, typer.Argument(help="A file of a run's rollouts/, or of `eval --rollouts`.")],
+    file: Annotated[Path, typer.Argument(help="A file in a run's rollouts/, or one written by eval --rollouts.")],
     reward: Annotated[str, typer.Option(help="A reward, as in a recipe: bonus(0.2), alternate(accuracy(), bonus()).")],
     step: Annotated[int, typer.Option(min=1, help="The training step, for rewards that change with it.")] = 1,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show what answers earn under a reward, term by term, one line for every answer."""
+    """Compute the reward of every answer in a file and show it term by term, one line per answer."""
     from parallel_r1.training.rewards.base import apply_reward
     from parallel_r1.training.rewards.language import parse_reward
 

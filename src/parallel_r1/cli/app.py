@@ -1,6 +1,6 @@
-"""The command line. Every command imports what it needs when it runs, so that help is quick.
+"""The app of the command line with the options before the command, and helpers that several commands use.
 
-Here: the app with the options that stand before every command, and helpers that several commands use.
+Commands import torch and most of the package inside their functions, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ console = Console()
 
 @dataclass
 class Flags:
-    """Options before the command.
+    """Options before the command that outlive its start.
 
     Attributes:
-        traceback: whether an error shows its stack.
+        traceback: whether to print the stack of a `UserError`.
     """
 
     traceback: bool = False
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         print(__version__)
         raise typer.Exit()
 
@@ -61,7 +61,7 @@ def before(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """Read the options that stand before the command."""
+    """Apply the options before the command."""
     flags = context.ensure_object(Flags)
     flags.traceback = traceback or os.environ.get(DEBUG) == "1"
     if verbose:
@@ -72,7 +72,7 @@ def before(
 
 
 def quiet() -> None:
-    """Turn off the progress bars of libraries, and the hub's line for every request that fails."""
+    """Turn off the progress bars of libraries, and the warnings of the hub about failed requests."""
     from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
@@ -82,7 +82,7 @@ def quiet() -> None:
 
 
 def warn(message: str) -> None:
-    """Print one yellow line on standard error; of several processes the first one does."""
+    """Print one yellow line on standard error. With several processes only the first one prints."""
     if os.environ.get("RANK", "0") == "0":
         Console(stderr=True).print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
@@ -93,17 +93,17 @@ def print_json(value: Any) -> None:
 
 
 def load_policy(model: str, engine: Engine) -> Policy:
-    """Load a model onto the device that the options name."""
+    """Load a model onto the device that `engine` names."""
     from parallel_r1 import models
 
     return models.load(model, device=engine.device)
 
 
 def one_of(option: str, value: str, names: Any) -> None:
-    """Check that the value of an option is one of a Literal's.
+    """Check that the value of an option is one of the names of a Literal type.
 
     Raises:
-        UserError: it is not; suggests the nearest one.
+        UserError: it is not. The error suggests the nearest name.
     """
     from parallel_r1.errors import nearest
 

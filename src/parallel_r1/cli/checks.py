@@ -1,4 +1,4 @@
-"""Commands that check what is drawn and written."""
+"""Commands that check answers and models: parity, format, final answers, visibility."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from parallel_r1.errors import UserError
 from parallel_r1.files import numbered_lines, parse_object
 
 if TYPE_CHECKING:
+    from parallel_r1.answers.trace import Address
+    from parallel_r1.answers.visibility import Layout
     from parallel_r1.generation.settings import Engine, Sampling
 
 
@@ -28,12 +30,12 @@ def parity(
     engine: Engine,
     scorer: options.Scoring = None,
     every: Annotated[bool, typer.Option("--all", help="Compare every sampler with every scorer.")] = False,
-    answers: Annotated[int, typer.Option(min=1, help="How many answers to compare on.")] = 8,
-    forks: Annotated[int, typer.Option(min=1, help="Forks in each answer.")] = 3,
+    answers: Annotated[int, typer.Option(min=1, help="Number of answers to compare on.")] = 8,
+    forks: Annotated[int, typer.Option(min=1, help="Forks of every answer.")] = 3,
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
-    """Check that what is sampled is what is scored: compare log-probabilities on answers with forks."""
+    """Compare the log-probabilities of sampling and of scoring on answers with forks."""
     from parallel_r1.answers.trace import Sampler, Scorer
     from parallel_r1.evaluation.parity import measure
     from parallel_r1.report.tables import print_parity
@@ -83,7 +85,7 @@ def check(
 
 
 def lines(file: str) -> Iterator[bytes]:
-    """The lines of a file or of standard input that are not blank."""
+    """The lines of a file, or of standard input if `file` is "-", without blank ones."""
     if file != "-" and not Path(file).is_file():
         raise UserError("a JSONL file, or - for standard input", f"no file {file}", "check the path")
     with sys.stdin.buffer if file == "-" else Path(file).open("rb") as stream:
@@ -91,6 +93,7 @@ def lines(file: str) -> Iterator[bytes]:
 
 
 def _check_line(line: bytes) -> dict[str, Any]:
+    """What `check --json` prints about a line; a line that is not such an object has the defect "broken-line"."""
     from parallel_r1.answers.parser import parse_text
 
     try:
@@ -119,7 +122,7 @@ def grade(
     ],
     as_json: options.AsJson = False,
 ) -> None:
-    """Judge final answers: the last `Final Answer:` or \\boxed{} outside all paths against the reference answer."""
+    """Grade answers: compare the last `Final Answer:` or \\boxed{} outside all paths with the reference answer."""
     from parallel_r1.tasks.grading.grader import grader
 
     started = time.perf_counter()
@@ -133,80 +136,86 @@ def grade(
     if not as_json:
         silent = sum(row["found"] is None for row in rows)
         console.print(
-            f"{sum(verdicts):,} of {len(rows):,} right; {silent:,} without a final answer; {speed:,.0f} gradings/s",
+            f"{sum(verdicts):,} of {len(rows):,} right; {silent:,} without a final answer; {speed:,.0f} answers/s",
             highlight=False,
         )
 
 
 def _read_answer(line: bytes) -> dict[str, Any]:
-    """The final answer and the reference answer of a line; a line without them is graded as wrong, with the reason."""
+    """The final answer and the reference answer of a line. A line that cannot be read counts as wrong; its `error` says
+    why."""
     from parallel_r1.answers.parser import trunk
     from parallel_r1.tasks.grading.extract import final_answer
 
     try:
         row = parse_object(line)
-        text, gold = row["text"], row["answer"]
-        if not isinstance(text, str) or not isinstance(gold, str):
-            raise TypeError(f"text is {type(text).__name__}, answer is {type(gold).__name__}")
+        text, reference = row["text"], row["answer"]
+        if not isinstance(text, str) or not isinstance(reference, str):
+            raise TypeError(f"text is {type(text).__name__}, answer is {type(reference).__name__}")
     except (ValueError, KeyError, TypeError) as error:
         message = 'expected {"text": .., "answer": ..}, found ' + f"{type(error).__name__}: {error}"
         return {"correct": False, "found": None, "answer": "", "error": message}
     name = {"id": row["id"]} if "id" in row else {}
-    return {**name, "correct": False, "found": final_answer(trunk(text)), "answer": gold}
+    return {**name, "correct": False, "found": final_answer(trunk(text)), "answer": reference}
 
 
 @app.command()
 def inspect(
     model: options.ModelPath,
-    text: Annotated[str, typer.Option(help="An answer, with its tags; reads -e.")],
+    text: Annotated[str, typer.Option(help="An answer with its tags; -e applies.")],
     scorer: options.Scoring = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw it into this PNG, SVG or PDF file instead.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw a picture into this PNG, SVG or PDF file instead.")] = None,
     escapes: options.Escapes = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show how an answer is laid out: every token's address and position, who sees whom, the critical path."""
+    """Show how an answer is laid out for a scorer: address and position of every token, which tokens see which, and the
+    critical path."""
     from parallel_r1.answers.parser import parse
     from parallel_r1.answers.visibility import layout
     from parallel_r1.models.policy import load_tokenizer, tag_ids
 
-    laid_by = options.scorer_of(model, scorer)
+    reader = options.scorer_of(model, scorer)
     quiet()
     tokenizer = load_tokenizer(model)
     token_ids = tokenizer.encode(options.unescape(text) if escapes else text, add_special_tokens=False)
     trace = parse(token_ids, tag_ids(tokenizer))
-    laid = layout(trace.runs, laid_by)
+    row = layout(trace.runs, reader)
     by_token = [span.address for span in trace.spans for _ in span.token_ids]
-    addresses = [by_token[token] for token in laid.source]  # under `replay` paths are there twice
-    laid_ids = [token_ids[token] for token in laid.source]
-    tokens = [str(tokenizer.decode([token])) for token in laid_ids]
+    addresses = [by_token[token] for token in row.source]  # under `replay` paths have copies
+    row_ids = [token_ids[token] for token in row.source]
+    tokens = [str(tokenizer.decode([token])) for token in row_ids]
     if as_json:
         print_json(
             {
                 "tokens": tokens,
-                "token_ids": laid_ids,
+                "token_ids": row_ids,
                 "addresses": addresses,
-                "positions": laid.positions.tolist(),
-                "mask": laid.mask().astype(int).tolist(),
-                "critical_path": laid.critical_path,
+                "positions": row.positions.tolist(),
+                "mask": row.mask().astype(int).tolist(),
+                "critical_path": row.critical_path,
                 "total": len(token_ids),
             }
         )
-        return
-    if picture:
+    elif picture:
         from parallel_r1.report.visibility import relation
 
-        relation(laid, tokens, addresses, f"scorer {laid_by}", picture)
+        relation(row, tokens, addresses, f"scorer {reader}", picture)
         console.print(f"wrote {picture}")
-        return
+    else:
+        _print_layout(row, tokens, addresses)
+        console.print(f"critical path {row.critical_path}, tokens {len(token_ids)}")
+
+
+def _print_layout(row: Layout, tokens: list[str], addresses: list[Address]) -> None:
+    """Print a table with one line per place of a row."""
     from parallel_r1.report.answers import colour
     from parallel_r1.report.tables import rich_table
     from parallel_r1.table import Table
 
-    rows = []
-    for token, position, address, row in zip(tokens, laid.positions, addresses, laid.mask(), strict=True):
-        seen = "".join("█" if sees else "·" for sees in row)
+    lines = []
+    for token, position, address, mask in zip(tokens, row.positions, addresses, row.mask(), strict=True):
+        seen = "".join("█" if sees else "·" for sees in mask)
         place = " > ".join(f"{fork + 1}.{path + 1}" for fork, path in address)
-        rows.append((repr(token)[1:-1], str(position), place, seen))
-    table = Table(("token", "position", "address", "sees"), rows, names=4)
+        lines.append((repr(token)[1:-1], str(position), place, seen))
+    table = Table(("token", "position", "address", "sees"), lines, names=4)
     console.print(rich_table(table, [colour(address) for address in addresses]))
-    console.print(f"critical path {laid.critical_path}, tokens {len(token_ids)}")

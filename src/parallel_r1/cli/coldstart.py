@@ -1,4 +1,4 @@
-"""The command that asks a teacher for answers to imitate."""
+"""The command that collects example answers from a teacher model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from parallel_r1.cli.data import DataDir
 from parallel_r1.errors import UserError
 
 if TYPE_CHECKING:
-    from parallel_r1.coldstart.collect import Respondent
+    from parallel_r1.coldstart.collect import Limits, Respondent
+    from parallel_r1.coldstart.filters import Sieve
+    from parallel_r1.coldstart.journal import Ask, Journal
     from parallel_r1.generation.settings import Engine, Sampling
+    from parallel_r1.tasks.base import Task
     from parallel_r1.tasks.prompts import Prompt
 
 Kind = Literal["server", "self"]
-ASKING, KEEPING = "Asking a server", "What is kept"
+ASKING, KEEPING = "Server and its costs", "Filters of answers"
+"""Titles of option panels in the help."""
 
 
 @app.command()
@@ -37,11 +41,11 @@ def coldstart(
     teacher: Annotated[
         str,
         typer.Option(
-            help="server: any that speaks OpenAI's protocol, with --temperature and --top-p; self: a model of yours, "
-            "with all options of Sampling, Engine and Prompt."
+            help="server: a model behind an OpenAI-compatible API, with --temperature and --top-p; self: a model "
+            "folder, with all options of Sampling, Engine and Prompt."
         ),
     ] = "server",
-    samples: Annotated[int, typer.Option(min=1, help="Answers to each problem.")] = 1,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to every problem.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Problems of every task. Default: all.")] = None,
     seed: options.Seed = 0,
     base_url: Annotated[
@@ -53,7 +57,7 @@ def coldstart(
     instruction_file: Annotated[
         Path | None,
         typer.Option(
-            help="A text file with {problem} in it, which the server is sent instead of our instruction.",
+            help="A text file with {problem} in it, sent to the server instead of our instruction.",
             rich_help_panel=ASKING,
         ),
     ] = None,
@@ -61,11 +65,11 @@ def coldstart(
         bool, typer.Option("--show-instruction", help="Print our instruction and stop.", rich_help_panel=ASKING)
     ] = False,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="The most tokens of an answer with its thoughts.", rich_help_panel=ASKING)
+        int, typer.Option(min=1, help="Most tokens of an answer, its reasoning included.", rich_help_panel=ASKING)
     ] = 8192,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at the same time.", rich_help_panel=ASKING)] = 16,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="The longest a request may take, in seconds.", rich_help_panel=ASKING)
+        float, typer.Option(min=0.1, help="Seconds after which a request counts as failed.", rich_help_panel=ASKING)
     ] = 600.0,
     retries: Annotated[
         int,
@@ -81,43 +85,41 @@ def coldstart(
         float | None, typer.Option(min=0.0, help="Stop when this much is spent.", rich_help_panel=ASKING)
     ] = None,
     most_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Stop when this many tokens are used, of prompts and answers.")
+        int | None, typer.Option(min=1, help="Stop when prompts and answers have used this many tokens.")
     ] = None,
-    patience: Annotated[
-        int, typer.Option(min=1, help="Stop after this many responses in a row of which none is kept.")
-    ] = 100,
-    words: Annotated[int, typer.Option(min=1, help="The most words of an answer.", rich_help_panel=KEEPING)] = 2000,
+    patience: Annotated[int, typer.Option(min=1, help="Stop when this many responses in a row were rejected.")] = 100,
+    words: Annotated[int, typer.Option(min=1, help="Most words of an answer.", rich_help_panel=KEEPING)] = 2000,
     alike: Annotated[
         float,
-        typer.Option(min=0.0, max=1.0, help="The largest self-BLEU of an answer's paths.", rich_help_panel=KEEPING),
+        typer.Option(min=0.0, max=1.0, help="Largest self-BLEU between an answer's paths.", rich_help_panel=KEEPING),
     ] = 0.5,
     sequential: Annotated[
-        bool, typer.Option("--sequential", help="Keep answers without a fork too.", rich_help_panel=KEEPING)
+        bool, typer.Option("--sequential", help="Also keep answers without a fork.", rich_help_panel=KEEPING)
     ] = False,
     any_language: Annotated[
-        bool, typer.Option("--any-language", help="Keep other languages than English too.", rich_help_panel=KEEPING)
+        bool, typer.Option("--any-language", help="Also keep answers that are not in English.", rich_help_panel=KEEPING)
     ] = False,
     data_dir: DataDir = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Ask a teacher for answers with parallel blocks, and keep the correct and well-written ones to imitate.
+    """Ask a teacher model for answers with forks, and keep the correct, well-formed ones for supervised fine-tuning.
 
-    Every response is on disk before it counts. Once interrupted, the same command goes on and asks nothing twice."""
+    Every response is saved at once. After an interruption the same command continues and sends no request twice."""
     from parallel_r1.coldstart.instruction import instruction as ours
 
     if show_instruction:
         print(ours(), end="")
         return
     one_of("--teacher", teacher, Kind)
-    needed = {"--problems": problems, "--model": model, "--out": out}
-    needed |= {"--base-url": base_url} if teacher == "server" else {}
-    for option, value in needed.items():
+    required = {"--problems": problems, "--model": model, "--out": out}
+    required |= {"--base-url": base_url} if teacher == "server" else {}
+    for option, value in required.items():
         if not value:
             raise UserError(f"{option}", "none", "see parallel-r1 coldstart --help")
     assert out is not None
     from parallel_r1.answers.shape import need_sacrebleu
     from parallel_r1.coldstart.ask_server import Server
-    from parallel_r1.coldstart.collect import ANSWERS, Collection, Limits, problems_of
+    from parallel_r1.coldstart.collect import ANSWERS, Limits, problems_of
     from parallel_r1.coldstart.filters import Sieve
     from parallel_r1.coldstart.journal import Ask, Journal
     from parallel_r1.tasks.base import load_task, statement_of
@@ -127,49 +129,65 @@ def coldstart(
     need_sacrebleu()
     sieve = Sieve(words, alike, sequential, any_language)
     limits = Limits(most_tokens, most_money, prompt_price, answer_price, patience)
-    asked: Respondent
+    respondent: Respondent
     if teacher == "server":
         text = _instruction(instruction_file) if instruction_file else ours()
-        asked = Server(
+        respondent = Server(
             base_url, model, text, sampling.temperature, sampling.top_p, max_tokens, concurrency, timeout, retries
         )
     else:
         from parallel_r1.coldstart.ask_self import Own
 
         quiet()
-        asked = Own(load_policy(model, engine), model, sampling, seed, engine, prompt)
+        respondent = Own(load_policy(model, engine), model, sampling, seed, engine, prompt)
     tasks = {name.strip(): load_task(name.strip(), hold_back=True, data_dir=data_dir) for name in problems.split(",")}
-    asked_for = [(one, statement_of(task, one)) for task in tasks.values() for one in problems_of(task, seed, limit)]
-    asks = [Ask(problem, statement, sample) for sample in range(samples) for problem, statement in asked_for]
-
-    from parallel_r1.report.progress import AskProgress
-    from parallel_r1.report.tables import print_collected
-
-    with Journal(out, asked.settings) as journal:
-        left = sum(ask.key not in journal.responses for ask in asks)
+    statements = [(one, statement_of(task, one)) for task in tasks.values() for one in problems_of(task, seed, limit)]
+    asks = [Ask(problem, statement, sample) for sample in range(samples) for problem, statement in statements]
+    with Journal(out, respondent.settings) as journal:
         if not as_json:
+            left = sum(ask.key not in journal.responses for ask in asks)
             console.print(
-                f"{len(asked_for):,} problems, {len(asks):,} answers, {left:,} to be asked for; writing to {out}",
+                f"{len(statements):,} problems, {len(asks):,} answers, {left:,} to be asked for; writing to {out}",
                 soft_wrap=True,
                 highlight=False,
             )
-        with AskProgress(console, left) as progress:
-            tell = (lambda _: None) if as_json else progress
-            collection = Collection(tasks, asks, journal, sieve, limits, tell)
-            try:
-                collection.run(asked)
-            finally:
-                if as_json:
-                    print_json(collection.to_json())
-                elif statistics := collection.statistics():
-                    print_collected(console, statistics)
-        if not as_json:
-            if collection.over:
-                console.print(f"stopped: {collection.over}", highlight=False, soft_wrap=True)
-            console.print(f"{collection.kept:,} answers to imitate are in {out}", highlight=False, soft_wrap=True)
+        _collect(respondent, tasks, asks, journal, sieve, limits, as_json)
+
+
+def _collect(
+    respondent: Respondent,
+    tasks: dict[str, Task],
+    asks: list[Ask],
+    journal: Journal,
+    sieve: Sieve,
+    limits: Limits,
+    as_json: bool,
+) -> None:
+    """Ask for all answers that the journal lacks, with a progress bar, and print what was kept, after an interruption
+    too."""
+    from parallel_r1.coldstart.collect import Collection
+    from parallel_r1.report.progress import AskProgress
+    from parallel_r1.report.tables import print_collected
+
+    with AskProgress(console, sum(ask.key not in journal.responses for ask in asks)) as progress:
+        collection = Collection(tasks, asks, journal, sieve, limits, (lambda _: None) if as_json else progress)
+        try:
+            collection.run(respondent)
+        finally:
+            if as_json:
+                print_json(collection.to_json())
+            elif statistics := collection.statistics():
+                print_collected(console, statistics)
+    if not as_json:
+        if collection.over:
+            console.print(f"stopped: {collection.over}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{collection.kept:,} answers to imitate are in {journal.folder}", highlight=False, soft_wrap=True
+        )
 
 
 def _instruction(path: Path) -> str:
+    """Read the file of --instruction-file."""
     if not path.is_file():
         raise UserError(
             "a text file for --instruction-file", f"no file {path}", "--show-instruction prints ours to begin with"

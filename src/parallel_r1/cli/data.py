@@ -1,4 +1,4 @@
-"""Commands about data: what is wrong with problems, which of them are in a benchmark, and how answers are written."""
+"""Commands for data: damaged problems, overlap with benchmarks, and the format of answers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,10 @@ data = typer.Typer(
 app.add_typer(data, name="data")
 
 Name = Annotated[str, typer.Argument(help="gsm8k, math, dapo, .., or jsonl:PATH, parquet:PATH, hub:ID.")]
-Against = Annotated[str, typer.Option(help="Benchmarks, by name, with commas between them.")]
-
-
+Against = Annotated[str, typer.Option(help="Names of benchmarks, with commas between them.")]
 Answers = Annotated[Path, typer.Argument(help="A .jsonl or .parquet file with an answer in every row.")]
 NewFile = Annotated[Path, typer.Option("--out", help="A new .jsonl or .parquet file, with all columns of the old one.")]
 Column = Annotated[str, typer.Option(help="The column with the answers.")]
-
-
 DataDir = Annotated[
     Path | None,
     typer.Option(
@@ -42,7 +38,7 @@ DataDir = Annotated[
 
 @data.command()
 def check(name: Name, data_dir: DataDir = None, as_json: options.AsJson = False) -> None:
-    """Report every damaged problem of a set: what kind of damage, how many, which."""
+    """Report the damaged problems of a set: how many there are of every kind of damage; --json lists them."""
     from parallel_r1.tasks.datasets.damage import MEANING, find
 
     records = _open(name, data_dir)[1]
@@ -58,7 +54,7 @@ def clean(
     data_dir: DataDir = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write a set without its damaged problems, and without those of benchmarks, with a data card."""
+    """Write a set without its damaged problems and without problems of benchmarks, and a data card beside it."""
     from parallel_r1.cli.app import one_of
     from parallel_r1.tasks.datasets import cleaning
     from parallel_r1.tasks.datasets.damage import Kind
@@ -90,7 +86,7 @@ def decontaminate(
     data_dir: DataDir = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Report every problem of a set that is in a benchmark: the same text, the same words, or a run of 13 words."""
+    """Report the problems of a set that are in a benchmark: the same text, the same words, or 13 words in a row."""
     from parallel_r1.tasks.datasets.overlap import MEANING, overlaps
 
     records = _open(name, data_dir)[1]
@@ -109,7 +105,7 @@ def repair(
     column: Column = "text",
     as_json: options.AsJson = False,
 ) -> None:
-    """Correct the layout of answers and list the changes. Their words stay as they are."""
+    """Correct the layout of answers, without changing their words, and list the changes."""
     from parallel_r1.answers import convert as formats
     from parallel_r1.answers.parser import parse_text
 
@@ -137,12 +133,12 @@ def convert(
     file: Answers,
     out: NewFile,
     source: Annotated[str, typer.Option("--from", help="The format of the answers. See docs/data.md.")],
-    target: Annotated[str, typer.Option("--to", help="The format to write them in.")] = "parallel-r1",
+    target: Annotated[str, typer.Option("--to", help="The format to write.")] = "parallel-r1",
     column: Column = "text",
     as_json: options.AsJson = False,
 ) -> None:
-    """Convert answers from the format of another project into ours, or back. Answers that cannot be read are left out
-    and listed, and the exit code is then 1."""
+    """Convert answers from the format of another project into ours, or back. Answers that cannot be converted are left
+    out and listed; the exit code is then 1."""
     from parallel_r1.answers import convert as formats
     from parallel_r1.errors import nearest
 
@@ -168,7 +164,7 @@ def convert(
 
 
 def _read(file: Path, out: Path, column: str) -> list[dict[str, Any]]:
-    """The rows of a file of answers, once it is certain that the new file can be written."""
+    """Check that the new file can be written, then read the rows of a file of answers."""
     from parallel_r1.tasks.datasets.rows import check_new, read_file
 
     check_new(out)
@@ -194,7 +190,7 @@ def _write(out: Path, rows: list[dict[str, Any]]) -> None:
 def _open(name: str, data_dir: Path | None) -> tuple[Source, list[Record]]:
     from parallel_r1.tasks.suites import open_source
 
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network every try would be a line
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network every retry would print a line
     source = open_source(name, data_dir)
     return source, source.records(*source.main_splits)
 
@@ -210,7 +206,7 @@ def _benchmarks(names: Iterable[str], data_dir: Path | None) -> list[Record]:
 
 
 def _report(name: str, records: list[Record], findings: list[Any], meaning: dict[str, str], as_json: bool) -> None:
-    """Print the findings by kind, with the meaning of every kind."""
+    """Print the number of findings of every kind, with its meaning."""
     by_kind: dict[str, dict[str, None]] = defaultdict(dict)
     for finding in findings:
         by_kind[finding.kind][finding.id] = None

@@ -1,4 +1,4 @@
-"""Commands that make models."""
+"""The command that adds the tags to a model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def prepare(
     model: Annotated[str, typer.Argument(help="A Hugging Face model folder or hub id.")],
     out: Annotated[Path, typer.Option("--out", help="The new folder.")],
     init: Annotated[
-        str, typer.Option(help="The tags' rows: mean (of their text's pieces), random, or keep what is there.")
+        str, typer.Option(help="Embeddings of the tags: mean (of the pieces of their text), random, or keep.")
     ] = "mean",
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
-    """Give a model the six tags as tokens. What it does with other tokens does not change."""
+    """Add the six tags to a model's tokenizer and embeddings. Other tokens keep their ids and embeddings."""
     from parallel_r1.models.tags import Init
     from parallel_r1.models.tags import prepare as make
 

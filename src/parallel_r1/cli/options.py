@@ -1,8 +1,8 @@
 """Arguments and options that several commands share.
 
-`shared` gives a command the options of a whole group and hands it one object: a command with a parameter
-`sampling: Sampling`, `engine: Engine` or `prompt: Prompt` gets the options of that group in its place. Options that
-are left out take the value of the model's training card, or else the default of the command.
+The decorator `shared` replaces the parameters `sampling: Sampling`, `engine: Engine` and `prompt: Prompt` of a command
+by options, one per field, and calls the command with one object per group. An option that the user leaves out takes its
+value from the model's training card, or else the default of the command.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, such as recipes/tiny/demo.toml.")]
 ModelPath = Annotated[str, typer.Argument(help="A Hugging Face model folder or hub id, with the six tags.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Change one value: --set section.key=value. Repeatable.")
+    list[str] | None, typer.Option("--set", help="Change a value of the recipe: --set section.key=value. Repeatable.")
 ]
 Out = Annotated[
     Path | None,
@@ -38,7 +38,7 @@ Track = Annotated[
     list[str] | None,
     typer.Option("--track", help="Send the metrics to tensorboard, wandb, mlflow or trackio too. Repeatable."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Seed = Annotated[int, typer.Option(help="The same seed draws the same answers.")]
 Scoring = Annotated[
     str | None,
@@ -59,15 +59,15 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[Any, str, dict[str, Any]]]]] = {
     "sampling": (
         "Sampling" + CARD,
         {
-            "sampler": (str, "How answers are drawn: isolated, causal_join or sequential.", {}),
+            "sampler": (str, "How answers are generated: isolated, causal_join or sequential.", {}),
             "paths": (int, "Paths of every fork.", {"min": 1, "max": 64}),
             "temperature": (float, "1 is the raw policy, 0 the most probable token.", {"min": 0.0}),
-            "top_k": (int, "Draw from the k most probable tokens; 0: from all.", {"min": 0}),
-            "top_p": (float, "Draw from the tokens that make up this probability.", {"min": 0.0, "max": 1.0}),
-            "min_p": (float, "Leave out tokens below this share of the best one.", {"min": 0.0, "max": 1.0}),
-            "stop": (list[str], "End the answer after this text. Repeatable; reads -e.", {}),
+            "top_k": (int, "Sample from the k most probable tokens; 0: from all.", {"min": 0}),
+            "top_p": (float, "Sample from the tokens that make up this probability.", {"min": 0.0, "max": 1.0}),
+            "min_p": (float, "Leave out tokens below this share of the largest probability.", {"min": 0.0, "max": 1.0}),
+            "stop": (list[str], "End the answer after this text. Repeatable; -e applies.", {}),
             "total": (int, "Budget: all tokens of an answer, over all paths.", {"min": 1}),
-            "critical_path": (int, "Budget: tokens one after the other, the answer's latency.", {"min": 1}),
+            "critical_path": (int, "Budget: the longest chain of tokens, the answer's latency.", {"min": 1}),
             "path_tokens": (int, "Budget: tokens of one path.", {"min": 1}),
             "forks": (int, "Budget: forks of an answer.", {"min": 0}),
         },
@@ -75,34 +75,34 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[Any, str, dict[str, Any]]]]] = {
     "engine": (
         "Engine",
         {
-            "rows": (int, "The most answers that are drawn at once.", {"min": 1}),
-            "memory": (int, "The most tokens whose keys and values are held at once. Default: no limit.", {"min": 1}),
-            "compile": (bool, "Run the model through torch.compile while it draws.", {}),
+            "rows": (int, "Most answers generated at the same time.", {"min": 1}),
+            "memory": (int, "Most tokens in the KV cache. Default: no limit.", {"min": 1}),
+            "compile": (bool, "Run the model through torch.compile.", {}),
             "device": (str, "Where the model runs: auto (CUDA if there is one), cpu, cuda or cuda:1.", {}),
         },
     ),
     "prompt": (
         "Prompt" + CARD,
         {
-            "instruction": (str, "Text before every problem; reads -e.", {}),
+            "instruction": (str, "Text before every problem; -e applies.", {}),
             "final_answer": (str, "Where the final answer may stand: trunk, or anywhere (paths too).", {}),
         },
     ),
 }
-"""Parameter of a command -> the title of its options in the help, and the options: type, help text, limits."""
+"""Parameter of a command -> title of its options in the help, and option -> type, help text, limits."""
 BUDGET = {"total": "total", "critical_path": "critical_path", "path_tokens": "path", "forks": "forks"}
-"""Option -> its key in a budget."""
+"""Option -> field of `Budget`."""
 
 
 def shared(
     *, only: Collection[str] = (), without: Collection[str] = (), **defaults: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of the groups that its parameters name; see the module.
+    """Give a command the options of the groups that its parameters name, as the module describes.
 
     Args:
-        only: the sampling options that the command has; all of them if empty.
-        without: options that the command does not have.
-        defaults: option -> the default of this command, where the settings have another.
+        only: the sampling options to give it; all if empty.
+        without: options not to give it.
+        defaults: option -> default of this command, where it differs from that of the settings.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -132,7 +132,7 @@ def shared(
         def run(**values: Any) -> None:
             escapes = values.pop("escapes", False) if adds_escapes else values.get("escapes", False)
             given = {group: {name: values.pop(name) for name in chosen} for group, chosen in names.items()}
-            # What a server serves has no card here.
+            # A model behind a server has no training card.
             card = None if values.get("teacher") == "server" else _card(values["model"])
             values |= _settings(given, defaults, card, escapes)
             command(**values)
@@ -147,6 +147,8 @@ def shared(
 
 
 def _parameter(group: str, name: str, defaults: Mapping[str, Any]) -> inspect.Parameter:
+    """The parameter of a command for one option of a group. The default shown in the help is not the default of the
+    parameter, which is None for sampling and prompt, so that a training card can fill it."""
     panel, options = GROUPS[group]
     kind, text, limits = options[name]
     value = _default(group, name, defaults)
@@ -184,10 +186,10 @@ def _card(model: str) -> TrainingCard | None:
 def _settings(
     given: dict[str, dict[str, Any]], defaults: Mapping[str, Any], card: TrainingCard | None, escapes: bool
 ) -> dict[str, Any]:
-    """The objects that a command gets, and a warning where the user asks for what the weights have not learnt."""
+    """The settings objects for a command. Warns where the user's options differ from the training of the weights."""
     from parallel_r1.cli.app import warn
 
-    made: dict[str, Any] = {}
+    sections: dict[str, Any] = {}
     for group, options in given.items():
         trained = getattr(card, group, None)  # a card has no engine
         base = trained.model_dump(exclude={"form"}) if trained else _section(group)().model_dump()
@@ -199,16 +201,17 @@ def _settings(
                 value = _default(group, name, defaults)
             target = base["budget"] if name in BUDGET else base
             target[BUDGET.get(name, name)] = value
-        made[group] = _validated(group, base)
-    if card is not None and "sampling" in made:
+        sections[group] = _validated(group, base)
+    if card is not None and "sampling" in sections:
         from parallel_r1.generation.training_card import departures
 
-        if differing := departures(card, made["sampling"], made.get("prompt", card.prompt)):
+        if differing := departures(card, sections["sampling"], sections.get("prompt", card.prompt)):
             warn(f"these weights were trained with {'; '.join(differing)}")
-    return made
+    return sections
 
 
 def _validated(group: str, values: dict[str, Any]) -> BaseModel:
+    """The settings object of a group; an invalid value is a `UserError` that names its option."""
     from pydantic import ValidationError
 
     from parallel_r1.answers.trace import Sampler
@@ -228,14 +231,14 @@ def _validated(group: str, values: dict[str, Any]) -> BaseModel:
 
 
 def _plain(value: Any, escapes: bool) -> Any:
-    """Texts of the user with their escapes read, where the user asks for it."""
+    """A text or texts of the user, unescaped if `escapes`."""
     if not escapes or value is None:
         return value
     return [unescape(text) for text in value] if isinstance(value, list) else unescape(value)
 
 
 def unescape(text: str) -> str:
-    r"""Read `\n`, `\t` and `\\`. Every other backslash stays, so that LaTeX such as `\frac` keeps it."""
+    r"""Replace `\n`, `\t` and `\\` by the characters they stand for. Other backslashes stay, as in LaTeX's `\frac`."""
     meaning = {"n": "\n", "t": "\t", "\\": "\\"}
     pieces, at = [], 0
     while at < len(text):
@@ -246,12 +249,13 @@ def unescape(text: str) -> str:
 
 
 def scorer_of(model: str, given: str | None, sampler: str | None = None) -> Scorer:
-    """How answers are scored: as the user asks, else as the weights of a model were trained, else by the sampler's
-    exact partner.
+    """The scorer to use: the user's, else that of the model's training card, else the sampler's exact partner.
 
     Args:
-        sampler: the sampler that draws the answers; the card's scorer counts only if this is the card's sampler. None
-            if nothing is drawn.
+        model: the model folder.
+        given: the user's --scorer.
+        sampler: the sampler of the answers; the card's scorer is used only if the card has the same sampler. None if no
+            answers are generated.
     """
     from parallel_r1.answers.trace import EXACT_SCORER
     from parallel_r1.answers.trace import Scorer as Names

@@ -1,4 +1,4 @@
-"""The command that lists and copies the recipes that ship."""
+"""The command that lists, prints and copies the shipped recipes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from parallel_r1.files import written
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="A recipe of the list, such as tiny/demo: print it.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Print this recipe of the list, such as tiny/demo.")] = None,
     copy: Annotated[
         Path | None,
         typer.Option("--copy", help="Copy the recipe into this folder, with the recipes that it extends."),
@@ -51,7 +51,7 @@ def recipes(
 
 
 def _files() -> dict[str, Path]:
-    """The shipped recipes and studies by name. Files without a name of their own are only extended by others."""
+    """The shipped recipes and studies by name. Files without the key `name` only serve to be extended by others."""
     folder = shipped.root() / "recipes"
     files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.toml"))}
     return {name: path for name, path in files.items() if "name" in tomllib.loads(path.read_text(encoding="utf-8"))}
@@ -69,7 +69,7 @@ def _print_list(files: dict[str, Path], as_json: bool) -> None:
 
 
 def _about(name: str, path: Path) -> dict[str, Any]:
-    """A recipe in a few words: the first sentence of the comment that begins its file."""
+    """Name, kind, description and file of a recipe. The description is the first sentence of the file's comment."""
     text = path.read_text(encoding="utf-8")
     tree = tomllib.loads(text)
     comment: list[str] = []
@@ -87,7 +87,7 @@ def _about(name: str, path: Path) -> dict[str, Any]:
 
 
 def _copy(path: Path, folder: Path) -> list[Path]:
-    """Copy a recipe and what it extends into a folder; nothing is overwritten."""
+    """Copy a recipe and the recipes that it extends into a folder. No file is overwritten."""
     from parallel_r1.runs.recipe_file import extended
 
     sources = [path]

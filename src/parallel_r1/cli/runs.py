@@ -1,4 +1,4 @@
-"""Commands that run a recipe or measure a model."""
+"""Commands that run recipes and evaluate models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def demo(
     recipe: Annotated[Path, typer.Option(help="The recipe to run.")] = Path("recipes/tiny/demo.toml"),
     as_json: options.AsJson = False,
 ) -> None:
-    """Watch a tiny model learn to think in parallel: the whole curriculum beside plain GRPO, in minutes on a CPU."""
+    """Watch a tiny model learn to think in parallel: the whole curriculum and plain GRPO, in minutes on a CPU."""
     _run(recipe, out, _changes(overrides, track), None, as_json)
 
 
@@ -43,11 +43,11 @@ def train(
     overrides: options.Overrides = None,
     track: options.Track = None,
     dry_run: Annotated[
-        bool, typer.Option(help="Check everything that needs no weights, print the plan and stop.")
+        bool, typer.Option(help="Check the recipe without loading weights, print the plan and stop.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Run every stage of a recipe: a curriculum."""
+    """Run all stages of a recipe."""
     if dry_run:
         _plan(recipe, _changes(overrides, track), as_json)
     else:
@@ -74,16 +74,17 @@ def rl(
     track: options.Track = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Run the reinforcement-learning stages of a recipe only. Give the start with --set model.path=FOLDER."""
+    """Run the reinforcement-learning stages of a recipe only. --set model.path=FOLDER names the model to start from."""
     _run(recipe, out, _changes(overrides, track), "rl", as_json)
 
 
 def _changes(overrides: list[str] | None, track: list[str] | None) -> list[str]:
-    """The changes of a recipe that the options of a command ask for."""
+    """The changes of a recipe that --set and --track ask for."""
     return [*(overrides or []), *([f"tracking={json.dumps(track)}"] if track else [])]
 
 
 def _plan(path: Path, overrides: list[str], as_json: bool) -> None:
+    """Print what `train` would do, and what is missing for it."""
     from parallel_r1.runs.recipe_file import load_recipe
 
     recipe = load_recipe(path, overrides)
@@ -109,8 +110,8 @@ def _plan_json(planned: Plan, missing: list[Missing]) -> dict[str, Any]:
 
 
 def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft", "rl"] | None, as_json: bool) -> None:
-    """Run the stages of a recipe, all of them or those of one kind. As JSON, the run folder and the results of every
-    stage are printed at the end, and nothing before."""
+    """Run the stages of a recipe: all, or only the sft or rl stages. With `as_json` the only output is one object at
+    the end, with the run folder and the results of every stage."""
     from parallel_r1.runs.recipe_file import load_recipe
 
     recipe = load_recipe(path, overrides)
@@ -125,18 +126,18 @@ def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft"
     processes.start(recipe.processes.count)
     console.quiet = as_json or not processes.is_first()
     check(recipe)
-    folder, again = _choose_folder(out, recipe)
+    folder, resumed = _choose_folder(out, recipe)
     policy = build_policy(recipe)
     run = RunFolder.create(folder, recipe)
-    console.print(f"{'going on in' if again else 'writing to'} {run.path}", soft_wrap=True, highlight=False)
+    console.print(f"{'going on in' if resumed else 'writing to'} {run.path}", soft_wrap=True, highlight=False)
     with RunProgress(console) as progress, Tracking(recipe, run) as tracking:
 
         @processes.by_first
-        def tell(row: dict[str, Any]) -> None:
+        def on_row(row: dict[str, Any]) -> None:
             progress(row)
             tracking(row)
 
-        results = train(recipe, policy, run, tell)
+        results = train(recipe, policy, run, on_row)
     if processes.is_first():
         _conclude(recipe, run, results)
     run.finish()
@@ -146,7 +147,7 @@ def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft"
 
 
 def _conclude(recipe: Recipe, run: RunFolder, results: list[Result]) -> None:
-    """Write and print the table and the picture of a run."""
+    """Write table.md and curves.png of a run, and print the table."""
     from parallel_r1.evaluation import tables as report
     from parallel_r1.report.curves import picture
     from parallel_r1.report.tables import print_results
@@ -163,7 +164,7 @@ def _conclude(recipe: Recipe, run: RunFolder, results: list[Result]) -> None:
 
 @processes.by_first
 def _choose_folder(out: Path | None, recipe: Recipe) -> tuple[Path, bool]:
-    """The folder to write to, and whether a run of this recipe was interrupted there."""
+    """The folder to write to, and whether it holds an interrupted run of this recipe."""
     from parallel_r1.runs.folder import RunFolder
 
     with written(out or Path("runs")):
@@ -199,7 +200,7 @@ def evaluate(
     ] = 1,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure a model on held-out problems: mean@k and pass@k with intervals, parallel ratio, latency."""
+    """Evaluate a model on held-out problems: mean@k and pass@k with intervals, parallel ratio, critical path."""
     from parallel_r1.answers.rollout import write_jsonl
     from parallel_r1.evaluation.measure import held_out, summarise
     from parallel_r1.generation.generator import make_generator
@@ -214,7 +215,7 @@ def evaluate(
         raise UserError("a new file for --rollouts", f"{rollouts} exists", "give another name")
     policy = load_policy(model, engine)
     generator = make_generator(policy, engine)
-    drawn = [
+    by_task = [
         answer(
             policy,
             one,
@@ -229,10 +230,10 @@ def evaluate(
     ]
     if not processes.is_first():
         return
-    results = [summarise(answers, model) for answers in drawn]
+    results = [summarise(answers, model) for answers in by_task]
     if rollouts is not None:
         with whole(rollouts) as file:
-            write_jsonl(file, [rollout for answers in drawn for rollout in answers])
+            write_jsonl(file, [rollout for answers in by_task for rollout in answers])
     if as_json:
         print_json([result.to_json() for result in results])
     else:

@@ -23,20 +23,20 @@ def study(
     file: Annotated[Path, typer.Argument(help="A study, such as recipes/tiny/study.toml.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="The folder of the study; finished work in it is not repeated. Default: runs/NAME."),
+        typer.Option(help="The folder of the study; work finished in it is not repeated. Default: runs/NAME."),
     ] = None,
     rows: Annotated[str, typer.Option(help="Parts or rows, such as main,ablations or unseen-s2. Default: all.")] = "",
     budgets: Annotated[str, typer.Option(help="Kinds of budget, such as critical-path. Default: all.")] = "",
     seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2. Default: the study's.")] = "",
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes, with one thread each. Default: one for every core it may use.")
+        int | None, typer.Option(min=1, help="Number of processes, of one thread per process. Default: usable cores.")
     ] = None,
     overrides: options.Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what is left to do, and stop.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Run every row of a study with several seeds, and compare the rows. After an interruption the same command goes
-    on."""
+    """Run every row of a study with several seeds, and compare the rows. After an interruption the same command
+    continues."""
     from parallel_r1.answers.shape import need_sacrebleu
     from parallel_r1.report.progress import StudyProgress
     from parallel_r1.report.tables import print_table
@@ -90,7 +90,7 @@ def study(
 
 
 def _stages(todo: list[Item], folder: Path) -> list[dict[str, Any]]:
-    """The stages of a study: who shares them, with which seeds, and how many are done."""
+    """The stages of a study: name, steps, the rows and budgets that share the stage, its seeds, how many are done."""
     from operator import attrgetter
 
     from parallel_r1.runs.study.work import Training
@@ -115,7 +115,7 @@ def _stages(todo: list[Item], folder: Path) -> list[dict[str, Any]]:
 
 
 def _plan_json(todo: list[Item], cells: list[Cell], folder: Path) -> dict[str, Any]:
-    """What a study would do: its stages, and what is left of them."""
+    """The plan of a study: its stages, and what of them is left to do."""
     from parallel_r1.runs.study.work import Training
 
     left = [item.work for item in todo if not item.work.is_done(folder)]
@@ -135,7 +135,7 @@ def _plan_json(todo: list[Item], cells: list[Cell], folder: Path) -> dict[str, A
 
 
 def _explain(todo: list[Item], cells: list[Cell], folder: Path) -> None:
-    """Print what a study would do."""
+    """Print the plan of a study."""
     plan = _plan_json(todo, cells, folder)
     for stage in plan["stages"]:
         seeds, rows, kinds = (", ".join(map(str, stage[key])) for key in ("seeds", "rows", "budgets"))
@@ -162,11 +162,12 @@ def _cores() -> int:
 
 
 def _words(text: str) -> list[str]:
+    """The words of a text with commas between them."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _kinds(text: str, budgets: dict[str, tuple[str, ...]]) -> list[str]:
-    """The kinds of budget that are named; all of the study if none is."""
+    """The kinds of budget that --budgets names; all of the study if it names none."""
     for word in _words(text):
         if word not in budgets:
             raise UserError("a kind of budget of the study", f"'{word}'", nearest(word, budgets))

@@ -131,7 +131,7 @@ class Collection:
         return self.over is None
 
     def _count(self, responses: Sequence[Response]) -> None:
-        """Judge responses, those to a task's problems in one batch, and count them in their order."""
+        """Judge responses, in one batch per task, and count them in their order."""
         limits = self.limits
         by_task: dict[str, list[Response]] = {}
         for response in responses:

@@ -130,7 +130,7 @@ def read_examples(path: Path) -> list[Example]:
     """The examples in a JSONL or parquet file with the columns `prompt` and `text`.
 
     Raises:
-        UserError: no such file, a row without a text in each of the two columns, a malformed answer, or no row at all.
+        UserError: no such file, a row without a text in one of the two columns, a malformed answer, or no row at all.
     """
     if not path.is_file():
         raise Missing("a file of answers", f"no file {path}", "check data.file, or write it with parallel-r1 coldstart")

@@ -165,8 +165,8 @@ def pass_at(k: int, correct: int, drawn: int) -> float:
 
     Args:
         k: number of answers of which at least one should be correct.
-        correct: correct answers among those drawn.
-        drawn: answers drawn.
+        correct: number of correct answers.
+        drawn: number of answers.
 
     Source: Chen et al. 2021, "Evaluating Large Language Models Trained on Code" (arXiv 2107.03374).
     """

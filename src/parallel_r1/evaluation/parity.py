@@ -30,7 +30,8 @@ def measure(
     seed: int = 0,
     engine: Engine | None = None,
 ) -> list[Mismatch]:
-    """Compare the log-probabilities of a sampler with those of scorers, one result per scorer.
+    """Compare a sampler's log-probabilities with the scorers' log-probabilities of the same tokens, one result per
+    scorer.
 
     Forks are forced into the answers, so that a model that never forks can be measured too. The forced tags are given
     tokens; everything else is drawn from the policy.

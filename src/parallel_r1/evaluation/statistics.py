@@ -44,8 +44,11 @@ def sign_flip_test(differences: ArrayLike) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm-corrected p-values, in the order given. Rejecting those below a level keeps the probability of any false
-    rejection below this level. Source: Holm, "A simple sequentially rejective multiple test procedure" (1979)."""
+    """Holm-corrected p-values, in the order given. If all hypotheses with a value below a level are rejected, the
+    probability of any false rejection is below this level.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure" (1979).
+    """
     corrected = list(p_values)
     largest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):

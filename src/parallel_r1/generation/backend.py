@@ -1,4 +1,7 @@
-"""The Protocol of an engine, which runs the model for answers that grow, fork and join, and its counters."""
+"""`Backend`, what runs the model while answers grow, fork and join, and `Counts`, the counters of its work.
+
+The scheduler decides which tokens are fed, in which order; a backend holds the KV cache and computes logits.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 B = TypeVar("B")
-"""An engine's type of a branch: a sequence of tokens that can grow, the trunk of an answer or one of its paths."""
+"""A backend's own type of branch: the tokens of a trunk or of a path, to which more can be added."""
 
 
 @dataclass
 class Counts:
-    """Work that an engine has done.
+    """Work that a backend has done.
 
     Attributes:
-        prefilled: tokens read many at a time: prompts, paths that a join reads again, answers that were preempted.
-        decoded: tokens read one at a time.
-        kv: tokens in the KV cache now.
-        peak_kv: most tokens in the KV cache so far.
-        preempted: number of times that an answer lost its memory to others and had to be read again.
+        prefilled: number of tokens read several at a time: prompts, the paths that `causal_join` reads again, and
+            preempted answers.
+        decoded: number of tokens read one at a time, by `step`.
+        kv: number of tokens in the KV cache now.
+        peak_kv: largest number of tokens in the KV cache so far.
+        preempted: number of times that an answer was taken out of the KV cache before it had ended.
     """
 
     prefilled: int = 0
@@ -32,7 +36,7 @@ class Counts:
     preempted: int = 0
 
     def add(self, other: Counts) -> None:
-        """Add what another engine has done, after or before this one: their peaks are not added."""
+        """Add the work of another backend. The two did not run at the same time, so the larger peak counts."""
         self.prefilled += other.prefilled
         self.decoded += other.decoded
         self.kv += other.kv
@@ -40,42 +44,49 @@ class Counts:
         self.preempted += other.preempted
 
     def hold(self, tokens: int) -> None:
-        """Add to the tokens in the KV cache; a negative number frees some."""
+        """Count `tokens` more in the KV cache, or fewer if negative, and update the peak."""
         self.kv += tokens
         self.peak_kv = max(self.peak_kv, self.kv)
 
 
-class Engine(Protocol[B]):
-    """KV cache and forward passes of many answers. The paths of a fork share its prefix; a join reads nothing again."""
+class Backend(Protocol[B]):
+    """KV cache and forward passes of many answers. The paths of a fork share the tokens before it, and a join computes
+    nothing again."""
 
     counts: Counts
 
     def open(self, prompts: Sequence[Sequence[int]], shared: Sequence[bool]) -> list[B]:
-        """Start one trunk per prompt. A shared prompt is read and held once for all answers to it. The last token of a
-        prompt is not read: the caller feeds it to `step`."""
+        """Start one trunk per prompt and read the prompt except its last token, which the caller feeds to `step`.
+
+        Args:
+            prompts: token ids.
+            shared: whether other answers have the same prompt, so that it is read and stored once for all of them.
+        """
         ...
 
     def fork(self, trunk: B, paths: int) -> list[B]:
-        """Start paths at the end of a trunk. The trunk cannot be fed until they are joined."""
+        """Start `paths` branches that continue the trunk. The trunk is not fed until they are joined."""
         ...
 
     def join(self, trunk: B, paths: Sequence[B], keep: int) -> None:
-        """End the paths. The trunk sees the first `keep` of them and continues at the position after the longest; the
-        memory of the others is freed."""
+        """End the paths. The trunk then sees the first `keep` of them and continues at the position after the longest
+        of these; the other paths are removed from the KV cache."""
         ...
 
     def read(self, feeds: Sequence[tuple[B, Sequence[int]]]) -> None:
-        """Append several tokens to some branches. They may be read later, but before anything depends on them."""
+        """Append tokens to branches, without logits. The backend may wait with the forward pass until a later call
+        depends on these tokens."""
         ...
 
     def step(self, feeds: Sequence[tuple[B, int]]) -> Float[Tensor, "n v"]:
-        """Feed one token to each of n different branches; the logits of their next tokens."""
+        """Feed one token to every one of n different branches. Returns the logits of their next tokens, in the order of
+        `feeds`."""
         ...
 
     def close(self, trunk: B) -> None:
-        """End an answer with all its paths, and free the memory that only it uses."""
+        """End an answer with all its paths and remove it from the KV cache, except a prompt that others share."""
         ...
 
     def trim(self) -> None:
-        """Free shared prompts that no open answer uses."""
+        """Remove shared prompts that no open answer uses from the KV cache."""
         ...

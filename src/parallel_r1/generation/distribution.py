@@ -1,7 +1,8 @@
-"""From logits to a token: the distribution that is sampled, and the raw policy beside it.
+"""From logits to tokens and their log-probabilities.
 
-A scorer with the same `Sampling` gets the same distribution, so sampled tokens can be scored exactly under temperature,
-top-k, top-p and min-p too. The filters are the ones of transformers.
+Two distributions matter: the one that is sampled, after temperature, top-k, top-p and min-p, and the raw policy, the
+softmax of the logits. Generation and scoring both call `log_probabilities`, so a sampled token can be scored under
+exactly the distribution that it was sampled from. The filters come from transformers.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ RAW: Decoding = (1.0, 0, 1.0, 0.0)
 
 @dataclass(frozen=True)
 class Drawn:
-    """One token per row. If a logit of the row is NaN, the log-probabilities are NaN.
+    """One sampled token per row. If a logit of the row is NaN, the log-probabilities are NaN.
 
     Attributes:
-        tokens: the tokens.
+        tokens: token ids.
         logprobs: log-probabilities under the distribution that was sampled, in nats.
         raw_logprobs: log-probabilities under the raw policy, in nats.
     """
@@ -45,13 +46,13 @@ class Drawn:
 
 
 def decoding(sampling: Sampling) -> Decoding:
-    """The settings of a sampling that shape the distribution."""
+    """The settings that shape the distribution, as a key."""
     return sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
 
 
 @lru_cache
 def _filters(shape: Decoding) -> tuple[LogitsProcessor, ...]:
-    """The filters of transformers that differ from the raw policy, in their order."""
+    """The logits processors of transformers that these settings need, in the order in which they are applied."""
     temperature, top_k, top_p, min_p = shape
     filters: list[LogitsProcessor] = []
     if temperature != 1:
@@ -66,24 +67,25 @@ def _filters(shape: Decoding) -> tuple[LogitsProcessor, ...]:
 
 
 def log_probabilities(logits: Float[Tensor, "n v"], shape: Decoding = RAW) -> Float[Tensor, "n v"]:
-    """The log-probabilities (nats) of the distribution that is sampled: temperature, then top-k, then top-p, then
-    min-p. At temperature 0 all probability is on the largest logit."""
+    """Log-probabilities in nats after temperature, then top-k, then top-p, then min-p. At temperature 0 the largest
+    logit has probability 1."""
     scores = logits.float()
     if shape[0] == 0:
         best = scores.argmax(dim=-1, keepdim=True)
         return torch.full_like(scores, -torch.inf).scatter_(-1, best, 0.0)
     for keep in _filters(shape):
-        scores = keep(None, scores)  # these filters ignore the tokens before
+        scores = keep(None, scores)  # these processors do not use the earlier tokens
     return torch.log_softmax(scores, dim=-1)
 
 
 def sample(logits: Float[Tensor, "n v"], uniforms: Sequence[float], shape: Decoding = RAW) -> Drawn:
-    """Draw one token per row by inverting the cumulative distribution at a uniform number from [0, 1).
+    """Sample one token per row by inverting the cumulative distribution at a uniform random number.
 
     Args:
         logits: logits of the raw policy.
-        uniforms: one number per row, so that a row's draws depend only on its own seed.
-        shape: the distribution to sample; at temperature 0 the most probable token is taken.
+        uniforms: one number in [0, 1) per row. The caller draws it from the row's own random generator, so that the
+            result does not depend on the other rows.
+        shape: the distribution to sample; at temperature 0 the token is the argmax.
     """
     raw = log_probabilities(logits)
     logprobs = raw if shape == RAW else log_probabilities(logits, shape)

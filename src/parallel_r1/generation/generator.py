@@ -1,7 +1,7 @@
-"""The seam between what asks for answers and what draws them.
+"""The interface of generation: a `Generator` turns requests (prompt, sampling settings, seed) into traces.
 
-A generator takes requests and gives traces. `make_generator` is the only place that chooses one; whoever draws answers
-(training, evaluation, parity, a teacher, the command line) gets it from there.
+Training, evaluation, parity, the cold start and the command line all get their generator from `make_generator`; no
+other function outside this package constructs a generator, a scheduler or an engine.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from parallel_r1.generation.settings import Engine, Sampling
 from parallel_r1.models.policy import Policy
 
 Force = Callable[[Address, int], int | None]
-"""Called as `force(address, size)` before a token is drawn, where `size` counts the tokens of the thread at this
-address so far; returns a token to take instead, or None. Used to look at forks that a policy would not open itself."""
+"""Called as `force(address, size)` after a token was sampled, where `size` counts the tokens of the thread at this
+address so far. Returns a token that replaces the sampled one, or None to keep it. Parity uses it to force forks into
+answers of a policy that would not open any."""
 OnToken = Callable[[int, Address, int, bool], None]
-"""Called as `on_token(index, address, token, sampled)` for every token of the request with this index."""
+"""Called as `on_token(index, address, token, sampled)` for every token, as it is sampled or given; `index` is that of
+the request."""
 OnTrace = Callable[[int, Trace], None]
 """Called as `on_trace(index, trace)` when the answer to the request with this index has ended."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to draw. What is drawn depends on these fields and the policy alone.
+    """One answer to generate. It depends on these fields and the policy alone, not on the rest of the batch.
 
     Attributes:
-        prompt_ids: the prompt, at least one token.
-        sampling: the distribution, and the budget.
-        seed: of this answer.
-        force: given tokens in place of drawn ones.
+        prompt_ids: token ids of the prompt, at least one.
+        sampling: the distribution to sample and the budget of the answer.
+        seed: seed of this answer's random generators.
+        force: replaces sampled tokens by given ones; see `Force`.
     """
 
     prompt_ids: Sequence[int]
@@ -42,10 +44,10 @@ class Request:
 
 
 class Generator(Protocol):
-    """Draws answers with forks.
+    """Generates answers that may fork.
 
     Attributes:
-        counts: what has been read and drawn since they were last set.
+        counts: work done since the caller last set them.
     """
 
     counts: Counts
@@ -53,32 +55,32 @@ class Generator(Protocol):
     def traces(
         self, requests: Sequence[Request], *, on_token: OnToken | None = None, on_trace: OnTrace | None = None
     ) -> list[Trace]:
-        """Draw one answer to every request.
+        """Generate one answer to every request.
 
         Returns:
-            The traces, in the order of the requests; a cancelled answer as far as it came.
+            One trace per request, in the same order. The trace of a cancelled answer holds the tokens up to there.
 
         Raises:
-            UserError: a request that can never be answered, such as an empty prompt; nothing has been drawn then.
+            UserError: a request that can never be answered, such as an empty prompt. Raised before any generation.
         """
         ...
 
     def cancel(self, index: int) -> None:
-        """End the answer to a request of the call under way before the next step. May be called from `on_token` and
-        `on_trace`. An answer that has ended stays as it is."""
+        """Stop the answer to request `index` of the running `traces` call before its next step. May be called from
+        `on_token` and `on_trace`. Does nothing if the answer has already ended."""
         ...
 
     def sync(self, policy: Policy) -> None:
-        """Draw with these weights from the next call on."""
+        """Use this policy's weights from the next `traces` call on."""
         ...
 
 
 def make_generator(policy: Policy, engine: Engine | None = None) -> Generator:
-    """The generator that the settings ask for.
+    """Construct the generator that the engine settings name.
 
     Args:
-        policy: what it draws with; later weights are handed over by `Generator.sync`.
-        engine: the settings; the defaults if None.
+        policy: the model to generate with; call `Generator.sync` when its weights have changed.
+        engine: engine settings; the defaults if None.
     """
     from parallel_r1.generation.local.generator import LocalGenerator
 

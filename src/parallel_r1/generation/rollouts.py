@@ -1,4 +1,4 @@
-"""Problems to judged rollouts."""
+"""From problems to rollouts: generate answers, verify them with the task, count their tokens."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ from parallel_r1.tasks.prompts import Prompt
 
 
 def check_length(policy: Policy, prompt: int, sampling: Sampling) -> None:
-    """Refuse a prompt that leaves no room for its answer in the positions that the model knows."""
+    """Check that a prompt of `prompt` tokens and the longest answer to it fit into the model's positions.
+
+    Raises:
+        UserError: they do not.
+    """
     answer = sampling.reach
     most = positions(policy.model.config)
     if most is not None and prompt + answer > most:
         raise UserError(
-            f"a prompt of at most {max(0, most - answer)} tokens: the model knows {most} positions and an answer may "
-            f"reach over {answer}",
+            f"a prompt of at most {max(0, most - answer)} tokens: the model has {most} positions and an answer may "
+            f"take {answer}",
             f"{prompt} tokens",
             "shorten the prompt or lower the budget",
         )
@@ -35,10 +39,10 @@ def check_length(policy: Policy, prompt: int, sampling: Sampling) -> None:
 def judge(
     answers: Sequence[tuple[Problem, Trace]], task: Task, policy: Policy, *, anywhere: bool = False
 ) -> list[Rollout]:
-    """Verify answers, with one call of the task's verifier, and count their tokens.
+    """Verify answers in one call of the task's verifier, and compute their critical path and number of tokens.
 
     Args:
-        anywhere: whether paths are read too where the trunk gives no final answer.
+        anywhere: if the trunk has no final answer, let the verifier read the text of the paths too.
     """
     texts = [trace.texts(policy.decode) for _, trace in answers]
     trunks = [policy.decode(trace.trunk_ids) for _, trace in answers]
@@ -65,24 +69,25 @@ def answer(
     prompt: Prompt | None = None,
     generator: Generator | None = None,
 ) -> list[Rollout]:
-    """Draw `samples` answers to every problem and judge them. Each process draws a part of them and gets all.
+    """Generate `samples` answers to every problem and judge them. With several processes every process generates a
+    share of the answers, and all of them return all rollouts.
 
     Args:
-        seed: answer i of all is drawn with the seed "seed/i".
-        prompt: what stands around a problem, and where its final answer may stand.
-        generator: what draws; one of this policy with default settings if None.
+        seed: the i-th answer of the whole call has the seed "{seed}/{i}".
+        prompt: text around every problem, and where its final answer may stand.
+        generator: generates the answers; `make_generator(policy)` if None.
 
     Returns:
-        The rollouts; those of one problem stand together.
+        The rollouts, grouped by problem in the order of `problems`.
 
     Raises:
-        UserError: a prompt that leaves no room for its answer.
+        UserError: a prompt and the longest answer to it do not fit into the model's positions.
     """
     prompt, generator = prompt or Prompt(), generator or make_generator(policy)
-    asked = [problem for problem in problems for _ in range(samples)]
+    repeated = [problem for problem in problems for _ in range(samples)]
     prompt_ids = {problem.prompt: policy.encode(prompt.text(problem)) for problem in problems}
     check_length(policy, max(map(len, prompt_ids.values())), sampling)
-    mine = processes.share(range(len(asked)))
-    traces = generator.traces([Request(prompt_ids[asked[i].prompt], sampling, f"{seed}/{i}") for i in mine])
-    answers = [(asked[i], trace) for i, trace in zip(mine, traces, strict=True)]
+    mine = processes.share(range(len(repeated)))
+    traces = generator.traces([Request(prompt_ids[repeated[i].prompt], sampling, f"{seed}/{i}") for i in mine])
+    answers = [(repeated[i], trace) for i, trace in zip(mine, traces, strict=True)]
     return processes.gather(judge(answers, task, policy, anywhere=prompt.final_answer == "anywhere"))

@@ -1,8 +1,20 @@
-"""Decode to a fork, run the paths at once, join, go on: many answers in one batch.
+"""Continuous batching of answers that fork: every step feeds one token per thread in one forward pass.
 
-In each step of `Scheduler` every thread that is not waiting for its paths feeds one token, so answers, paths and
-summaries of any length go side by side, and a finished answer makes room for the next at once. When memory is full, the
-answer that came last gives its memory up and is read again later; what it drew is kept.
+An answer is a tree of threads (`threads.py`): its trunk, and one thread per open path. `Scheduler.step`
+
+1. ends the answers that were cancelled since the last step;
+2. admits answers from the queue while there are rows and memory. If the KV cache is too full for one more token per
+   thread, it preempts the answer that was admitted last: the answer leaves the KV cache, keeps its tokens, and is first
+   in the queue;
+3. feeds the next token of every active thread to the backend, which returns logits. A thread is active unless it waits
+   for its paths;
+4. samples a token for every thread that has no given tokens left to feed, and lets the answer decide how the thread
+   goes on: sample, fork, or end;
+5. forks the threads that have just fed `<Parallel>`, ends the paths that have fed `</Path>`, and joins a fork when its
+   last path has ended;
+6. removes the answers that have ended and returns them.
+
+So answers, paths and summaries of any length run side by side, and a finished answer frees its row at once.
 """
 
 from __future__ import annotations
@@ -14,7 +26,7 @@ from typing import Any
 
 from parallel_r1.answers.syntax import Tags
 from parallel_r1.errors import UserError
-from parallel_r1.generation.backend import Engine
+from parallel_r1.generation.backend import Backend
 from parallel_r1.generation.distribution import decoding, sample
 from parallel_r1.generation.generator import OnToken, Request
 from parallel_r1.generation.threads import Answer, Decode, Run, Thread
@@ -22,18 +34,24 @@ from parallel_r1.generation.threads import Answer, Decode, Run, Thread
 
 @dataclass
 class Scheduler:
-    """Answers that are drawn together.
+    """The answers that wait and the answers being generated.
 
     Attributes:
-        engine: what reads tokens; a fresh one, or one whose answers have all ended.
-        tags: the ids of the tags.
-        rows: answers that are drawn at once.
-        memory: tokens that the engine may hold at once; None for no limit.
-        on_token: called for every token as it is drawn or given.
+        engine: the backend; it must hold no open answers.
+        tags: token ids of the tags and of the stop tokens.
+        rows: largest number of answers generated at the same time.
+        memory: largest number of tokens in the KV cache; None for no limit.
+        on_token: called for every token, as it is sampled or given.
         decode: token ids to text; needed for stop texts.
+        queue: answers that wait, first in first out.
+        running: answers in the KV cache, in the order in which they were admitted.
+        active: threads that feed a token in the next step.
+        prompts: prompt -> number of its answers that have not ended.
+        cancelled: answers for which `cancel` was called since the last step.
+        submitted: number of answers so far, the index of the next one.
     """
 
-    engine: Engine[Any]
+    engine: Backend[Any]
     tags: Tags
     rows: int
     memory: int | None = None
@@ -41,25 +59,25 @@ class Scheduler:
     decode: Decode | None = None
     queue: deque[Answer] = field(default_factory=deque)
     running: list[Answer] = field(default_factory=list)
-    active: list[Thread] = field(default_factory=list)  # threads that feed a token in the next step
-    prompts: dict[tuple[int, ...], int] = field(default_factory=dict)  # prompt -> answers to it that are not finished
-    cancelled: list[Answer] = field(default_factory=list)  # what `cancel` was asked for since the last step
+    active: list[Thread] = field(default_factory=list)
+    prompts: dict[tuple[int, ...], int] = field(default_factory=dict)
+    cancelled: list[Answer] = field(default_factory=list)
     submitted: int = 0
 
     def __post_init__(self) -> None:
         if self.tags.eos & set(self.tags.ids.values()):
-            raise UserError("stop tokens that are no tags", "a tag among them", "mend the tokenizer's eos_token")
+            raise UserError("stop tokens that are no tags", "a tag among them", "correct the tokenizer's eos_token")
 
     @property
     def is_busy(self) -> bool:
-        """Whether an answer is waiting or being drawn."""
+        """Whether an answer waits or is being generated."""
         return bool(self.queue or self.running)
 
     def submit(self, request: Request) -> Answer:
         """Put one answer into the queue.
 
         Raises:
-            UserError: an empty prompt; less memory than the prompt and the answer's budget may need; stop texts but no
+            UserError: an empty prompt; `memory` below the tokens of the prompt and the budget; stop texts without
                 `decode`.
         """
         prompt, sampling = request.prompt_ids, request.sampling
@@ -73,7 +91,7 @@ class Scheduler:
                 "raise engine.memory or lower sampling.budget.total",
             )
         if sampling.stop and self.decode is None:
-            raise UserError("a way to read tokens for stop texts", "none", "pass decode, such as policy.decode")
+            raise UserError("a decode function for stop texts", "none", "pass decode, such as policy.decode")
         answer = Answer(self.submitted, request, self.tags, self.on_token, self.decode)
         self.submitted += 1
         self.prompts[answer.prompt] = self.prompts.get(answer.prompt, 0) + 1
@@ -81,12 +99,12 @@ class Scheduler:
         return answer
 
     def cancel(self, answer: Answer) -> None:
-        """End an answer before the next step. It may be called while a step is under way, from `on_token` too. An
-        answer that has ended by then stays as it is."""
+        """End an answer at the start of the next step. May be called during a step, from `on_token` too. Does nothing
+        if the answer has ended by then."""
         self.cancelled.append(answer)
 
     def _cancel(self) -> list[Answer]:
-        """End the answers that were cancelled; what they held is free at once."""
+        """End the cancelled answers and remove them from the KV cache. Returns the ones that had not ended."""
         ended = []
         for answer in self.cancelled:
             if answer.finish is not None:
@@ -102,15 +120,15 @@ class Scheduler:
         return ended
 
     def step(self) -> list[Answer]:
-        """Admit what there is room for and feed one token to every active thread. Returns the answers that ended."""
-        gone = self._cancel()
+        """One step as the module describes it. Returns the answers that have ended, the cancelled ones first."""
+        cancelled = self._cancel()
         self._admit()
         if not self._fits(0):
             self.engine.trim()
         while not self._fits(0) and len(self.running) > 1:
             self._preempt()
         if not self.active:
-            return gone
+            return cancelled
         threads = self.active
         logits = self.engine.step([(thread.branch, thread.feed.popleft()) for thread in threads])
         self._draw(threads, logits)
@@ -139,21 +157,21 @@ class Scheduler:
             self._forget(answer)
         if not self.running and not self.queue:
             self.engine.trim()
-        return [*gone, *ended]
+        return [*cancelled, *ended]
 
     def _draw(self, threads: Sequence[Thread], logits: Any) -> None:
-        """Draw the next token of every thread that has fed all it had."""
-        drawing: dict[Any, list[int]] = {}
+        """Sample the next token of every thread with nothing left to feed, in one call per distribution."""
+        by_shape: dict[Any, list[int]] = {}
         for row, thread in enumerate(threads):
             if not thread.feed and thread.then == "sample":
-                drawing.setdefault(decoding(thread.answer.sampling), []).append(row)
-        for shape, rows in drawing.items():
+                by_shape.setdefault(decoding(thread.answer.sampling), []).append(row)
+        for shape, rows in by_shape.items():
             chosen = logits if len(rows) == len(threads) else logits[rows]
             drawn = sample(chosen, [threads[row].rng.random() for row in rows], shape)
             table = zip(drawn.tokens.tolist(), drawn.logprobs.tolist(), drawn.raw_logprobs.tolist(), strict=True)
             for row, (token, logprob, raw) in zip(rows, table, strict=True):
                 thread = threads[row]
-                if thread.answer.finish:  # another thread of this answer has just broken
+                if thread.answer.finish:  # the logits of another thread of this answer were NaN
                     continue
                 force = thread.answer.force
                 given = force(thread.address, thread.size) if force else None
@@ -163,7 +181,8 @@ class Scheduler:
                     thread.answer.accept(thread, given, None)
 
     def _join(self, threads: Sequence[Thread]) -> None:
-        """Join the paths of some threads. After `causal_join` the second and later paths are read again."""
+        """Join the paths of these threads. `causal_join` keeps the first path in the KV cache and reads the others
+        again after it."""
         again = []
         for thread in threads:
             paths = thread.parts[-1]
@@ -177,7 +196,7 @@ class Scheduler:
         self.active += threads
 
     def _admit(self) -> None:
-        """Open answers while there are rows and memory, the first in the queue first."""
+        """Open answers from the front of the queue while there are rows and memory."""
         admitted: dict[Answer, None] = {}
         need = 0
         while self.queue and len(self.running) + len(admitted) < self.rows:
@@ -200,11 +219,11 @@ class Scheduler:
         self.engine.trim()
 
     def _fits(self, tokens: int) -> bool:
-        """Whether so many tokens more can be held, and one for every active thread."""
+        """Whether the KV cache can take `tokens` more, and one more for every active thread."""
         return self.memory is None or self.engine.counts.kv + len(self.active) + tokens <= self.memory
 
     def _preempt(self) -> None:
-        """Take the memory of the answer that came last; it is first in the queue now."""
+        """Remove the answer that was admitted last from the KV cache and put it first in the queue."""
         answer = self.running[-1]
         self._close(answer)
         self.engine.trim()
@@ -212,11 +231,12 @@ class Scheduler:
         self.engine.counts.preempted += 1
 
     def _restore(self, thread: Thread, before: list[int]) -> None:
-        """Make a thread and its paths active, and read what they had read before they lost their memory.
+        """Make a thread and its paths active. After a preemption, fork and join as before and read all tokens that had
+        been fed.
 
         Args:
-            thread: its branch stands where the thread began.
-            before: tokens in front of those that the thread recorded.
+            thread: its branch is at the thread's first token.
+            before: tokens to read before the thread's own.
         """
         unread = before
         for part in thread.parts:
@@ -241,12 +261,13 @@ class Scheduler:
             self.active.append(thread)
 
     def _close(self, answer: Answer) -> None:
+        """Remove a running answer and its threads."""
         self.engine.close(answer.trunk.branch)
         self.running.remove(answer)
         self.active = [thread for thread in self.active if thread.answer is not answer]
 
     def _forget(self, answer: Answer) -> None:
-        """Note that an answer has ended, so that its prompt need not be kept for it."""
+        """Count one answer fewer to this prompt."""
         self.prompts[answer.prompt] -= 1
         if not self.prompts[answer.prompt]:
             del self.prompts[answer.prompt]

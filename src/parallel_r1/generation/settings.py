@@ -1,4 +1,4 @@
-"""Settings of generation: the distribution that is sampled, the budget of an answer, the engine."""
+"""Settings of generation: the distribution to sample, the budget of an answer, and the engine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from parallel_r1.settings import Count, Section, Share
 
 
 class Budget(Section):
-    """What one answer may spend, in tokens with the given ones counted, and in forks. The prompt is not counted.
+    """Limits of one answer. Sampled and given tokens count, the tokens of the prompt do not.
 
     Attributes:
-        total: over all paths.
-        critical_path: over the longest chain of tokens drawn one after the other: latency.
-        path: one path, its tags included.
-        forks: how many forks an answer may open; a later `<Parallel>` is plain text and the trunk goes on.
-        depth: how deep forks may nest; 1 means no fork inside a path.
+        total: number of tokens over all paths: the cost.
+        critical_path: length of the longest chain of tokens generated one after the other: the latency.
+        path: number of tokens of one path, its tags included.
+        forks: number of forks that an answer may open. After that `<Parallel>` is plain text and the trunk goes on.
+        depth: nesting depth of forks; 1 means no fork inside a path.
     """
 
     total: Count = 512
@@ -30,17 +30,17 @@ class Budget(Section):
 
 
 class Sampling(Section):
-    """The distribution that answers are drawn from, and how they may fork.
+    """The distribution that answers are sampled from, and how they may fork.
 
     Attributes:
         sampler: what a fork and a join do; see `answers.trace.Sampler`.
         paths: number of paths of every fork.
         temperature: divides the logits; 0 takes the most probable token.
         top_k: keep the k most probable tokens; 0 keeps all.
-        top_p: keep the most probable tokens that together have this probability.
-        min_p: keep tokens that are at least this share as probable as the most probable one.
-        stop: texts that end the answer once the trunk contains one; the text stays in the answer.
-        budget: of one answer.
+        top_p: keep the smallest set of most probable tokens whose probabilities sum to at least this.
+        min_p: keep tokens with at least this share of the largest probability.
+        stop: texts that end the answer once the trunk contains one. The text stays in the answer.
+        budget: limits of one answer.
     """
 
     sampler: Sampler = "isolated"
@@ -54,18 +54,18 @@ class Sampling(Section):
 
     @property
     def opens_forks(self) -> bool:
-        """Whether an answer may have a well-formed fork, of two paths at least."""
+        """Whether an answer may have a well-formed fork, one with at least two paths."""
         return self.sampler != "sequential" and self.paths > 1 and self.budget.forks > 0
 
     @property
     def filters(self) -> bool:
-        """Whether tokens are left out that the raw policy might draw."""
+        """Whether top-k, top-p or min-p removes tokens that the raw policy could sample."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
     @property
     def reach(self) -> int:
-        """The positions that an answer may take: those of its critical path, or of all its text where a join reads it
-        again."""
+        """The largest number of positions that an answer takes: its critical path, or all its tokens under
+        `causal_join`, which reads the paths again one after the other."""
         return self.budget.total if self.sampler == "causal_join" else min(self.budget.critical_path, self.budget.total)
 
     @field_validator("stop")
@@ -77,16 +77,16 @@ class Sampling(Section):
 
 
 class Engine(Section):
-    """What draws the answers. None of it changes what is drawn, up to rounding.
+    """How the model is run. These settings change speed and memory; up to rounding, they do not change the answers.
 
     Attributes:
-        kind: "local" draws with the model in this process.
-        device: "auto" is CUDA where there is one, else the CPU; or "cpu", "cuda", "cuda:1".
-        rows: the largest number of answers that are drawn at once.
-        memory: the largest number of tokens whose keys and values are held at once; None for no limit. When it is full,
-            the answer that came last waits and is read again later.
-        compile: run the model through `torch.compile` while it draws: faster steps after half a minute or more; needs a
-            C++ compiler.
+        kind: "local" runs the model in this process.
+        device: "cpu", "cuda", "cuda:1", or "auto" for CUDA if there is a GPU and the CPU otherwise.
+        rows: largest number of answers generated at the same time.
+        memory: largest number of tokens in the KV cache; None for no limit. When it is full, the answer that started
+            last is removed, and its tokens are read again later.
+        compile: run the model through `torch.compile`. Steps are faster, after half a minute or more of compiling;
+            needs a C++ compiler.
     """
 
     kind: Literal["local"] = "local"

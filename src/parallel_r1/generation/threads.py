@@ -1,8 +1,17 @@
-"""One answer while it is drawn: a tree of threads, and how each goes on under the answer's budget.
+"""One answer while it is generated: a tree of threads, and the rules by which a thread goes on, forks or ends.
 
-The trunk and every open path is a thread. Tokens that the policy draws are *sampled*; `<Path>`, the join `</Parallel>`,
-newline, `<Summary>`, and the `</Path>` of a path that was cut are *given*. Nothing is banned or forced otherwise. A tag
-that means nothing where it was drawn stays in the answer as text and becomes a defect.
+The trunk is a thread, and so is every path. A thread records its tokens in `parts` (runs of tokens, and the paths of
+its forks, in reading order) and queues in `feed` what the backend has not read yet. The life of a fork:
+
+1. A thread samples `<Parallel>`, and `may_fork` finds that the budget allows a fork: `then` becomes "fork".
+2. The scheduler feeds the tag, forks the thread's branch, and calls `Answer.fork`: one thread per path, with `<Path>`
+   as its first token. The parent waits.
+3. A path ends when it samples `</Path>`, or gets one because the budget is spent or it sampled a stop token.
+4. When the last path has fed its `</Path>`, `Answer.join` gives the parent `</Parallel>`, newline, `<Summary>`, and the
+   parent goes on at the position after the longest path.
+
+Tokens from the policy are *sampled*; `<Path>`, the join and the `</Path>` of a path that was cut are *given*. No token
+is banned. A tag with no function where it was sampled stays in the answer as text and is reported as a defect.
 """
 
 from __future__ import annotations
@@ -20,11 +29,12 @@ from parallel_r1.answers.trace import TRUNK, Address, Defect, Finish, Span, Trac
 from parallel_r1.generation.generator import OnToken, Request
 
 Decode = Callable[[Sequence[int]], str]
+"""Token ids to text."""
 
 
 @dataclass
 class Run:
-    """Tokens with one writer."""
+    """Neighbouring tokens of a thread that are all sampled, with their log-probabilities, or all given."""
 
     sampled: bool
     tokens: list[int] = field(default_factory=list)
@@ -34,24 +44,41 @@ class Run:
 
 @dataclass(eq=False)
 class Thread:
-    """The trunk of an answer, or one of its paths."""
+    """The trunk of an answer, or one of its paths.
+
+    Attributes:
+        answer: the answer that it belongs to.
+        branch: the backend's branch.
+        address: address of its tokens.
+        parent: the thread that it forked from; None for the trunk.
+        length: number of answer tokens on the chain from the start of the answer to here.
+        limit: largest `length` that the budget allows.
+        rng: random generator, seeded by the answer's seed and the address.
+        parts: its tokens and the paths of its forks, in reading order.
+        feed: recorded tokens that the backend has not read yet.
+        then: what to do once all of `feed` has been read.
+        fork: number of the fork that it opened last or is about to open; -1 before the first.
+        in_summary: whether it is between `<Summary>` and `</Summary>`.
+        waiting: number of its paths that have not ended.
+    """
 
     answer: Answer
-    branch: Any  # the engine's handle
+    branch: Any
     address: Address
     parent: Thread | None
-    length: int  # answer tokens on the chain from the start to here
-    limit: int  # the largest `length` that the budget leaves it
+    length: int
+    limit: int
     rng: random.Random
     parts: list[Run | list[Thread]] = field(default_factory=list)
-    feed: deque[int] = field(default_factory=deque)  # tokens that the engine has not read yet
+    feed: deque[int] = field(default_factory=deque)
     then: Literal["sample", "fork", "end"] = "sample"
-    fork: int = -1  # the number of the fork that it opens next, or opened last
+    fork: int = -1
     in_summary: bool = False
-    waiting: int = 0  # paths that are still open
+    waiting: int = 0
 
     def record(self, token: int, logprobs: tuple[float, float] | None) -> None:
-        """Take a token: sampled, with its two log-probabilities, or given."""
+        """Append a token. `logprobs` are its log-probabilities under the sampled distribution and under the raw policy;
+        None for a given token."""
         sampled = logprobs is not None
         run = self.parts[-1] if self.parts else None
         if not isinstance(run, Run) or run.sampled != sampled:
@@ -69,26 +96,35 @@ class Thread:
 
     @property
     def size(self) -> int:
-        """The tokens of this thread itself, without those of its paths."""
+        """Number of its own tokens, without its paths."""
         return sum(len(part.tokens) for part in self.parts if isinstance(part, Run))
 
     def spans(self) -> Iterator[Span]:
-        """The thread in reading order, its paths included."""
+        """Its spans and its paths' spans, in reading order."""
         for part in self.parts:
             if isinstance(part, Run):
-                known = (tuple(part.logprobs), tuple(part.raw_logprobs)) if part.sampled else (None, None)
-                yield Span(tuple(part.tokens), self.address, part.sampled, *known)
+                logprobs = (tuple(part.logprobs), tuple(part.raw_logprobs)) if part.sampled else (None, None)
+                yield Span(tuple(part.tokens), self.address, part.sampled, *logprobs)
             else:
                 for path in part:
                     yield from path.spans()
 
     def token_ids(self) -> list[int]:
-        """Its tokens in reading order, those of its paths included."""
+        """Its tokens and its paths' tokens, in reading order."""
         return [token for span in self.spans() for token in span.token_ids]
 
 
 class Answer:
-    """One answer to one prompt."""
+    """One answer to one prompt.
+
+    Attributes:
+        total: number of tokens so far, sampled and given, over all paths.
+        forks: number of forks so far. It numbers the next fork.
+        open_forks, open_paths: number of forks that have not been joined, and of paths that have not ended.
+        coming_paths: how many of `open_paths` have not got their `<Path>` yet.
+        finish: why the answer ended; None while it goes on.
+        broken: whether it ended because logits were NaN.
+    """
 
     def __init__(
         self,
@@ -107,7 +143,7 @@ class Answer:
         self.trunk.feed.append(self.prompt[-1])
 
     def accept(self, thread: Thread, token: int, logprobs: tuple[float, float] | None) -> None:
-        """Take a token, sampled or given, and decide how the thread goes on."""
+        """Record a token, sampled or given as in `Thread.record`, and decide how the thread goes on."""
         if logprobs is not None and math.isnan(logprobs[0]):
             self.finish, self.broken = "error", True
             return
@@ -115,7 +151,7 @@ class Answer:
         ids = self.tags.ids
         ends = token in self.tags.eos
         if thread.parent is None:
-            if ends or self.says_stop(thread):
+            if ends or self.has_stop_text(thread):
                 self.finish = "stop"
                 return
             if self.is_spent(thread):
@@ -129,7 +165,7 @@ class Answer:
             thread.then = "end"
             return
         if token == ids[FORK_OPEN] and self.may_fork(thread):
-            # It counts from now on: other threads may want to fork in the same step.
+            # Count the fork now, not when it opens: other threads may sample `<Parallel>` in the same step.
             thread.then, thread.fork = "fork", self.forks
             self.forks += 1
             self.open_forks += 1
@@ -138,8 +174,8 @@ class Answer:
         elif token == ids[SUMMARY_CLOSE]:
             thread.in_summary = False
 
-    def says_stop(self, thread: Thread) -> bool:
-        """Whether the last tokens of the trunk hold a stop text."""
+    def has_stop_text(self, thread: Thread) -> bool:
+        """Whether the last tokens of the trunk contain a stop text."""
         if not self.sampling.stop or self.decode is None:
             return False
         most = max(map(len, self.sampling.stop)) + 4  # a token is at least a byte, a character at most four
@@ -152,25 +188,27 @@ class Answer:
         return any(stop in text for stop in self.sampling.stop)
 
     def reserve(self, more_forks: int = 0) -> int:
-        """Tokens that must still fit if everything open ended as soon as it can: each open path may draw one more token
-        and needs its tag, one that is coming needs its first tag too, and each join is followed by a drawn token."""
+        """Number of tokens that are still to come if all open paths end as soon as they can, after `more_forks` further
+        forks: per open path one sampled token and `</Path>`, per coming path `<Path>` too, and per join its tokens and
+        one sampled token."""
         paths = more_forks * self.sampling.paths
         joins = (self.open_forks + more_forks) * (len(self.tags.join) + 1)
         return 2 * (self.open_paths + paths) + self.coming_paths + paths + joins
 
     def is_spent(self, thread: Thread) -> bool:
-        """Whether a thread must end now: a path early enough that its tag and all that is open still fit."""
+        """Whether the budget ends a thread now. A path ends while its `</Path>` and `reserve()` tokens still fit."""
         if thread.parent is None:
             return thread.length >= thread.limit or self.total >= self.sampling.budget.total
         return thread.length + 2 > thread.limit or self.total + self.reserve() >= self.sampling.budget.total
 
     def path_limit(self, thread: Thread) -> int:
-        """The chain length at which paths opened in a thread must have closed."""
+        """The largest `length` at which paths that fork from a thread may end, so that the join still fits."""
         after = len(self.tags.join) + 1 + (thread.parent is not None)
         return min(thread.length + self.sampling.budget.path, thread.limit - after)
 
     def may_fork(self, thread: Thread) -> bool:
-        """Whether a fork is allowed here, and paths of one drawn token with all that must follow would fit."""
+        """Whether the thread may fork here: the settings allow it, and paths of one sampled token and the join fit into
+        the budget."""
         budget = self.sampling.budget
         return (
             self.sampling.sampler != "sequential"
@@ -182,7 +220,7 @@ class Answer:
         )
 
     def fork(self, thread: Thread, branches: Sequence[Any]) -> list[Thread]:
-        """Open paths from a thread that has fed `<Parallel>`."""
+        """Start one path per branch from a thread whose `<Parallel>` has been fed."""
         paths, limit = [], self.path_limit(thread)
         for number, branch in enumerate(branches):
             address = (*thread.address, (thread.fork, number))
@@ -196,7 +234,7 @@ class Answer:
         return paths
 
     def join(self, thread: Thread, paths: Sequence[Thread]) -> None:
-        """Go on in a thread whose paths have all ended, after the longest of them."""
+        """Let a thread go on after its paths have all ended, at the position after the longest."""
         thread.length = max(path.length for path in paths)
         self.open_forks -= 1
         for token in self.tags.join:
@@ -205,22 +243,23 @@ class Answer:
         thread.in_summary = True
 
     def trace(self, policy_version: int) -> Trace:
-        """The answer as it stands: finished, or as far as it came."""
+        """The answer as a trace, once it has ended."""
         assert self.finish is not None
         spans = _number(tuple(self.trunk.spans()))
         token_ids = [token for span in spans for token in span.token_ids]
         sampler = self.sampling.sampler
-        found = parse(token_ids, self.tags, sampler=sampler)
-        if sampler == "sequential":  # nothing was forked: the structure is what was written
-            spans = tuple(_place(spans, found.spans))
-        defects = found.defects
+        parsed = parse(token_ids, self.tags, sampler=sampler)
+        if sampler == "sequential":  # no thread forked, so the addresses come from the tags in the text
+            spans = tuple(_place(spans, parsed.spans))
+        defects = parsed.defects
         if self.broken:
             defects += (Defect("broken-logits", len(token_ids), "the model's logits were not numbers"),)
         return Trace(self.prompt, spans, self.finish, sampler, policy_version, defects)
 
 
 def _number(spans: Sequence[Span]) -> tuple[Span, ...]:
-    """The same spans with forks numbered in reading order; while they are drawn, they are numbered as they open."""
+    """The spans with forks numbered in reading order. During generation forks are numbered in the order in which they
+    open, which depends on the lengths of other paths."""
     order: dict[int, int] = {}
     for span in spans:
         for fork, _ in span.address:
@@ -229,7 +268,7 @@ def _number(spans: Sequence[Span]) -> tuple[Span, ...]:
 
 
 def _place(drawn: Sequence[Span], parsed: Sequence[Span]) -> Iterator[Span]:
-    """The tokens of `drawn`, cut where the address changes in `parsed`."""
+    """The spans of `drawn` with the addresses of `parsed`, cut where these change."""
     borders = deque((span.address, len(span.token_ids)) for span in parsed)
     address, left = TRUNK, 0
     for span in drawn:

@@ -1,7 +1,7 @@
-"""How weights were trained, in a small file beside them.
+"""The training card: a JSON file in a model folder that records how its weights were trained.
 
-A run writes the card with every checkpoint. Commands that load a model take their defaults from it, and warn when they
-are asked for something that the weights have not learnt.
+A run writes the card with every checkpoint. Commands that load a model take their default sampling and prompt from it,
+and warn when the user asks for settings that the weights were not trained with.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class TrainingCard(Section):
     Attributes:
         recipe: the name of the recipe.
         recipe_digest: the first 16 hexadecimal digits of the SHA-256 of the resolved recipe.
-        stage: the stage that ended with these weights.
+        stage: the recipe's stage that produced these weights.
         kind: "sft" or "rl".
         task: the task of an rl stage.
         reward: the reward of an rl stage.
         data: the data of an sft stage, as in its recipe.
         scorer: how answers were scored.
-        sampling: the distribution and the budget of answers.
+        sampling: sampling settings and budget of the stage.
         prompt: the text around a problem, and where its final answer may stand.
-        versions: package -> version that trained the weights.
+        versions: package name -> version installed at training.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)  # later versions may write more keys
@@ -74,7 +74,7 @@ class TrainingCard(Section):
 
 
 def read_card(model: str | Path) -> TrainingCard | None:
-    """The card of a model folder; None for a model on the hub, and for a folder without a card.
+    """Read the card of a model folder. Returns None for a model on the hub, and for a folder without a card.
 
     Raises:
         UserError: the card is damaged.
@@ -93,7 +93,7 @@ def read_card(model: str | Path) -> TrainingCard | None:
 
 
 def _reason(error: Exception) -> str:
-    """The first problem of a card."""
+    """The first validation error of a card as one line."""
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors()[0]
@@ -101,24 +101,25 @@ def _reason(error: Exception) -> str:
 
 
 def departures(card: TrainingCard, sampling: Sampling, prompt: Prompt) -> list[str]:
-    """What the settings ask for that the weights were not trained with, and what it does to their answers. Budgets and
-    the temperature may differ freely."""
+    """The settings that differ from the training of the weights, one text per setting with its effect on answers.
+    Budgets and temperature are not compared."""
     trained, differing = card.sampling, []
     if sampling.sampler != trained.sampler:
         effect = _effect(trained.sampler, sampling.sampler)
         differing.append(f"sampler {trained.sampler}, not {sampling.sampler} ({effect})")
     elif sampling.paths != trained.paths and sampling.sampler != "sequential":
-        differing.append(f"{trained.paths} paths, not {sampling.paths} (forks of another width than they learnt)")
+        differing.append(f"{trained.paths} paths, not {sampling.paths} (forks of another width than in training)")
     if prompt.instruction != card.prompt.instruction:
         differing.append(
-            f"instruction {card.prompt.instruction!r}, not {prompt.instruction!r} (prompts that they have not seen)"
+            f"instruction {card.prompt.instruction!r}, not {prompt.instruction!r} (prompts unlike in training)"
         )
     return differing
 
 
-def _effect(trained: Sampler, asked: Sampler) -> str:
-    if asked == "sequential":
-        return "forks are drawn as plain text, and weights that learnt real forks lose their second path"
+def _effect(trained: Sampler, sampler: Sampler) -> str:
+    """What happens to answers of weights trained with one sampler under another."""
+    if sampler == "sequential":
+        return "forks are generated as plain text, and weights trained on real forks lose their second path"
     if trained == "sequential":
-        return "the weights have not learnt what to do in real forks"
+        return "the weights were not trained on real forks"
     return "text after a join sees other keys and values than in training, so summaries suffer"

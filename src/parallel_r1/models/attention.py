@@ -51,13 +51,12 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 class Sight:
     """Who sees whom in a batch of b rows, n places and a addresses, in the forms that attention reads.
 
-    A window of w means that a place sees another only if its position is less than w larger. Positions are those of
-    the relation: the paths of a fork start at the same position, and a row without forks has the ordinary sliding
-    window.
+    With a window of w a place sees another only if its position is less than w larger. The paths of a fork start at the
+    same position; a row without forks has the ordinary sliding window.
 
     Attributes:
-        address_ids: row of each place's address in `sees`.
-        positions: position of each place.
+        address_ids: by place, the index of its address in `sees`.
+        positions: by place, its position.
         sees: whether places of two addresses may see each other.
         forms: the forms that were asked for before; every layer asks for the same ones.
     """
@@ -281,8 +280,8 @@ class Ranges(torch.autograd.Function):
     """Attention over ranges of places instead of a mask.
 
     Every block attends to itself causally, every stretch to what lies before it; a place with both parts has them
-    merged. In the backward pass each part takes the final output and the final log-sum-exp: with these the softmax of
-    a part is the part of the whole softmax, so the gradients of the parts add up to the gradient.
+    merged. In the backward pass every part uses the final output and the final log-sum-exp: with these the softmax of
+    a part is its part of the whole softmax, so the gradients of the parts add up to the gradient.
     Source: Ring Attention (arXiv 2310.01889) and FlashAttention-2 (arXiv 2307.08691) for the two identities.
     """
 

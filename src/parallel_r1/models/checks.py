@@ -1,4 +1,4 @@
-"""Which models can fork: those whose attention can be computed under another relation than plain causality."""
+"""Which models can fork: models whose attention can be computed under another relation than plain causality."""
 
 from __future__ import annotations
 

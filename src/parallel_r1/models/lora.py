@@ -1,8 +1,8 @@
 """Which weights of a model learn: all of them, or a LoRA adapter beside frozen ones.
 
-With an adapter the six tags must still learn, but their rows are part of a frozen embedding table. Those rows become a
-parameter of their own, `tag_rows`, which the embedding and the head read instead; it is tied if they are. `peft` has
-this too, but copies the whole table in every forward pass.
+With an adapter the six tags must still learn, but their rows are part of a frozen embedding table. These rows become a
+parameter of their own, `tag_rows`, which the embedding and the head read instead; it is tied if they are tied. `peft`
+can do this too, but copies the whole table in every forward pass.
 
 A run has one adapter. Every stage continues with the adapter of its start, so that nothing is rounded in between, not
 even where the frozen weights are quantised to 4 bits.

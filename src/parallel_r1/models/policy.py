@@ -33,7 +33,7 @@ class Policy:
 
     Attributes:
         model: the model, on the device where it generates; training changes its weights in place.
-        tokenizer: a tokenizer in which each of the six tags is one token.
+        tokenizer: a tokenizer in which every one of the six tags is one token.
         tags: the ids of the tags and of the tokens around them.
         version: number of updates to the weights since they were loaded.
         lora: settings of the adapter that learns beside frozen weights; None if all weights learn.

@@ -38,7 +38,7 @@ class Mathematics:
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
         """The problems of a split in an order that the seed decides. Training problems repeat for ever, in a new order
-        every epoch; those of the other splits come once.
+        every epoch; problems of the other splits come once.
 
         Raises:
             UserError: the source has no such problems, or cannot be read.

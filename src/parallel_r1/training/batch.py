@@ -1,4 +1,5 @@
-"""Samples as tensors, laid out for a scorer, and the log-probabilities of their tokens."""
+"""Batches for training and scoring: samples laid out in rows as a scorer reads them, split into micro-batches, and the
+log-probabilities of their tokens under a model."""
 
 from __future__ import annotations
 
@@ -22,28 +23,30 @@ from parallel_r1.models.attention import Sight
 from parallel_r1.training.sample import Sample
 
 LOGITS = 2**24
-"""Number of logits held in memory at once while a batch is scored."""
+"""Largest number of logits in memory at once while a batch is scored."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Prompts and answers in rows, padded on the right: b rows, n places, a addresses.
 
+    All attributes with b x n entries are by place.
+
     Attributes:
-        token_ids: the tokens.
-        positions: their positions.
+        token_ids: token ids.
+        positions: positions.
         previous: index of the nearest earlier visible place, which predicts this one; its own index if there is none.
-        address_ids: index of every place's address in `sees`. Padding has its own, which no token sees.
-        sees: whether tokens of two addresses may see each other.
-        source: index of the token at every place, counted through the answers of all samples; -1 for prompts, padding
-            and the copies that a scorer reads again. Every token of an answer has exactly one place.
-        sizes: number of tokens of every sample's answer.
-        sampled: True where the policy sampled the token: only these places have a loss.
-        behaviour: log-probabilities that the tokens were sampled with; 0 where unknown or not sampled.
-        old: log-probabilities under the scorer before the step; `behaviour` unless the sample has its own.
-        reference: log-probabilities under the policy that the stage started from; 0 if the sample has none.
-        advantages, weights: taken from the token's sample; 0 outside answers.
-        plain: no row has a fork or a second sequence, so ordinary causal attention gives the same result.
+        address_ids: index of the place's address in `sees`. Padding has an address of its own, which no token sees.
+        sees: by row, whether tokens of two addresses may see each other.
+        source: index of the token, counted through the answers of all samples; -1 for prompts, padding and the copies
+            that the scorer `replay` reads again. Every token of an answer has exactly one place.
+        sizes: by sample, the number of tokens of its answer.
+        sampled: True where the policy sampled the token. Only these places have a loss.
+        behaviour: log-probability with which the token was sampled; 0 where unknown or not sampled.
+        old: log-probability under the scorer before the update; `behaviour` if the sample has no `old` of its own.
+        reference: log-probability under the policy at the start of the stage; 0 if the sample has none.
+        advantages, weights: advantage and weight of the token's sample; 0 outside answers.
+        plain: whether no row has a fork or a second sequence, so that causal attention gives the same result.
     """
 
     token_ids: Int[Tensor, "b n"]
@@ -63,26 +66,26 @@ class Batch:
 
     @property
     def sight(self) -> Sight:
-        """Who sees whom, in the forms that attention reads."""
+        """The visibility relation, as attention reads it."""
         return Sight(self.address_ids, self.positions, self.sees)
 
     def gather(self, values: Float[Tensor, "b n"]) -> list[Float[Tensor, " _"]]:
-        """The values of every sample's answer, in the order of `trace.token_ids`."""
+        """One tensor per sample: the values at its answer's tokens, in the order of `trace.token_ids`."""
         flat = values.new_zeros(sum(self.sizes))
         flat[self.source[self.source >= 0]] = values[self.source >= 0]
         return list(flat.split(self.sizes))
 
     def sums(self, values: Float[Tensor, "b n"]) -> Float[Tensor, " s"]:
-        """Sum over the tokens of every sample's answer, wherever in the rows they lie."""
+        """One number per sample: the sum of the values at its answer's tokens."""
         return torch.stack([answer.sum() for answer in self.gather(values)])
 
     def spread(self, values: Float[Tensor, " s"]) -> Float[Tensor, "b n"]:
-        """One value per sample, at every place of its answer; 0 elsewhere."""
+        """Copy one value per sample to all places of its answer; 0 elsewhere."""
         by_token = values.repeat_interleave(torch.tensor(self.sizes, device=values.device))
-        return torch.cat([by_token, by_token.new_zeros(1)])[self.source]  # source -1 reads the last one
+        return torch.cat([by_token, by_token.new_zeros(1)])[self.source]  # source -1 picks the appended 0
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on a device."""
+        """A copy of the batch on a device."""
         tensors: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)
         }
@@ -94,10 +97,10 @@ def collate(samples: Sequence[Sample], scorer: Scorer, pad_id: int = 0, *, rows:
 
     Args:
         samples: at least one.
-        scorer: decides who sees whom.
-        pad_id: any valid token id; padding is never seen and never scored.
-        rows: number of samples side by side in each row, in the order of `samples`; one per row if None. Neighbours
-            with the same prompt share it.
+        scorer: decides which tokens see which.
+        pad_id: any valid token id; no token sees padding, and padding is not scored.
+        rows: by row, the number of samples side by side in it, in the order of `samples`; one per row if None.
+            Neighbours with the same prompt share it.
     """
     traces = [sample.trace for sample in samples]
     sizes = [len(trace.token_ids) for trace in traces]
@@ -137,14 +140,14 @@ def collate(samples: Sequence[Sample], scorer: Scorer, pad_id: int = 0, *, rows:
 
 
 def _runs(trace: Trace) -> list[Run]:
-    """A prompt and its answer as one sequence."""
+    """A prompt and its answer as the runs of one sequence."""
     return [(TRUNK, len(trace.prompt_ids)), *trace.runs]
 
 
 def _tokens(
     traces: Sequence[Trace], members: Sequence[Sequence[int]], layouts: Sequence[Layout]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The token ids of every row, and for every place the index of its token among all answers; -1 if it has none."""
+    """By row, the token ids of its places, and `Batch.source` without padding."""
     ends = np.cumsum([len(trace.token_ids) for trace in traces])
     tokens = [np.array((*trace.prompt_ids, *trace.token_ids), dtype=np.int64) for trace in traces]
     in_answers = [
@@ -159,7 +162,7 @@ def _tokens(
 
 
 def _behaviour(trace: Trace) -> list[float]:
-    """The log-probability that every token of an answer was sampled with; 0 where unknown or given."""
+    """By token of an answer, the log-probability with which it was sampled; 0 where unknown or given."""
     return [
         value
         for span in trace.spans
@@ -168,7 +171,7 @@ def _behaviour(trace: Trace) -> list[float]:
 
 
 def _padded(rows: Sequence[np.ndarray], fill: int) -> Int[Tensor, "b n"]:
-    """Rows of different lengths as one tensor."""
+    """Rows of different lengths as one tensor, padded with `fill`."""
     padded = np.full((len(rows), max(map(len, rows))), fill, dtype=np.int64)
     for row, values in zip(padded, rows, strict=True):
         row[: len(values)] = values
@@ -176,13 +179,13 @@ def _padded(rows: Sequence[np.ndarray], fill: int) -> Int[Tensor, "b n"]:
 
 
 def _previous(layouts: Sequence[Layout]) -> Int[Tensor, "b n"]:
-    """Index of the place that predicts every place; its own where no place does."""
+    """`Batch.previous` of these layouts."""
     previous = _padded([layout.previous for layout in layouts], -1)
     return torch.where(previous < 0, torch.arange(previous.shape[1]), previous)
 
 
 def _relations(tables: Sequence[Bool[np.ndarray, "_ _"]]) -> Bool[Tensor, "b a a"]:
-    """The rows' relations with one more address, that of padding."""
+    """`Batch.sees`: the tables of all rows, with one more address for padding."""
     most = 1 + max(map(len, tables))
     relations = np.zeros((len(tables), most, most), dtype=bool)
     relations[:, -1, -1] = True
@@ -192,19 +195,22 @@ def _relations(tables: Sequence[Bool[np.ndarray, "_ _"]]) -> Bool[Tensor, "b a a
 
 
 def _spread(values: Sequence[Sequence[float]], source: Int[Tensor, "b n"]) -> Float[Tensor, "b n"]:
-    """One value per token of the answers, at the tokens' places; 0 elsewhere."""
-    flat = torch.tensor([*chain.from_iterable(values), 0.0])  # source -1 reads the last one
+    """Put one value per token of the answers at the tokens' places; 0 elsewhere."""
+    flat = torch.tensor([*chain.from_iterable(values), 0.0])  # source -1 picks the appended 0
     return flat[source]
 
 
 def split(
     traces: Sequence[Trace], scorer: Scorer, most_tokens: int, *, packing: bool = False
 ) -> Iterator[list[list[int]]]:
-    """Indices of traces in micro-batches of at most `most_tokens` padded places; a micro-batch is a list of rows. A
-    longer trace has a micro-batch of its own.
+    """Split traces into micro-batches of at most `most_tokens` places, padding included. A longer trace gets a
+    micro-batch of its own.
 
-    Without packing every row has one trace, and traces of similar length lie together. With packing a micro-batch is
-    one row of traces side by side, where those with the same prompt share it; rows are filled first-fit decreasing.
+    Without packing every row holds one trace, and a micro-batch holds traces of similar length. With packing a
+    micro-batch is one row with several traces, filled first-fit decreasing; traces with the same prompt share it.
+
+    Yields:
+        micro-batches: lists of rows, which are lists of indices of `traces`.
     """
     lengths = [sum(piece.stop - piece.start for piece in arrange(_runs(trace), scorer)) for trace in traces]
     if packing:
@@ -221,7 +227,8 @@ def split(
 
 
 def _packed(traces: Sequence[Trace], lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
-    """Indices of traces in rows: first the answers to one prompt are put together, then these units fill the rows."""
+    """Rows of indices of traces. The answers to one prompt are first combined into units that fit into a row, then the
+    units fill the rows."""
     families: dict[tuple[int, ...], list[int]] = {}
     for index, trace in enumerate(traces):
         families.setdefault(trace.prompt_ids, []).append(index)
@@ -236,17 +243,18 @@ def _packed(traces: Sequence[Trace], lengths: Sequence[int], most_tokens: int) -
 
 
 def _longest_first(lengths: Sequence[int]) -> list[int]:
-    """The indices of lengths, the longest first; equal ones stay in order."""
+    """The indices that sort lengths in decreasing order; stable."""
     return sorted(range(len(lengths)), key=lambda index: -lengths[index])
 
 
 def _first_fit(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Indices of lengths in rows of at most `most` by first-fit decreasing. What is longer has a row of its own."""
+    """Rows of indices whose lengths sum to at most `most`, by first-fit decreasing. A larger length gets a row of its
+    own."""
     rows: list[list[int]] = []
     used: list[int] = []
     fit = last = 0
     for index in _longest_first(lengths):
-        first = fit if lengths[index] == last else 0  # this length did not fit into the rows before
+        first = fit if lengths[index] == last else 0  # an equal length did not fit into any row before `fit`
         last = lengths[index]
         fit = next((row for row in range(first, len(used)) if used[row] + last <= most), len(rows))
         if fit == len(rows):
@@ -258,16 +266,16 @@ def _first_fit(lengths: Sequence[int], most: int) -> list[list[int]]:
 
 
 def score(model: PreTrainedModel, batch: Batch, shape: Decoding = RAW) -> Float[Tensor, "b n"]:
-    """Log-probability of every token of the answers under a model, in nats; 0 at other places, and for a token that no
+    """Log-probability in nats of every token of the answers under a model; 0 at other places, and for a token that no
     place predicts.
 
     A token is predicted from the nearest earlier place that it sees, `Batch.previous`. For most tokens that is the
-    place beside it, but not for the first token of a later path. Logits take the most memory, so they are computed only
-    where a token of an answer is predicted, and for a few places at a time.
+    place to the left, but not for the first token of a later path. Logits take the most memory, so they are computed
+    only where they predict a token of an answer, and for a few places at a time.
 
     Args:
-        model: loaded with `models.load`.
-        batch: laid out for the scorer.
+        model: a model loaded with `models.load`.
+        batch: the batch, on the model's device.
         shape: temperature and filters of the distribution to score; the raw policy by default.
     """
     return score_with_entropy(model, batch, shape, entropy=False)[0]
@@ -276,7 +284,8 @@ def score(model: PreTrainedModel, batch: Batch, shape: Decoding = RAW) -> Float[
 def score_with_entropy(
     model: PreTrainedModel, batch: Batch, shape: Decoding = RAW, *, entropy: bool = True
 ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"] | None]:
-    """`score`, and the entropy of the distribution of every token, in nats, at the same places."""
+    """`score`, and at the same places the entropy in nats of the distribution that predicts the token; None in its
+    place without `entropy`."""
     places = torch.arange(batch.source.shape[1], device=batch.source.device)
     predicted = (batch.source >= 0) & (batch.previous != places)
     body = model.get_decoder()
@@ -291,14 +300,14 @@ def score_with_entropy(
         logprobs = log_probabilities(head(model, predicting), shape)
         figures = [logprobs.gather(-1, tokens[:, None])[:, 0]]
         if entropy:
-            finite = logprobs.masked_fill(logprobs.isneginf(), 0.0)  # a token that is filtered out adds nothing
+            finite = logprobs.masked_fill(logprobs.isneginf(), 0.0)  # 0 log 0 = 0 for a token that is filtered out
             figures.append(-(finite * logprobs.exp()).sum(-1))
         return torch.stack(figures)
 
     size = max(1, LOGITS // model.config.get_text_config().vocab_size)
     if len(predicting) <= size:
         values = read(predicting, tokens)
-    else:  # the backward pass computes the logits of a piece again
+    else:  # checkpointing: the backward pass computes the logits of a piece again
         pieces = zip(predicting.split(size), tokens.split(size), strict=True)
         values = torch.cat([checkpoint(read, *piece, use_reentrant=False) for piece in pieces], dim=1)
     scored = torch.zeros(len(values), *predicted.shape, device=values.device)
@@ -307,7 +316,7 @@ def score_with_entropy(
 
 
 def head(model: PreTrainedModel, hidden: Float[Tensor, "p d"]) -> Float[Tensor, "p v"]:
-    """Logits from the last hidden states, for all models that `models.load` takes."""
+    """Logits from the last hidden states, for all models that `models.load` accepts."""
     logits = model.get_output_embeddings()(hidden)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -122,7 +122,7 @@ class Learner:
         """Accumulate the gradient of all useful samples in the model; yields the metrics of this process's
         micro-batches."""
         mine = self.cut(samples, self.deal(samples, useful))
-        rounds = max(processes.gather([len(mine)]))  # processes wait for each other in every pass
+        rounds = max(processes.gather([len(mine)]))  # every pass synchronises all processes
         for turn in range(rounds):
             batch = self.batch(samples, mine[turn]) if turn < len(mine) else self.blank(samples, useful)
             # Gradients that every process has whole are averaged once, after the last micro-batch.
@@ -263,7 +263,7 @@ class Learner:
 
 
 def add_up(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The metrics of an update from those of its micro-batches: sums, and of `*_max` the largest."""
+    """Combine the metrics of micro-batches into one: the maximum of every `*_max`, the sum of all others."""
     totals: dict[str, float] = {}
     for metrics in parts:
         for key, number in metrics.items():

@@ -109,7 +109,7 @@ def run_sft(
         state: go on after this step's state.
         moments: the optimiser's moments to start with if there is no state.
         shard: give every process only a share of the learning weights.
-        examples: the answers to imitate, in place of those that `stage.data` names.
+        examples: the answers to imitate, instead of the file that `stage.data` names.
     """
     learner = Learner(policy.model, stage, stage.updates, tag_ids=policy.tags.ids.values(), shard=shard)
     done, taken = resume(policy, learner, state, moments)
@@ -152,7 +152,7 @@ def run_rl(
     Args:
         state, moments, shard: as in `run_sft`.
         engine: what draws the answers; the defaults if None.
-        task, reward: in place of those that the stage names.
+        task, reward: used instead of the task and the reward that the stage names.
     """
     task = task or load_task(stage.task, stage.hold_back)
     reward = reward or parse_reward(stage.reward)

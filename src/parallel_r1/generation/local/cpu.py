@@ -1,4 +1,7 @@
-"""Attention of the local engine on a CPU: batched products for single queries, torch's own attention for many."""
+"""Attention of the local engine on a CPU.
+
+A step has one query per branch: batched matrix products. A read has many: `scaled_dot_product_attention`.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ def attend_step(
     plan: Step,
     layer: Layer,
 ) -> Float[Tensor, "n h d"]:
-    """One query per branch, as batched matrix products: with few queries per row they are up to 5 times faster on a CPU
-    than the fused kernel. Queries of heads that share a key head are side by side, so keys are never repeated."""
+    """Attention of a step as batched matrix products, which with few queries per row are up to 5 times faster on a CPU
+    than the fused kernel. Queries of the heads that share a key head are put side by side, so that no key is copied."""
     rows, slots, reach = plan.shape
     heads, head, key_heads = query.shape[0], query.shape[2], keys.shape[1]
     groups = heads // key_heads
@@ -41,7 +44,7 @@ def attend_step(
 def _scores(
     laid: Float[Tensor, "b q d"], keys: Float[Tensor, "b c d"], bias: Float[Tensor, "#b #q #c"], layer: Layer
 ) -> Float[Tensor, "b q c"]:
-    """Scores of q queries and c keys."""
+    """Scores of q queries and c keys, scaled, capped, and with the bias added."""
     if layer.softcap is None:
         return torch.baddbmm(bias, laid, keys.transpose(1, 2), alpha=layer.scale)
     scores = torch.bmm(laid, keys.transpose(1, 2)).mul_(layer.scale / layer.softcap)
@@ -57,8 +60,8 @@ def _with_prompts(
     bias: Float[Tensor, "rk q l"],
     layer: Layer,
 ) -> Float[Tensor, "rk q d"]:
-    """Attention to own columns and to the shared prompt, with one softmax over both. A prompt's keys are read once for
-    all answers to it, because queries are sorted by prompt."""
+    """Attention to the row's own columns and to its shared prompt, with one softmax over both. Queries are sorted by
+    prompt, so that a prompt's keys are read once for all answers to it."""
     (batch, queries, head), length = laid.shape, bias.shape[-1]
     far_keys, far_values = (part[: plan.prompts, :, :length].flatten(0, 1) for part in far)
     there, back, alone = _routes(plan, batch // plan.shape[0])
@@ -80,11 +83,13 @@ def _with_prompts(
 def _routes(
     plan: Step, key_heads: int
 ) -> tuple[Int[Tensor, " pka"], Int[Tensor, " rk"], Bool[Tensor, "rk 1 1"] | None]:
-    """Indices that sort queries by prompt and back, the same for every layer of k key heads.
+    """Indices that sort queries by prompt and back, for r rows, k key heads and p prompts with at most a answers.
+    Computed once for all layers.
 
-    Returns for p prompts with at most a answers: the row and key head of every prompt, key head and answer, arbitrary
-    where a prompt has fewer answers; the place of every row and key head in that order; and True for rows that continue
-    no prompt, None if all do.
+    Returns:
+        by (prompt, key head, answer), the index of its (row, key head); arbitrary where a prompt has fewer answers.
+        by (row, key head), its index in that order; arbitrary for a row that continues no prompt.
+        by (row, key head), whether the row continues no prompt; None if all rows continue one.
     """
     if "routes" not in plan.cache:
         assert plan.members is not None
@@ -108,8 +113,8 @@ def _routes(
 def _biases(
     plan: Step, window: int | None, groups: int, key_heads: int, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "rk q c"], Float[Tensor, "rk q l"] | None]:
-    """Terms to add to the scores of own columns and of the shared prompt: 0 where visible, else the smallest number.
-    The same for all layers with the same window."""
+    """Terms to add to the scores of the row's own columns and of its shared prompt (None without prompts): 0 where
+    visible, else the dtype's smallest number. Computed once for all layers with the same window."""
     if window in plan.cache:
         return plan.cache[window]
     (rows, slots, reach), memory = plan.shape, plan.at.memory
@@ -144,7 +149,7 @@ def attend_read(
     plan: Read,
     layer: Layer,
 ) -> Float[Tensor, "n h d"]:
-    """Several queries per branch, padded to the longest branch."""
+    """Attention of a read, with the queries padded to the longest branch."""
     padded, window, softcap = plan.lay(query), layer.window, layer.softcap
     mask = None
     if plan.fresh and window is None and softcap is None:
@@ -171,8 +176,8 @@ def attend_read(
 
 
 def _mask(plan: Read, window: int | None) -> Bool[Tensor, "k 1 l _"]:
-    """Whether every new token sees the p tokens of its shared prompt and the c columns of its row. The output of a
-    query that is only padding is not used."""
+    """The mask of the new tokens over the tokens of their shared prompt and the columns of their row, in this order.
+    Padding gets arbitrary entries; its output is not used."""
     if window in plan.cache:
         return plan.cache[window]
     steps = torch.arange(1, plan.longest + 1, device=plan.positions.device)

@@ -28,7 +28,7 @@ def attend_step(
     plan: Step,
     layer: Layer,
 ) -> Float[Tensor, "n h d"]:
-    """One query per branch."""
+    """Attention of a step: one query per branch."""
     (rows, slots, reach), memory, (heads, _, head) = plan.shape, plan.at.memory, query.shape
     laid, now, window = plan.lay(query), plan.now, layer.window
     visible, positions = memory.visible, memory.positions
@@ -66,7 +66,7 @@ def attend_read(
     plan: Read,
     layer: Layer,
 ) -> Float[Tensor, "n h d"]:
-    """Several queries per branch, padded to the longest branch."""
+    """Attention of a read, with the queries padded to the longest branch."""
     count, reach = plan.order.shape
     asking, now, window = plan.lay(query), plan.now, layer.window
     positions, order = plan.at.memory.positions[plan.rows], plan.order
@@ -87,7 +87,7 @@ def attend_read(
 def _prompts(
     plan: Step | Read, window: int | None, lengths: Int[Tensor, " b"], now: Int[Tensor, "b q"], longest: int
 ) -> BlockMask:
-    """The mask of queries at positions `now` over their row's shared prompt of `lengths` tokens."""
+    """The mask of the queries at positions `now` over the shared prompt of `lengths[b]` tokens of their row."""
     sees: Sees = lambda b, h, q, kv: kv < lengths[b]  # noqa: E731
     if window is not None:
         sees = and_masks(sees, lambda b, h, q, kv: kv > now[b, q] - window)
@@ -95,7 +95,7 @@ def _prompts(
 
 
 def _mask(plan: Step | Read, key: object, sees: Sees, rows: int, queries: int, reach: int) -> BlockMask:
-    """A block mask, built once for all layers with the same window."""
+    """Create a block mask, or take it from the plan's cache: one for all layers with the same window."""
     if key not in plan.cache:
         plan.cache[key] = create_block_mask(sees, rows, None, queries, reach, device=str(plan.positions.device))
     return plan.cache[key]
@@ -108,7 +108,7 @@ def _attend(
     mask: BlockMask,
     layer: Layer,
 ) -> tuple[Float[Tensor, "b h q d"], Float[Tensor, "b h q"]]:
-    """Attention and the log-sum-exp of the scores, -inf for a query that sees nothing."""
+    """The output of attention, and the log-sum-exp of the scores, which is -inf for a query that sees nothing."""
     softcap = layer.softcap
     capped = None if softcap is None else lambda score, b, h, q, kv: softcap * torch.tanh(score / softcap)
     compute: Any = _compiled() if query.is_cuda else flex_attention

@@ -1,9 +1,9 @@
-"""The local engine: generates with any Hugging Face causal model that has rotary positions, on this machine.
+"""The local engine: a `Backend` that runs any Hugging Face causal model with rotary positions in this process.
 
-The KV cache of answers is one `Memory`, that of prompts which several answers share is another. No path reads its
-prefix again, and a join of the `isolated` sampler recomputes nothing. All tokens of a step, those whose successors are
-drawn and those that are only read, are one flat sequence for the model. Attention alone looks at them row by row, in
-two parts: the answer's own columns, and the shared prompt for all answers to it at once.
+The KV cache of answers is one `Memory`; that of prompts which several answers share is another. No path reads its
+prefix again, and a join of the `isolated` sampler computes nothing. The model gets all tokens of a step as one flat
+sequence: tokens that are only read, and one token per branch whose logits are needed. Attention alone looks at them row
+by row, in two parts: the answer's own columns, and the shared prompt for all answers to it at once.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from parallel_r1.models.attention import NO_MASK, check_attention
 
 @dataclass(frozen=True)
 class Pass:
-    """The forward pass that is under way: the engine whose memory attention works on, and what it does there."""
+    """The forward pass that is running: its engine, and a plan for every part of the flat sequence of tokens."""
 
     engine: LocalEngine
     plans: Sequence[Step | Read]
 
 
 _pass: ContextVar[Pass] = ContextVar("pass")
-"""Not an argument of attention, because the graph of a compiled model holds only tensors and numbers."""
+"""Not an argument of attention, because the graph of a compiled model takes only tensors and numbers."""
 
 
 class LocalEngine:
-    """An `Engine` over a model loaded by `models.load`. Its memory grows as answers need it.
+    """A `Backend` for a model loaded by `models.load`. Its KV cache grows as answers need it.
 
     Args:
-        model: on the device where it runs.
+        model: the model, on the device where it runs.
         attention: the module that computes attention; `batched` on a CPU and `flex` on CUDA if None.
         forward: runs the model; the result of `compiled`, or the model itself if None.
 
     Raises:
-        UserError: a model with an attention function that is not ours.
+        UserError: the model's attention was not replaced by that of `models.attention`.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class LocalEngine:
         self.device = model.device
         self.answers, self.prompts = Memory(model.device), Memory(model.device)
         self.shared: dict[tuple[int, ...], Branch] = {}
-        # Tokens to read wait for the next step, so that reading costs no forward pass of its own.
+        # Tokens to read wait for the next step, so that they need no forward pass of their own.
         self.unread: dict[Memory, dict[Branch, list[int]]] = {self.prompts: {}, self.answers: {}}
         self.counts = Counts()
 
@@ -114,13 +114,13 @@ class LocalEngine:
             self._free(self.prompts, self.shared.pop(key).row)
 
     def _note(self, memory: Memory, branch: Branch, tokens: Sequence[int]) -> None:
-        """Note tokens that the next step reads; from now on they count as held."""
+        """Queue tokens for the next step to read. They count as tokens in the KV cache from now on."""
         if tokens:
             self.unread[memory].setdefault(branch, []).extend(tokens)
             self.counts.hold(len(tokens))
 
     def _free(self, memory: Memory, row: int) -> None:
-        """Free a row, and forget the tokens that wait to be read there."""
+        """Free a row, and drop its tokens that wait to be read."""
         waiting = self.unread[memory]
         for branch in [branch for branch in waiting if branch.row == row]:
             self.counts.hold(-len(waiting.pop(branch)))
@@ -150,7 +150,7 @@ class LocalEngine:
         return self._forward([*reads, plan], len(feeds))[back]
 
     def _plan_prompts(self, plan: Step) -> None:
-        """Note in the plan which rows continue a shared prompt."""
+        """Fill the fields of a plan that say which rows continue a shared prompt."""
         table, answers = [], [0] * len(self.prompts.rows)
         for row, entry in enumerate(self.answers.rows):
             prompt = entry.branches[0].prompt
@@ -162,7 +162,7 @@ class LocalEngine:
             plan.members, plan.prompt, plan.place, plan.lengths = torch.tensor(table, device=self.device).T
 
     def _reads(self) -> list[Read]:
-        """Give the tokens that wait to be read their places, and let their branches see them."""
+        """Plan the reading of all waiting tokens, one plan per memory that has some, and clear the queue."""
         plans = []
         for memory, waiting in self.unread.items():
             memory.compact()
@@ -172,6 +172,7 @@ class LocalEngine:
         return plans
 
     def _plan_read(self, memory: Memory, feeds: Sequence[tuple[Branch, Sequence[int]]]) -> Read:
+        """Give the tokens places in a memory, and let their branches see them."""
         fresh = all(not branch.position and not branch.prompt for branch, _ in feeds)
         places = memory.place((branch, len(tokens)) for branch, tokens in feeds)
         table = [
@@ -202,11 +203,11 @@ class LocalEngine:
         return Read(at, tokens, positions, feed, offset, of_row, longest, fresh, order, prompts)
 
     def _forward(self, plans: Sequence[Step | Read], logits: int) -> Float[Tensor, "n v"]:
-        """Run the model over the tokens of all plans; the last n logits."""
+        """Run the model over the tokens of all plans. Returns the logits at the last n tokens."""
         tokens = torch.cat([plan.tokens for plan in plans])
-        # A single token is a shape of its own, for which the model would be compiled once more.
+        # torch.compile treats length 1 as a special shape: it would compile the model once more for it.
         forward = self.model if len(tokens) == 1 else self.forward
-        under_way = _pass.set(Pass(self, plans))
+        previous = _pass.set(Pass(self, plans))
         try:
             return forward(
                 input_ids=tokens[None],
@@ -217,7 +218,7 @@ class LocalEngine:
                 attention=_attention,
             ).logits[0]
         finally:
-            _pass.reset(under_way)
+            _pass.reset(previous)
 
     def attend(
         self,
@@ -227,7 +228,7 @@ class LocalEngine:
         value: Float[Tensor, "1 k n d"],
         layer: Layer,
     ) -> Float[Tensor, "1 n h d"]:
-        """Attention of a layer: store all keys and values, then let every query attend to its branch's columns."""
+        """Attention of one layer: store all keys and values, then let every query attend to what its branch sees."""
         sizes = [len(plan.tokens) for plan in plans]
         for plan, new_keys, new_values in zip(plans, key[0].split(sizes, 1), value[0].split(sizes, 1), strict=True):
             plan.at.memory.write(layer.index, plan.at.rows, plan.at.columns, new_keys, new_values)
@@ -249,7 +250,7 @@ def _attend(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """Attention of a layer of the pass that is under way."""
+    """Attention of one layer in the running forward pass."""
     now = _pass.get()
     return now.engine.attend(now.plans, query, key, value, Layer(layer, scale, window, softcap)).contiguous()
 
@@ -277,17 +278,17 @@ def _attention(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """The `attention` that an engine passes to its model; see `LocalEngine.attend` for the shapes."""
-    # Outside a graph an operator would cost more than the call.
+    """The `attention` argument of the model's forward pass; see `LocalEngine.attend` for the shapes."""
+    # Without torch.compile a direct call is faster than a custom operator.
     attend: Callable[..., Tensor] = _operator if torch.compiler.is_compiling() else _attend
     return attend(query, key, value, module.layer_idx, scale, window, softcap)
 
 
 def compiled(model: PreTrainedModel) -> Callable[..., Any]:
-    """The model through `torch.compile`, for any number of tokens. One result serves all engines of a model.
+    """Wrap a model in `torch.compile` for any number of tokens. All engines of a model may use the same result.
 
-    It reads the model's own weights, so it stays right while they are trained. Compiling takes half a minute to
-    minutes, depending on the number of layers; torch caches the result on disk for the next run.
+    The compiled model uses the model's own weight tensors, so it follows training. Compiling takes half a minute to
+    several minutes, depending on the number of layers; torch caches the result on disk for the next run.
 
     Raises:
         UserError: there is no C++ compiler.
@@ -299,6 +300,6 @@ def compiled(model: PreTrainedModel) -> Callable[..., Any]:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
         raise UserError(
-            "a C++ compiler, for sampling.compile", "none", "install g++ or clang++, or leave compile = false"
+            "a C++ compiler, for engine.compile", "none", "install g++ or clang++, or set engine.compile = false"
         ) from error
     return torch.compile(model, dynamic=True)

@@ -1,4 +1,4 @@
-"""The generator that draws with the model in this process."""
+"""The generator that runs the model in this process."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from parallel_r1.models.policy import Policy
 
 
 class LocalGenerator:
-    """A `Generator` over the scheduler and the local engine. Keys and values exist during a call only.
+    """A `Generator` made of a `Scheduler` and a `LocalEngine`. The KV cache is freed at the end of every `traces` call.
 
     Args:
-        policy: what it draws with.
+        policy: the model to generate with.
         settings: rows, memory, and whether the model is compiled.
     """
 

@@ -1,9 +1,9 @@
-"""The KV cache of the local engine: rows of keys and values, and which of them a branch sees.
+"""The KV cache of the local engine: keys and values in rows, and a mask of the columns that a branch sees.
 
-A row holds one answer, or one prompt that several answers share. A column of a row holds one token's keys and values,
-whatever path it belongs to. The paths of an answer differ only in the columns that they see: a branch has a slot in
-`visible`. A fork copies the trunk's slot, a join unites the slots of the paths, and columns that no branch sees any
-more are used again.
+A row holds one answer, or one prompt that several answers share. A column of a row holds the keys and values of one
+token, on whichever path. The paths of an answer share its row and differ only in the columns that they see, which is
+one slot of `visible` per branch. A fork copies the trunk's slot, a join takes the union of the paths' slots, and
+columns that no branch sees any more are reused.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor
 
 @dataclass(eq=False)
 class Branch:
-    """A sequence of tokens that grows: the trunk of an answer, one of its paths, or a shared prompt.
+    """The tokens of a trunk, a path or a shared prompt, to which more can be added.
 
     Attributes:
         row: its row in the memory.
         slot: its slot in `visible`; -1 for a trunk that waits for its paths.
         position: position of its next token.
-        prompt: the shared prompt that it continues, in a memory of its own.
-        users: for a shared prompt, the number of open answers that continue it.
+        prompt: the shared prompt before its first token, which is stored in another memory; None if it has none.
+        users: number of open answers that continue this branch, if it is a shared prompt.
     """
 
     row: int
@@ -37,14 +37,20 @@ class Branch:
 
 @dataclass
 class _Row:
-    """The bookkeeping of a row: number of columns ever used, those that are free again, and its branches."""
+    """The columns and branches of a row.
+
+    Attributes:
+        used: number of columns in use or free for reuse.
+        free: columns below `used` that hold no token.
+        branches: the branches with a slot in the row.
+    """
 
     used: int = 0
     free: list[int] = field(default_factory=list)
     branches: list[Branch] = field(default_factory=list)
 
     def column(self) -> int:
-        """A column for one more token."""
+        """Take a free column, or else the next one."""
         if self.free:
             return self.free.pop()
         self.used += 1
@@ -59,7 +65,7 @@ class _Row:
 class Memory:
     """Keys and values of many answers, or of many shared prompts: r rows, s slots, c columns.
 
-    Rows 0 .. `len(rows)` - 1 are in use, except `holes`, which `compact` fills.
+    Rows 0 to `len(rows)` - 1 are in use, except `holes`; `compact` moves later rows into these.
     """
 
     def __init__(self, device: torch.device, columns: int = 64) -> None:
@@ -70,7 +76,7 @@ class Memory:
         self.holes: list[int] = []
 
     def open(self, count: int) -> list[Branch]:
-        """New rows with one branch each, at position 0 and without tokens."""
+        """Start `count` rows, with one branch at position 0 and no tokens in every one."""
         branches = []
         for _ in range(count):
             if self.holes:
@@ -86,8 +92,8 @@ class Memory:
         return branches
 
     def close(self, row: int) -> int:
-        """Free a row; the number of tokens that it held. Its columns become 0: a later answer masks them, but a masked
-        NaN times 0 is still a NaN."""
+        """Free a row. Returns the number of tokens that it held. Its keys and values become 0: the mask of a later
+        answer gives them weight 0, but 0 times NaN is still NaN."""
         held, used = self.rows[row].held, self.rows[row].used
         for part in self.parts() if used else ():
             part[row, :, :used] = 0
@@ -96,7 +102,7 @@ class Memory:
         return held
 
     def compact(self) -> None:
-        """Move the last rows into holes, so that rows in use are contiguous."""
+        """Move the last rows into the holes, so that the rows in use are contiguous."""
         for hole in sorted(self.holes, reverse=True):
             last = len(self.rows) - 1
             moved = self.rows.pop()
@@ -111,7 +117,7 @@ class Memory:
         self.holes.clear()
 
     def fork(self, trunk: Branch, paths: int) -> list[Branch]:
-        """Branches that see what the trunk sees."""
+        """Start `paths` branches that see what the trunk sees, and take the trunk's slot away."""
         seen = self.visible[trunk.row, trunk.slot].clone()
         trunk.slot = -1
         children = []
@@ -123,7 +129,8 @@ class Memory:
         return children
 
     def join(self, trunk: Branch, paths: Sequence[Branch], keep: int) -> int:
-        """Let the trunk continue after the first `keep` paths and drop the others. Returns how many tokens it freed."""
+        """Let the trunk see the first `keep` paths and continue after the longest of these; free the columns of the
+        others. Returns the number of freed columns."""
         row = self.rows[trunk.row]
         seen = self.visible[trunk.row, [path.slot for path in paths]]
         kept, dropped = seen[:keep].any(dim=0), seen[keep:].any(dim=0)
@@ -137,7 +144,14 @@ class Memory:
         return len(freed)
 
     def place(self, feeds: Iterable[tuple[Branch, int]]) -> list[tuple[int, int, int, int]]:
-        """Row, slot, column and position of every token of (branch, number of tokens) feeds, in their order."""
+        """Assign columns and positions to new tokens.
+
+        Args:
+            feeds: pairs of a branch and a number of tokens.
+
+        Returns:
+            (row, slot, column, position) of every token, in the order of `feeds`.
+        """
         places = []
         for branch, count in feeds:
             row = self.rows[branch.row]
@@ -149,7 +163,7 @@ class Memory:
 
     @property
     def reach(self) -> int:
-        """Columns in use, over all rows."""
+        """Number of columns that the longest row uses."""
         return max((row.used for row in self.rows), default=0)
 
     def parts(self) -> list[Tensor]:
@@ -164,13 +178,13 @@ class Memory:
         key: Float[Tensor, "k n d"],
         value: Float[Tensor, "k n e"],
     ) -> None:
-        """Store the keys and values of a layer at n places."""
+        """Store the keys and values of n tokens in one layer, at (`rows[i]`, `columns[i]`). Grows the layer."""
         count, _, most = self.visible.shape
         held = self.layers.get(layer)
         if held is None or held[0].shape[0] < count or held[0].shape[2] < most:
             grown = []
             for part, old in zip((key, value), held or (None, None), strict=True):
-                # Zeros, not garbage: a masked column's value is multiplied by 0, and 0 times NaN is NaN.
+                # Zeros, not uninitialised memory: a masked value is multiplied by 0, and 0 times NaN is NaN.
                 fresh = part.new_zeros(count, part.shape[0], most, part.shape[2])
                 if old is not None:
                     fresh[: old.shape[0], :, : old.shape[2]] = old
@@ -180,13 +194,14 @@ class Memory:
         held[1][rows, :, columns] = value.transpose(0, 1)
 
     def _free_slot(self, row: int) -> int:
+        """The first slot of a row that no branch has."""
         taken = {branch.slot for branch in self.rows[row].branches}
         slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
         self.reserve(slots=slot + 1)
         return slot
 
     def reserve(self, rows: int = 0, slots: int = 0, columns: int = 0) -> None:
-        """Grow to at least this many; columns grow by half, so that growing stays rare."""
+        """Grow `visible` and `positions` to at least these sizes. Columns grow by half, so that copies stay rare."""
         now = self.visible.shape
         wanted = (max(rows, now[0]), max(slots, now[1]), now[2] if columns <= now[2] else max(columns, now[2] * 3 // 2))
         if wanted != tuple(now):

@@ -1,4 +1,8 @@
-"""Plans of one forward pass of the local engine: where its tokens are stored, and what they see."""
+"""Plans for a forward pass of the local engine: where the new tokens are stored, and what they see.
+
+A `Step` is one token on every one of n branches, whose logits are needed. A `Read` is several tokens per branch that
+are only read. Attention computes the two differently.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,11 @@ from parallel_r1.generation.local.kv_cache import Memory
 
 @dataclass(frozen=True)
 class Layer:
-    """How one layer attends.
+    """Attention settings of one layer.
 
     Attributes:
         index: number of the layer in the model.
-        scale: factor of the scores.
+        scale: factor by which scores are multiplied.
         window: size of its sliding window, in positions; None without one.
         softcap: c for scores c tanh(score / c); None without one.
     """
@@ -31,7 +35,7 @@ class Layer:
 
 @dataclass
 class Places:
-    """Where n tokens are stored: a memory, and their rows and columns in it."""
+    """Where n tokens are stored: the memory, and the tokens' rows and columns in it."""
 
     memory: Memory
     rows: Int[Tensor, " n"]
@@ -40,18 +44,18 @@ class Places:
 
 @dataclass
 class Step:
-    """One token on each of n branches. r rows, s slots, c columns, p shared prompts, k rows that continue one.
+    """One token on every one of n branches: r rows, s slots, c columns, p shared prompts, k rows that continue one.
 
     Attributes:
         at, tokens, positions, slots: the tokens, and where they are stored.
-        shape: rows, slots and columns in use.
-        dense: token i is the only one of row i, so the flat sequence is already in the order of rows.
-        members: rows that continue a shared prompt.
-        prompt: row of every member's shared prompt.
-        place: number of every member among the answers to its prompt.
-        lengths: number of tokens of every member's prompt.
+        shape: number of rows, slots and columns in use.
+        dense: whether token i is the only one of row i for all rows, so that the flat sequence is in row order.
+        members: rows that continue a shared prompt; None, as the next three, if no row does.
+        prompt: for every member, the row of its prompt in the memory of prompts.
+        place: for every member, its number among the answers to its prompt, from 0.
+        lengths: for every member, the number of tokens of its prompt.
         prompts: number of rows in the memory of shared prompts.
-        cache: masks and indices that all layers (with the same window) share, in the form that attention reads.
+        cache: masks and indices that attention computes once for all layers (with the same window).
     """
 
     at: Places
@@ -68,7 +72,7 @@ class Step:
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def lay(self, query: Float[Tensor, "h n d"]) -> Float[Tensor, "r s h d"]:
-        """The queries by row and slot, 0 where there is none."""
+        """The queries by row and slot; 0 where a slot has no query."""
         rows, slots, _ = self.shape
         flat = query.transpose(0, 1)
         if self.dense:
@@ -87,16 +91,17 @@ class Step:
 
 @dataclass
 class Read:
-    """Several tokens on each of k branches, at most l on one.
+    """Several tokens on every one of k branches, at most l on one.
 
     Attributes:
         at, tokens, positions: the tokens, and where they are stored.
-        feed, offset: branch of every token, and its index among the new tokens of this branch.
+        feed, offset: for every token, the index of its branch and its index among this branch's new tokens.
         rows: row of every branch.
-        longest: l.
-        fresh: no branch has tokens yet, so attention is plain causal attention among the new tokens.
-        order: 0 for a column that the branch saw before, 1 + offset for a new token, larger for any other column.
-        prompts: row and length of every branch's shared prompt, 0 without one; None if no branch has one.
+        longest: l, the largest number of new tokens on a branch.
+        fresh: whether no branch has earlier tokens, so that plain causal attention among the new tokens is enough.
+        order: by branch and column, 0 for a column that the branch already saw, 1 + offset for a new token, and
+            l + 1 for a column that it does not see.
+        prompts: by branch, the row and length of its shared prompt, both 0 without one; None if no branch has one.
         cache: as in `Step`.
     """
 
@@ -113,7 +118,7 @@ class Read:
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def lay(self, query: Float[Tensor, "h n d"]) -> Float[Tensor, "k h l d"]:
-        """The queries by branch, 0 where there is none."""
+        """The queries by branch, padded with 0."""
         laid = query.new_zeros(len(self.rows), self.longest, *query.shape[::2])
         laid[self.feed, self.offset] = query.transpose(0, 1)
         return laid.transpose(1, 2)

@@ -80,8 +80,8 @@ def _read_parquet(path: Path) -> Rows:
 
 
 def read_hub(name: str, config: str | None, split: str | None) -> Rows:
-    """The rows of a split of a data set of the hub. Without a split all rows, each with its split in the column
-    `split`; a data set with nothing but a split `train` is read as one without splits.
+    """The rows of one split of a data set on the hub. If `split` is None, all rows, with the name of the split in the
+    column `split`; a data set whose only split is `train` is read as one without splits.
 
     Raises:
         UserError: it cannot be loaded, for example without a network.

@@ -15,7 +15,7 @@ from parallel_r1.tasks.datasets.splits import SPLITS, Part, Split, part_of, spli
 DATA_DIR = "PARALLEL_R1_DATA"
 """The environment variable with the default folder of the public sets. `suites.open_source` alone reads it."""
 SHARED = "math_benchmarks"
-"""A file in that folder that may hold several benchmarks, told apart by its column `source`."""
+"""A file in that folder that may hold several benchmarks; its column `source` names the benchmark of a row."""
 PROBLEMS = ("problem", "question", "prompt")
 ANSWERS = ("answer", "final_answer", "ground_truth", "reward_model", "solution")
 
@@ -45,8 +45,7 @@ class Source:
 
     Attributes:
         name: what recipes and files call it.
-        parts: its parts, with the name that each has as a split of the data set on the hub; empty if the set may be
-            in any number of parts.
+        parts: part -> its name as a split of the data set on the hub; empty if the set may be in any number of parts.
         hub: its id on the hub, with `:CONFIG` where there are several; None if it is not there.
         licence: of the problems.
         about: where they come from.

@@ -83,7 +83,7 @@ def overlong(
     base: Reward = ACCURACY, *, cache: float, total: float = math.inf, critical_path: float = math.inf
 ) -> Reward:
     """`base`, minus a penalty on the last `cache` tokens before a length limit: it rises in a straight line from 0 at
-    limit - cache to 1 at the limit, and stays 1 beyond it. The limits are those of the budget: `total` for all tokens,
+    limit - cache to 1 at the limit, and stays 1 beyond it. The limits come from the budget: `total` for all tokens,
     `critical_path` for the critical path; with both, the larger penalty counts. Source: DAPO (arXiv 2503.14476)."""
     if cache <= 0:
         raise ValueError(f"cache must be larger than 0, got {cache}")
