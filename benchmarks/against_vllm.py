@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from engine import ROWS, Case, by_engine, cases
-from measure import ROOT, alternate, arguments, forwards, policy, ratio, report
+from measure import ROOT, alternate, arguments, endless, generators, policy, ratio, report
 
 from parallel_r1 import models
 from parallel_r1.models.policy import Policy
@@ -91,8 +91,8 @@ def main() -> None:
             server = Vllm(options.python, subject, Path(folder) / "vllm.log")
             for case in cases(subject, options):
                 engines: dict[str, Callable[[], float | None]] = {
-                    f"engine{how}": partial(by_engine, subject, case, options.seed, forward)
-                    for how, forward in forwards(subject, options).items()
+                    f"engine{how}": partial(by_engine, generator, case, options.seed)
+                    for how, generator in generators(endless(subject), options, ROWS).items()
                 }
                 times = alternate({**engines, "vllm": partial(server.draw, case)}, options.runs)
                 rows += [{"model": name, "case": case.name, **ratio(times, "vllm", engine)} for engine in engines]

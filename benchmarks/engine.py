@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ from functools import partial
 from itertools import product
 
 import torch
-from measure import alternate, arguments, forwards, generate, plain, policy, prompts, ratio, report
+from measure import alternate, arguments, endless, generate, generators, plain, policy, prompts, ratio, report
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.generation.continuous_batching import ContinuousBatchingManager
 
-from parallel_r1.generation.local.engine import LocalEngine
-from parallel_r1.generation.scheduler import Drawing
+from parallel_r1.generation.generator import Generator, Request
 from parallel_r1.models.policy import Policy
 
 ROWS = 64
@@ -91,16 +89,12 @@ def cases(policy: Policy, options: argparse.Namespace) -> list[Case]:
     ]
 
 
-def by_engine(policy: Policy, case: Case, seed: int, forward: Callable[..., object] | None = None) -> None:
+def by_engine(generator: Generator, case: Case, seed: int) -> None:
     """Every answer by the engine, with a row for the next as soon as one has ended."""
-    endless = dataclasses.replace(policy.tags, eos=frozenset())
-    drawing = Drawing(LocalEngine(policy.model, forward=forward), endless, ROWS)
-    answers = [
-        drawing.submit(prompt, plain(length), f"{seed}/{index}") for index, (prompt, length) in enumerate(case.requests)
+    requests = [
+        Request(prompt, plain(length), f"{seed}/{index}") for index, (prompt, length) in enumerate(case.requests)
     ]
-    while drawing.queue or drawing.running:
-        drawing.step()
-    assert sum(len(answer.trace(0).token_ids) for answer in answers) == case.tokens
+    assert sum(len(trace.token_ids) for trace in generator.traces(requests)) == case.tokens
 
 
 def by_generate(policy: Policy, case: Case) -> None:
@@ -179,8 +173,8 @@ def ways_of(
     """The ways to draw a case, the engines first; and why one is left out."""
     ways: dict[str, Callable[[], float | None]] = {
         **{
-            f"engine{name}": partial(by_engine, policy, case, options.seed, forward)
-            for name, forward in forwards(policy, options).items()
+            f"engine{name}": partial(by_engine, generator, case, options.seed)
+            for name, generator in generators(endless(policy), options, ROWS).items()
         },
         "generate": partial(by_generate, policy, case),
     }

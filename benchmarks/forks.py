@@ -22,12 +22,11 @@ from functools import partial
 from itertools import product
 
 import torch
-from measure import alternate, arguments, forwards, generate, policy, prompts, ratio, report
+from measure import alternate, arguments, generate, generators, policy, prompts, ratio, report
 
 from parallel_r1.answers.syntax import FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, Tags
 from parallel_r1.answers.trace import Address, Sampler
-from parallel_r1.generation.local.engine import LocalEngine
-from parallel_r1.generation.scheduler import draw
+from parallel_r1.generation.generator import Generator, Request
 from parallel_r1.generation.settings import Budget, Sampling
 from parallel_r1.models.policy import Policy
 
@@ -77,7 +76,7 @@ def by_engine(
     prompts: list[list[int]],
     sampler: Sampler,
     seed: int,
-    forward: Callable[..., object] | None,
+    generator: Generator,
 ) -> None:
     """All answers in one drawing."""
     ids, eos = policy.tags.ids, next(iter(policy.tags.eos))
@@ -97,8 +96,11 @@ def by_engine(
 
     most = total_tokens(answers)  # of one answer it is less: budgets must not matter
     budget = Budget(total=most, critical_path=most, path=most, forks=FORKS)
-    sampling = Sampling(sampler=sampler, paths=len(answers[0][0].paths), rows=len(answers), budget=budget)
-    traces = draw(LocalEngine(policy.model, forward=forward), policy.tags, prompts, sampling, seed, force=force)
+    sampling = Sampling(sampler=sampler, paths=len(answers[0][0].paths), budget=budget)
+    requests = [
+        Request(prompt, sampling, f"{seed}/{index}", partial(force, index)) for index, prompt in enumerate(prompts)
+    ]
+    traces = generator.traces(requests)
     tags = sum(1 + sum(len(part.paths) + 2 for part in answer) for answer in answers)
     assert sum(len(span.token_ids) for t in traces for span in t.spans if span.sampled) == drawn_tokens(answers) - tags
     assert sum(len(trace.token_ids) for trace in traces) == total_tokens(answers)
@@ -168,15 +170,15 @@ def main() -> None:
     for name in options.model:
         subject = policy(name)
         without_tags(subject, subject.tags)
-        compiled_or_not = forwards(subject, options)
+        compiled_or_not = generators(subject, options)
         for paths, case in product(options.paths, options.case):
             sizes = (2, 3, 4, 3) if options.quick else (options.answers, 32, 48, 24)
             answers = plan(*sizes, paths, case == "unequal", options.seed)
             questions = prompts(subject, len(answers), 8 if options.quick else 64, options.seed)
             torch.manual_seed(options.seed)
             ways: dict[str, Callable[[], None]] = {
-                f"{sampler}{name}": partial(by_engine, subject, answers, questions, sampler, options.seed, forward)
-                for name, forward in compiled_or_not.items()
+                f"{sampler}{name}": partial(by_engine, subject, answers, questions, sampler, options.seed, generator)
+                for name, generator in compiled_or_not.items()
                 for sampler in BLIND
             }
             loops = {

@@ -8,6 +8,7 @@ is reported is a ratio of medians, with the smallest and the largest ratio of on
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
 import statistics
@@ -20,8 +21,8 @@ import torch
 from transformers.utils import logging
 
 from parallel_r1 import models
-from parallel_r1.generation.local.engine import compiled
-from parallel_r1.generation.settings import Budget, Sampling
+from parallel_r1.generation.generator import Generator, make_generator
+from parallel_r1.generation.settings import Budget, Engine, Sampling
 from parallel_r1.models.policy import Policy
 from parallel_r1.runs.folder import environment
 
@@ -70,9 +71,19 @@ def plain(tokens: int) -> Sampling:
     return Sampling(sampler="sequential", budget=Budget(total=tokens, critical_path=tokens))
 
 
-def forwards(policy: Policy, options: argparse.Namespace) -> dict[str, Callable[..., object] | None]:
-    """What runs the model in the engines that take part, by what it adds to their names."""
-    return {"": None, ", compiled": compiled(policy.model)} if options.compile else {"": None}
+def generators(policy: Policy, options: argparse.Namespace, rows: int = 256) -> dict[str, Generator]:
+    """The generators that take part, by what they add to the name of a way.
+
+    Args:
+        rows: the most answers that are drawn at once.
+    """
+    kinds = {"": False, ", compiled": True} if options.compile else {"": False}
+    return {name: make_generator(policy, Engine(rows=rows, compile=compile)) for name, compile in kinds.items()}
+
+
+def endless(policy: Policy) -> Policy:
+    """The policy without an end of text, so that answers have the length that their budget says."""
+    return dataclasses.replace(policy, tags=dataclasses.replace(policy.tags, eos=frozenset()))
 
 
 def generate(policy: Policy, prompts: Sequence[Sequence[int]], tokens: int, copies: int = 1) -> list[list[int]]:

@@ -32,20 +32,21 @@ import torch
 import trl
 from datasets import Dataset, disable_progress_bars
 from engine import unequal
-from measure import alternate, arguments, plain, policy, ratio, report
+from measure import alternate, arguments, endless, plain, policy, ratio, report
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer, pack_dataset
 
 from parallel_r1.answers.rollout import Problem
-from parallel_r1.answers.syntax import Tags
 from parallel_r1.answers.trace import Trace
 from parallel_r1.coldstart import examples as coldstart
 from parallel_r1.coldstart.settings import Data
-from parallel_r1.evaluation import measure as evaluate
-from parallel_r1.generation.scheduler import Drawing
+from parallel_r1.generation.backend import Counts
+from parallel_r1.generation.generator import Request, make_generator
+from parallel_r1.generation.settings import Engine
 from parallel_r1.models.policy import Policy
 from parallel_r1.training import loops as train
+from parallel_r1.training.rewards.terms import accuracy
 from parallel_r1.training.settings import RL, SFT, Optimizer
 
 TRL = "TRL"
@@ -100,30 +101,25 @@ def works(options: argparse.Namespace) -> Iterator[Work]:
 
 def grpo_by_us(policy: Policy, work: Work, options: argparse.Namespace, compiled: bool) -> Step:
     """Steps of `train.run_rl`."""
-    sampling = plain(max(work.lengths)).model_copy(update={"compile": compiled})
     stage = RL(
         kind="rl",
         task=Told.name,
         steps=options.runs + 1,
-        scorer="causal",
-        sampling=sampling,
+        sampling=plain(max(work.lengths)),
         optimizer=Optimizer(lr=RATE),
         micro_tokens=options.micro_tokens,
         packing=options.packing,
         problems=len(work.prompts),
         group=work.group,
     )
-    endless = dataclasses.replace(policy.tags, eos=frozenset())
-    updates = train.run_rl(Policy(policy.model, policy.tokenizer, endless), stage, options.seed)
-    task = Told(work)
+    steps = train.run_rl(
+        endless(policy), stage, options.seed, engine=Engine(compile=compiled), task=Told(work), reward=accuracy()
+    )
 
     def step() -> float:
-        with (
-            patch.object(train, "load_task", lambda *_: task),
-            patch.object(evaluate, "draw", partial(draw, work.lengths)),
-        ):
+        with patch.object(train, "make_generator", partial(OfLengths, work.lengths)):  # made in the first step
             started = time.perf_counter()
-            update = next(updates)
+            update = next(steps)
             seconds = time.perf_counter() - started
         assert [rollout.total for rollout in update.rollouts] == work.lengths
         return seconds
@@ -131,27 +127,16 @@ def grpo_by_us(policy: Policy, work: Work, options: argparse.Namespace, compiled
     return step
 
 
-def draw(
-    lengths: Sequence[int],
-    engine: Any,
-    tags: Tags,
-    prompts: Sequence[Sequence[int]],
-    sampling: Any,
-    seed: str,
-    *,
-    first: int,
-    policy_version: int,
-    decode: Any,
-) -> list[Trace]:
-    """`fork_join.draw` with a budget for each answer."""
-    drawing = Drawing(engine, tags, sampling.rows, policy_version=policy_version, decode=decode)
-    answers = [
-        drawing.submit(prompt, plain(length), f"{seed}/{index}")
-        for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True), first)
-    ]
-    while drawing.queue or drawing.running:
-        drawing.step()
-    return [answer.trace(policy_version) for answer in answers]
+class OfLengths:
+    """A generator that gives every answer a budget of its own."""
+
+    def __init__(self, lengths: Sequence[int], policy: Policy, engine: Engine) -> None:
+        self.lengths, self.inner, self.counts = lengths, make_generator(policy, engine), Counts()
+
+    def traces(self, requests: Sequence[Request]) -> list[Trace]:
+        self.inner.counts = self.counts
+        pairs = zip(requests, self.lengths, strict=True)
+        return self.inner.traces([dataclasses.replace(one, sampling=plain(length)) for one, length in pairs])
 
 
 class Ends(LogitsProcessor):

@@ -90,7 +90,7 @@ def test_a_reward_of_ones_own(tiny):
     load_plugins(["my_reward.py"], ROOT / "examples")
     problem = EASY.problem((3, 5, 7), 22)
     texts = ["Final Answer: 3*5+7", "3*5=15, 15+7=22\nFinal Answer: 3*5+7", "Final Answer: 3+5+7"]
-    rollouts = [judge(problem, parse(tiny.encode(text), tiny.tags), EASY, tiny) for text in texts]
+    rollouts = judge([(problem, parse(tiny.encode(text), tiny.tags)) for text in texts], EASY, tiny)
     reward = parse_reward("alternate(accuracy(), quick(0.3), period=2, second=1)")
     (members,) = group(rollouts)
     assert [rollout.terms for rollout in apply_reward(members, reward, 1).rollouts] == [
@@ -103,3 +103,11 @@ def test_a_reward_of_ones_own(tiny):
         {"accuracy": 1.0, "quick": 0.0},
         {"accuracy": -1.0, "quick": 0.0},
     ]
+
+
+def test_a_training_loop_of_ones_own():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "my_loop.py"), "2"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("accuracy") == 2

@@ -147,6 +147,7 @@ def evaluate(
         task: the name of a registered task or of a public set of problems, or a task object.
         problems: number of problems; all of the split if it has fewer.
         samples: number of answers to every problem, the k of mean@k and pass@k.
+        split: "test", "validation" or "train".
         seed: of the choice of problems and of the answers.
         sampling, engine, options: as for `generate`.
         prompt: text around every problem, and where its final answer may stand; None as for `sampling`.
@@ -221,6 +222,7 @@ def rl(
             an `Outcome` that returns terms or a number.
         steps: number of batches of answers.
         problems, group: number of problems in a batch, and of answers to every one.
+        seed: of the order of the problems and of the answers.
         engine: what draws the answers; the defaults of `Engine` if None.
         settings: keys of an rl stage of a recipe, such as `algorithm={"name": "gspo"}`, `optimizer={"lr": 1e-6}`,
             `sampling=Sampling(paths=4)`.
@@ -293,6 +295,7 @@ def parity(
         scorer: how they are scored; the sampler's exact partner if None, for which only rounding may differ.
         paths: of every fork.
         answers, forks: number of answers, and of forks in each.
+        seed: of the answers.
         engine: what generates the answers.
     """
     scorers: tuple[Scorer, ...] = (scorer or EXACT_SCORER[sampler],)
