@@ -21,7 +21,8 @@ from measure import alternate, arguments, endless, generate, generators, plain, 
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.generation.continuous_batching import ContinuousBatchingManager
 
-from parallel_r1.generation.generator import Generator, Request
+from parallel_r1.generation.generator import Generator
+from parallel_r1.generation.request import Request
 from parallel_r1.models.policy import Policy
 
 ROWS = 64

@@ -26,7 +26,8 @@ from measure import alternate, arguments, generate, generators, policy, prompts,
 
 from parallel_r1.answers.syntax import FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, Tags
 from parallel_r1.answers.trace import Address, Sampler
-from parallel_r1.generation.generator import Generator, Request
+from parallel_r1.generation.generator import Generator
+from parallel_r1.generation.request import Request
 from parallel_r1.generation.settings import Budget, Sampling
 from parallel_r1.models.policy import Policy
 

@@ -42,7 +42,8 @@ from parallel_r1.answers.trace import Trace
 from parallel_r1.coldstart import examples as coldstart
 from parallel_r1.coldstart.settings import Data
 from parallel_r1.generation.backend import Counts
-from parallel_r1.generation.generator import Request, make_generator
+from parallel_r1.generation.generator import make_generator
+from parallel_r1.generation.request import Request
 from parallel_r1.generation.settings import Engine
 from parallel_r1.models.policy import Policy
 from parallel_r1.training import loops as train

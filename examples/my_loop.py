@@ -14,7 +14,7 @@ import torch
 import parallel_r1 as pr
 from parallel_r1.answers.rollout import group
 from parallel_r1.generation.rollouts import answer
-from parallel_r1.tasks.base import load_task
+from parallel_r1.tasks.load import load_task
 from parallel_r1.training.algorithms.grpo import GRPO
 from parallel_r1.training.batch import collate, score
 from parallel_r1.training.rewards.base import apply_reward

@@ -10,7 +10,7 @@ from parallel_r1.answers.rollout import group
 from parallel_r1.answers.trace import EXACT_SCORER
 from parallel_r1.answers.visibility import layout
 from parallel_r1.generation.rollouts import answer
-from parallel_r1.tasks.base import load_task
+from parallel_r1.tasks.load import load_task
 from parallel_r1.training.algorithms.grpo import GRPO
 from parallel_r1.training.batch import collate, score
 from parallel_r1.training.rewards.base import apply_reward

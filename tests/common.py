@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config
 from parallel_r1.answers.trace import TRUNK
 from parallel_r1.coldstart import examples as coldstart
 from parallel_r1.generation.distribution import RAW
-from parallel_r1.generation.generator import Request, make_generator
+from parallel_r1.generation.generator import make_generator
+from parallel_r1.generation.request import Request
 from parallel_r1.generation.scheduler import Scheduler
 from parallel_r1.models.tags import SAMPLE
 from parallel_r1.runs.recipe_file import load_recipe

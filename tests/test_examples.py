@@ -14,9 +14,10 @@ from parallel_r1.answers.rollout import group
 from parallel_r1.coldstart.examples import read_examples
 from parallel_r1.generation.rollouts import judge
 from parallel_r1.registry import load_plugins
-from parallel_r1.tasks.base import TASKS, load_task, problem_stream, verdicts
+from parallel_r1.tasks.base import TASKS, problem_stream, verdicts
 from parallel_r1.tasks.countdown import EASY
 from parallel_r1.tasks.datasets.splits import Split
+from parallel_r1.tasks.load import load_task
 from parallel_r1.training.rewards.base import apply_reward
 from parallel_r1.training.rewards.language import parse_reward
 

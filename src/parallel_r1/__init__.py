@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from parallel_r1.coldstart.examples import Example
     from parallel_r1.errors import UserError
     from parallel_r1.evaluation.measure import Result
-    from parallel_r1.generation.generator import Generator, Request, make_generator
+    from parallel_r1.generation.generator import Generator, make_generator
+    from parallel_r1.generation.request import Request
     from parallel_r1.generation.settings import Budget, Engine, Sampling
     from parallel_r1.models.policy import Policy, load
     from parallel_r1.tasks.base import Task, task
@@ -43,7 +44,8 @@ _MODULES = {
     "coldstart.examples": ("Example",),
     "errors": ("UserError",),
     "evaluation.measure": ("Result",),
-    "generation.generator": ("Generator", "Request", "make_generator"),
+    "generation.generator": ("Generator", "make_generator"),
+    "generation.request": ("Request",),
     "generation.settings": ("Budget", "Engine", "Sampling"),
     "models.policy": ("Policy", "load"),
     "tasks.base": ("Task", "task"),

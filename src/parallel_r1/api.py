@@ -19,7 +19,8 @@ from parallel_r1.coldstart.examples import Example, checked, read_examples
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation import parity as parity_module
 from parallel_r1.evaluation.measure import Result, held_out, summarise
-from parallel_r1.generation.generator import Request, make_generator
+from parallel_r1.generation.generator import make_generator
+from parallel_r1.generation.request import Request
 from parallel_r1.generation.rollouts import answer, check_length
 from parallel_r1.generation.settings import Budget, Engine, Sampling
 from parallel_r1.generation.training_card import departures, read_card
@@ -27,8 +28,9 @@ from parallel_r1.models.policy import Policy
 from parallel_r1.report.answers import answer_tree
 from parallel_r1.report.html import answer_html
 from parallel_r1.settings import Section
-from parallel_r1.tasks.base import Task, load_task
+from parallel_r1.tasks.base import Task
 from parallel_r1.tasks.datasets.splits import Split
+from parallel_r1.tasks.load import load_task
 from parallel_r1.tasks.prompts import Prompt
 from parallel_r1.training.loops import Step, run_rl, run_sft
 from parallel_r1.training.mismatch import Mismatch

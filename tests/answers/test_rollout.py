@@ -8,7 +8,8 @@ from parallel_r1.answers.parser import parse
 from parallel_r1.answers.rollout import Problem, Rollout, from_json, group, read_jsonl, to_json, write_jsonl
 from parallel_r1.answers.trace import Defect, Span, Trace
 from parallel_r1.errors import UserError
-from parallel_r1.generation.generator import Request, make_generator
+from parallel_r1.generation.generator import make_generator
+from parallel_r1.generation.request import Request
 from parallel_r1.generation.settings import Budget, Sampling
 
 

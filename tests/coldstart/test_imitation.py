@@ -15,8 +15,8 @@ from parallel_r1.coldstart.settings import Data
 from parallel_r1.errors import UserError
 from parallel_r1.generation.settings import Sampling
 from parallel_r1.models.policy import Policy
-from parallel_r1.tasks.base import load_task
 from parallel_r1.tasks.datasets.rows import read_file, write_file
+from parallel_r1.tasks.load import load_task
 from parallel_r1.training.batch import collate
 from parallel_r1.training.loops import run_sft
 from parallel_r1.training.sample import Sample

@@ -30,8 +30,9 @@ from parallel_r1.coldstart.filters import MEANING, Sieve, judge, statistics, wit
 from parallel_r1.coldstart.journal import Ask, Journal, Response
 from parallel_r1.errors import UserError
 from parallel_r1.generation.settings import Budget, Engine, Sampling
-from parallel_r1.tasks.base import load_task, statement_of
+from parallel_r1.tasks.base import statement_of
 from parallel_r1.tasks.datasets.rows import read_file
+from parallel_r1.tasks.load import load_task
 from parallel_r1.tasks.math import Mathematics
 
 TEXT = GOOD.format(a=2, b=3, s=5).removeprefix("<think>Easy.</think>")

@@ -21,10 +21,11 @@ from parallel_r1.coldstart.examples import examples
 from parallel_r1.coldstart.settings import Data
 from parallel_r1.errors import UserError
 from parallel_r1.registry import load_plugins
-from parallel_r1.tasks.base import TASKS, epochs, load_task, problem_stream, statement_of, task, verdicts
+from parallel_r1.tasks.base import TASKS, epochs, problem_stream, statement_of, task, verdicts
 from parallel_r1.tasks.countdown import EASY, MEDIUM
 from parallel_r1.tasks.datasets.sources import DATA_DIR
 from parallel_r1.tasks.datasets.splits import Split
+from parallel_r1.tasks.load import load_task
 from parallel_r1.tasks.suites import SUITES, open_source
 
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from parallel_r1.answers.parser import parse_text
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.measure import held_out
-from parallel_r1.tasks.base import load_task
 from parallel_r1.tasks.countdown import EASY, HARD, MEDIUM, chains, evaluate_expression, split_of
 from parallel_r1.tasks.datasets.sources import DATA_DIR
 from parallel_r1.tasks.grading.extract import final_answer
 from parallel_r1.tasks.grading.grader import Grader
+from parallel_r1.tasks.load import load_task
 
 TASKS = pytest.mark.parametrize("task", [EASY, MEDIUM, HARD], ids=lambda task: task.name)
 

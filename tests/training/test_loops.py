@@ -28,8 +28,8 @@ from parallel_r1.report.progress import figures
 from parallel_r1.runs.curriculum import build_policy, check, train
 from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.recipe_file import load_recipe
-from parallel_r1.tasks.base import load_task
 from parallel_r1.tasks.countdown import EASY
+from parallel_r1.tasks.load import load_task
 from parallel_r1.training import loops as train_room
 from parallel_r1.training.algorithms.sft import CrossEntropy
 from parallel_r1.training.learner import Learner

@@ -40,7 +40,8 @@ def generate(
     """Generate one answer and watch trunk, paths and summary grow, every path in its colour."""
     text = prompt.instruction + _question(question, file, escapes)
     from parallel_r1.answers.visibility import latency
-    from parallel_r1.generation.generator import Request, make_generator
+    from parallel_r1.generation.generator import make_generator
+    from parallel_r1.generation.request import Request
     from parallel_r1.generation.rollouts import check_length
     from parallel_r1.report.answers import LiveAnswer
 

@@ -122,8 +122,9 @@ def coldstart(
     from parallel_r1.coldstart.collect import ANSWERS, Limits, problems_of
     from parallel_r1.coldstart.filters import Sieve
     from parallel_r1.coldstart.journal import Ask, Journal
-    from parallel_r1.tasks.base import load_task, statement_of
+    from parallel_r1.tasks.base import statement_of
     from parallel_r1.tasks.datasets.rows import check_writable
+    from parallel_r1.tasks.load import load_task
 
     check_writable(out / ANSWERS)
     need_sacrebleu()

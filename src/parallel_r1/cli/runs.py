@@ -206,7 +206,7 @@ def evaluate(
     from parallel_r1.generation.generator import make_generator
     from parallel_r1.generation.rollouts import answer
     from parallel_r1.report.tables import print_results
-    from parallel_r1.tasks.base import load_task
+    from parallel_r1.tasks.load import load_task
 
     quiet()
     processes.start(shared_by)

@@ -11,7 +11,8 @@ from typing import Any
 
 from parallel_r1.answers.trace import Trace
 from parallel_r1.coldstart.journal import Ask, Response
-from parallel_r1.generation.generator import Request, make_generator
+from parallel_r1.generation.generator import make_generator
+from parallel_r1.generation.request import Request
 from parallel_r1.generation.rollouts import check_length
 from parallel_r1.generation.settings import Engine, Sampling
 from parallel_r1.models.policy import Policy

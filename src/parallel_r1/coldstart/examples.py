@@ -15,8 +15,9 @@ from parallel_r1.coldstart.settings import Data
 from parallel_r1.errors import Missing, UserError
 from parallel_r1.models.checks import positions
 from parallel_r1.models.policy import Policy
-from parallel_r1.tasks.base import epochs, load_task, problem_stream
+from parallel_r1.tasks.base import epochs, problem_stream
 from parallel_r1.tasks.datasets.rows import read_file
+from parallel_r1.tasks.load import load_task
 
 
 @dataclass(frozen=True)

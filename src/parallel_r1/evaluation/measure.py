@@ -17,7 +17,8 @@ from parallel_r1.generation.generator import Generator
 from parallel_r1.generation.rollouts import answer
 from parallel_r1.generation.settings import Sampling
 from parallel_r1.models.policy import Policy
-from parallel_r1.tasks.base import Split, Task, load_task, problem_stream
+from parallel_r1.tasks.base import Split, Task, problem_stream
+from parallel_r1.tasks.load import load_task
 from parallel_r1.tasks.prompts import Prompt
 
 

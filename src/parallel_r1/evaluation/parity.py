@@ -8,7 +8,8 @@ import torch
 
 from parallel_r1.answers.syntax import FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, Tags
 from parallel_r1.answers.trace import TRUNK, Address, Sampler, Scorer
-from parallel_r1.generation.generator import Force, Request, make_generator
+from parallel_r1.generation.generator import make_generator
+from parallel_r1.generation.request import Force, Request
 from parallel_r1.generation.settings import Budget, Engine, Sampling
 from parallel_r1.models.policy import Policy
 from parallel_r1.training.batch import collate, score

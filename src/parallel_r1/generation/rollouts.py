@@ -10,7 +10,8 @@ from parallel_r1.answers.syntax import without_tags
 from parallel_r1.answers.trace import Trace
 from parallel_r1.answers.visibility import latency
 from parallel_r1.errors import UserError
-from parallel_r1.generation.generator import Generator, Request, make_generator
+from parallel_r1.generation.generator import Generator, make_generator
+from parallel_r1.generation.request import Request
 from parallel_r1.generation.settings import Sampling
 from parallel_r1.models.checks import positions
 from parallel_r1.models.policy import Policy

@@ -28,7 +28,7 @@ from parallel_r1.answers.syntax import Tags
 from parallel_r1.errors import UserError
 from parallel_r1.generation.backend import Backend
 from parallel_r1.generation.distribution import decoding, sample
-from parallel_r1.generation.generator import OnToken, Request
+from parallel_r1.generation.request import OnToken, Request
 from parallel_r1.generation.threads import Answer, Decode, Run, Thread
 
 

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from parallel_r1.answers.parser import parse
 from parallel_r1.answers.syntax import FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, Tags
 from parallel_r1.answers.trace import TRUNK, Address, Defect, Finish, Span, Trace
-from parallel_r1.generation.generator import OnToken, Request
+from parallel_r1.generation.request import OnToken, Request
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text."""

@@ -25,7 +25,8 @@ from parallel_r1.runs.estimate import check_positions
 from parallel_r1.runs.folder import RunFolder, space
 from parallel_r1.runs.monitor import Monitor
 from parallel_r1.runs.recipe import Recipe
-from parallel_r1.tasks.base import Split, load_task, problem_stream
+from parallel_r1.tasks.base import Split, problem_stream
+from parallel_r1.tasks.load import load_task
 from parallel_r1.training.loops import State, Step, run_rl, run_sft
 from parallel_r1.training.optimizer import moments_of
 from parallel_r1.training.rewards.language import check_reward

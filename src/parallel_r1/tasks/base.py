@@ -21,9 +21,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from parallel_r1.answers.rollout import Problem
@@ -90,32 +88,6 @@ def task(name: str) -> Callable[[Factory], Factory]:
         return factory
 
     return register
-
-
-def load_task(name: str | Task, hold_back: bool = False, data_dir: Path | None = None) -> Task:
-    """Get a task by its name. Its data are read when problems are asked for.
-
-    Args:
-        name: of a registered task or a public set of problems, `jsonl:PATH`, `parquet:PATH` or `hub:ID`; the last four
-            with `@plain` behind them for prompts that do not mention forks. A task object is returned as it is.
-        hold_back: keep the validation problems of a countdown task out of its training problems. All other tasks
-            always do.
-        data_dir: a folder with the files of the public sets. Default: the environment variable PARALLEL_R1_DATA.
-
-    Raises:
-        UserError: no such task, no such file, an object that is no task, or math-verify is needed and not installed.
-    """
-    if not isinstance(name, str):
-        return _check(name)
-    from parallel_r1.tasks import countdown  # registers its tasks
-    from parallel_r1.tasks.math import load_mathematics
-
-    if name not in TASKS:
-        return load_mathematics(name, data_dir)
-    registered = TASKS[name]()
-    if hold_back and isinstance(registered, countdown.Countdown):
-        return replace(registered, hold_back=True)
-    return registered
 
 
 def problem_stream(task: Task, split: Split, seed: int, *, may_end: bool = False) -> Iterator[Problem]:
@@ -197,7 +169,7 @@ def epochs(items: Sequence[T], seed: int | str) -> Iterator[T]:
 
 
 def _check_name(name: str, place: str) -> None:
-    from parallel_r1.tasks.math import WITHOUT_FORKS
+    from parallel_r1.tasks.prompts import WITHOUT_FORKS
     from parallel_r1.tasks.suites import SUITES
 
     if not name or name in SUITES or ":" in name or "," in name or name.endswith(WITHOUT_FORKS):
@@ -221,7 +193,7 @@ def _construct(name: str, factory: Callable[[], Any]) -> Task:
         raise UserError(
             f"task '{name}' to be constructed without arguments", f"{place}: {error}", "give defaults to all of them"
         ) from error
-    constructed = _check(factory())
+    constructed = check_task(factory())
     if constructed.name != name:
         raise UserError(
             f"the task registered as '{name}' to have that name",
@@ -231,7 +203,7 @@ def _construct(name: str, factory: Callable[[], Any]) -> Task:
     return constructed
 
 
-def _check(candidate: Any) -> Task:
+def check_task(candidate: Any) -> Task:
     """Refuse an object that is no task."""
     if isinstance(candidate, type):
         raise UserError("a task object", f"the class {candidate.__name__}", f"pass {candidate.__name__}()")

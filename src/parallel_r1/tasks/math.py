@@ -14,11 +14,8 @@ from parallel_r1.tasks.datasets.sources import Record, Source
 from parallel_r1.tasks.datasets.splits import Split
 from parallel_r1.tasks.grading.extract import final_answer
 from parallel_r1.tasks.grading.grader import Grader, grader
-from parallel_r1.tasks.prompts import PARALLEL, PLAIN
+from parallel_r1.tasks.prompts import PARALLEL, PLAIN, WITHOUT_FORKS
 from parallel_r1.tasks.suites import SUITES, open_source
-
-WITHOUT_FORKS = "@plain"
-"""The end of a task's name that selects the prompt which does not mention forks."""
 
 
 @dataclass(frozen=True)

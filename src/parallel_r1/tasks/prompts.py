@@ -25,6 +25,8 @@ Problem: {{problem}}
 
 Solution:
 """
+WITHOUT_FORKS = "@plain"
+"""The end of a task's name that selects the prompt which does not mention forks."""
 
 
 class Prompt(Section):

@@ -25,7 +25,8 @@ from parallel_r1.generation.rollouts import answer
 from parallel_r1.generation.settings import Engine
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
-from parallel_r1.tasks.base import Task, epochs, load_task, problem_stream
+from parallel_r1.tasks.base import Task, epochs, problem_stream
+from parallel_r1.tasks.load import load_task
 from parallel_r1.training.algorithms.sft import CrossEntropy
 from parallel_r1.training.learner import Learner
 from parallel_r1.training.mismatch import measure_mismatch

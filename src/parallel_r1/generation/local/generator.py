@@ -7,8 +7,8 @@ from typing import Any
 
 from parallel_r1.answers.trace import Trace
 from parallel_r1.generation.backend import Counts
-from parallel_r1.generation.generator import OnToken, OnTrace, Request
 from parallel_r1.generation.local.engine import LocalEngine, compiled
+from parallel_r1.generation.request import OnToken, OnTrace, Request
 from parallel_r1.generation.scheduler import Scheduler
 from parallel_r1.generation.settings import Engine
 from parallel_r1.generation.threads import Answer
