@@ -348,6 +348,6 @@ def test_holding_back_is_countdowns_alone():
 
 
 def test_tasks_need_no_torch():
-    code = "import sys, parallel_r1.tasks.base as base; base.load_task('countdown-easy'); print('torch' in sys.modules)"
+    code = "import sys, parallel_r1.tasks.load as load; load.load_task('countdown-easy'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
