@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 from architectures import FORKED, KINDS, WINDOW, random_model
-from common import force_forks, prompts_of
+from common import draw, force_forks, prompts_of
 from conftest import small_model
 from transformers import AutoModelForCausalLM, FalconConfig, FalconForCausalLM, GenerationConfig
 from transformers.masking_utils import AttentionMaskInterface
@@ -14,7 +14,6 @@ from parallel_r1 import models
 from parallel_r1.answers.parser import parse
 from parallel_r1.errors import UserError
 from parallel_r1.generation.local.engine import LocalEngine
-from parallel_r1.generation.scheduler import draw
 from parallel_r1.generation.settings import Budget, Sampling
 from parallel_r1.models import attention as attend
 from parallel_r1.models import lora as adapters
