@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from parallel_r1.answers.trace import EXACT_SCORER, Sampler, Scorer, Trace
 from parallel_r1.answers.visibility import latency
 from parallel_r1.coldstart.examples import Example, checked, read_examples
-from parallel_r1.errors import UserError
+from parallel_r1.errors import UserError, nearest
 from parallel_r1.evaluation import parity as parity_module
 from parallel_r1.evaluation.measure import Result, held_out, summarise
 from parallel_r1.generation.generator import make_generator
@@ -120,6 +120,7 @@ def generate(
         UserError: an unknown option or a value out of range; an empty prompt, or one that leaves too few of the model's
             positions for the answer.
     """
+    _check_count("samples", samples)
     settings, _ = _settings(policy, sampling, None, options)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     encoded = [policy.encode(text) for text in prompts]
@@ -161,6 +162,9 @@ def evaluate(
     Raises:
         UserError: an unknown task or option, a task without problems in this split.
     """
+    _check_count("problems", problems)
+    _check_count("samples", samples)
+    _check_name("split", split, Split)
     settings, prompt = _settings(policy, sampling, prompt, options)
     chosen = load_task(task)
     held = held_out(chosen, problems, seed, split)
@@ -195,10 +199,10 @@ def sft(
     if isinstance(data, str | Path):
         source, examples = str(data), read_examples(Path(data))
     else:
-        given = [item if isinstance(item, Example) else Example(*item) for item in data]
-        source, examples = "(given in Python)", [checked(one, f"answer {at}") for at, one in enumerate(given)]
+        source, examples = "(given in Python)", [_example(item, number) for number, item in enumerate(data)]
     if not examples:
         raise UserError("answers to imitate", "none", "give at least one (prompt, text) pair")
+    _refuse_recipe_keys(settings)
     values = {**settings, "kind": "sft", "steps": steps, "batch": batch, "data": {"file": source}}
     stage = _section(SFT, values)
     policy.source = None  # the weights are about to change
@@ -237,6 +241,7 @@ def rl(
         UserError: an unknown task, reward or key; a value out of range. An exception in your own reward or task is
             raised unchanged.
     """
+    _refuse_recipe_keys(settings)
     chosen = load_task(task, bool(settings.get("hold_back")))
     earn = parse_reward(reward) if isinstance(reward, str) else as_reward(reward)
     values = {**settings, "kind": "rl", "task": chosen.name, "reward": repr(earn), "steps": steps}
@@ -303,6 +308,11 @@ def parity(
         seed: seeds the answers.
         engine: settings of generation; the defaults of `Engine` if None.
     """
+    _check_name("sampler", sampler, Sampler)
+    if scorer is not None:
+        _check_name("scorer", scorer, Scorer)
+    for name, count in (("paths", paths), ("answers", answers), ("forks", forks)):
+        _check_count(name, count)
     scorers: tuple[Scorer, ...] = (scorer or EXACT_SCORER[sampler],)
     (result,) = parity_module.measure(
         policy, sampler, scorers, paths, answers=answers, forks=forks, seed=seed, engine=engine
@@ -310,11 +320,49 @@ def parity(
     return result
 
 
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"a whole number above 0 for {name}", repr(value), f"give {name}=1 or more")
+
+
+def _check_name(name: str, value: object, names: Any) -> None:
+    """Refuse a value that is none of a Literal's."""
+    if value not in get_args(names):
+        raise UserError(
+            f"{name} one of {', '.join(get_args(names))}", repr(value), nearest(str(value), get_args(names))
+        )
+
+
+def _refuse_recipe_keys(settings: dict[str, Any]) -> None:
+    """Refuse keys of a stage that mean something in a recipe only."""
+    for key in ("kind", "start", "stop", "save_rollouts_every"):
+        if key in settings:
+            raise UserError("keys that one stage alone can honour", key, "leave it out, or use a recipe and pr.train")
+
+
+def _example(item: object, number: int) -> Example:
+    """An item of `data` in `sft`."""
+    if not isinstance(item, Example):
+        pair = tuple(item) if isinstance(item, tuple | list) else ()
+        if len(pair) != 2 or not all(isinstance(text, str) and text for text in pair):
+            raise UserError(
+                "(prompt, text) pairs of two texts that are not empty",
+                f"{item!r:.60} as item {number}",
+                "give pairs, Example objects, or the path of a file",
+            )
+        item = Example(*pair)
+    return checked(item, f"answer {number}")
+
+
 def _settings(
     policy: Policy, sampling: Sampling | None, prompt: Prompt | None, options: dict[str, Any]
 ) -> tuple[Sampling, Prompt]:
     """The settings to generate with: the caller's, else those of the training card, else the defaults. Warns if they
     differ from the training of the weights."""
+    if sampling is not None and not isinstance(sampling, Sampling):
+        raise UserError(
+            "a Sampling object", f"{sampling!r:.60}", "give sampling=pr.Sampling(..), or its fields by name"
+        )
     card = read_card(policy.source) if policy.source else None
     if card is None:
         return _changed(sampling or Sampling(), options), prompt or Prompt()
@@ -326,9 +374,11 @@ def _settings(
 
 def _changed(base: Sampling, options: dict[str, Any]) -> Sampling:
     """`base` with fields of `Sampling` and `Budget` replaced by `options`."""
-    budget = {name: options.pop(name) for name in list(options) if name in Budget.model_fields}
-    values = {**base.model_dump(), **options}
-    return _section(Sampling, {**values, "budget": {**base.budget.model_dump(), **budget, **options.get("budget", {})}})
+    budget = options.get("budget", base.budget)
+    fields = budget.model_dump() if isinstance(budget, Budget) else dict(budget)
+    fields |= {name: value for name, value in options.items() if name in Budget.model_fields}
+    others = {name: value for name, value in options.items() if name not in Budget.model_fields}
+    return _section(Sampling, {**base.model_dump(), **others, "budget": fields})
 
 
 def _section(section: type[Any], values: dict[str, Any]) -> Any:

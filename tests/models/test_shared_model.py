@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 from architectures import FORKED, KINDS, WINDOW, random_model
-from common import draw, force_forks, prompts_of
+from common import draw, force_forks, prompts_of, samples
 from conftest import small_model
 from transformers import AutoModelForCausalLM, FalconConfig, FalconForCausalLM, GenerationConfig
 from transformers.masking_utils import AttentionMaskInterface
@@ -64,7 +64,7 @@ def test_a_loaded_model_is_an_ordinary_one(tmp_path, tokenizer, name):
 def test_no_model_builds_a_mask_that_nobody_reads(tokenizer, tags, name, monkeypatch):
     """Under the relation and in the engine; plain text goes through torch's own causal attention without a mask."""
     policy = Policy(random_model(name, len(tokenizer)), tokenizer, tags)
-    batch = collate([parse(tokenizer.encode(FORKED), tags)], "isolated")
+    batch = collate(samples([parse(tokenizer.encode(FORKED), tags)]), "isolated")
 
     def build(**_):
         pytest.fail("a mask was built")
@@ -76,7 +76,7 @@ def test_no_model_builds_a_mask_that_nobody_reads(tokenizer, tags, name, monkeyp
 
 @torch.no_grad()
 def test_plain_text_needs_no_mask(frozen, monkeypatch):
-    batch = collate([parse(frozen.encode("Use 3, 5, 7 to make 22.\n"), frozen.tags)], "causal")
+    batch = collate(samples([parse(frozen.encode("Use 3, 5, 7 to make 22.\n"), frozen.tags)]), "causal")
     assert batch.plain
     calls = []
     attention = torch.nn.functional.scaled_dot_product_attention
@@ -94,8 +94,8 @@ def test_plain_text_needs_no_mask(frozen, monkeypatch):
 def test_one_model_serves_threads_that_do_different_things(policy):
     """One draws answers with forks, one scores forks, one scores plain text: each as if it were alone."""
     model, tags = policy.model, policy.tags
-    forked = collate([parse(policy.encode(FORKED), tags)], "isolated")
-    plain = collate([parse(policy.encode(FORKED), tags)], "causal")
+    forked = collate(samples([parse(policy.encode(FORKED), tags)]), "isolated")
+    plain = collate(samples([parse(policy.encode(FORKED), tags)]), "causal")
     prompts = prompts_of(policy, 3)
     jobs = [
         lambda: draw(LocalEngine(model), tags, prompts, SAMPLING, 0, force=force_forks(tags)),
@@ -135,7 +135,7 @@ def test_a_model_with_another_attention_is_refused(tokenizer, tags):
     """It would ignore who sees whom."""
     model = random_model("qwen3", len(tokenizer))
     model.set_attn_implementation("sdpa")
-    batch = collate([parse(tokenizer.encode(FORKED), tags)], "isolated")
+    batch = collate(samples([parse(tokenizer.encode(FORKED), tags)]), "isolated")
     for use in (lambda: score(model, batch), lambda: LocalEngine(model)):
         with pytest.raises(UserError, match=r"'parallel_r1'; found 'sdpa'.*set_attn_implementation"):
             use()

@@ -101,7 +101,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def load(
-    path: str,
+    path: str | Path,
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -119,7 +119,7 @@ def load(
         UserError: a folder that does not exist, a file that is missing or cut off, a tokenizer without the six tags, a
             model that cannot fork (see `check_model`), a device that this machine does not have, another dtype.
     """
-    place, weights = device_of(device), dtype_of(dtype)
+    path, place, weights = str(path), device_of(device), dtype_of(dtype)
     tokenizer = load_tokenizer(path)
     tags = tag_ids(tokenizer)
     model: Any = load_model(path, weights, quantisation)

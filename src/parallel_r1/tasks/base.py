@@ -78,6 +78,9 @@ def task(name: str) -> Callable[[Factory], Factory]:
         UserError: the name is that of another task or cannot be one, or the class lacks a method.
     """
 
+    if not isinstance(name, str):
+        raise UserError('@task("name") with a name', f"{name!r:.60}", "write the name in parentheses")
+
     def register(factory: Factory) -> Factory:
         _check_name(name, where(factory))
         if isinstance(factory, type):

@@ -273,6 +273,9 @@ def algorithm(name: str) -> Callable[[A], A]:
         UserError: it is no such class, or another file has registered this name.
     """
 
+    if not isinstance(name, str):
+        raise UserError('@algorithm("name") with a name', f"{name!r:.60}", "write the name in parentheses")
+
     def register(definition: A) -> A:
         if not (isinstance(definition, type) and issubclass(definition, PolicyGradient)):
             raise UserError(
