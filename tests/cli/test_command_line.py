@@ -317,6 +317,7 @@ def test_rewards(finished):
     refused("score", file, "--reward", "accuracy()", said=("score, its name before version 0.2", "parallel-r1 rewards"))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_broken_off_goes_on_when_the_command_is_given_again(finished, tmp_path):
     """As left behind by a cut after the first stage; a finished run in the default folder is not touched."""
     folder, _ = finished
@@ -435,7 +436,7 @@ def test_answers_are_repaired_and_converted(tmp_path):
         file.write(json.dumps({"text": "<step>open"}) + "\n")
     back = run("data", "convert", tmp_path / "c.jsonl", "--from", "npr", "--out", tmp_path / "d.jsonl")
     assert back.returncode == 1
-    assert "row 3: expected </step> at character 10, found the end" in back.stdout
+    assert "row 3: expected </step> at character 10, not the end" in back.stdout
     assert [row["text"] for row in read_file(tmp_path / "d.jsonl")] == [good, good]
 
 

@@ -140,6 +140,7 @@ def test_a_card_of_a_later_version_may_say_more(tmp_path):
     assert settings([tmp_path])[0]["sampling"] == CARD.sampling
 
 
+@pytest.mark.slow
 def test_a_run_writes_a_card_with_every_checkpoint_and_the_next_run_keeps_it(tmp_path):
     (tmp_path / "small.toml").write_text(RECIPE)
     changes = ("--set", "stages.rl.stop={every=2,problems=2,samples=1}", "--set", "evaluation.tasks=[]")

@@ -169,6 +169,7 @@ def test_masks_and_positions_of_real_traces_equal_the_oracle(real, every):
             assert mask[place].tolist() == [oracles.sees(by_token, place, j) for j in range(len(by_token))]
 
 
+@pytest.mark.slow
 @needs_data
 def test_real_traces_are_learnt_from(real):
     path, _, policy = real
