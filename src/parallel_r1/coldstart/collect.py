@@ -117,7 +117,7 @@ class Collection:
             raise UserError(
                 "responses that are worth keeping",
                 f"{len(self.rejected)} in a row that are not: {reasons}",
-                f"look at {self.journal.folder / REJECTED}; change --instruction, or raise --patience, and go on",
+                f"look at {self.journal.folder / REJECTED}; change --instruction-file, or raise --patience, and go on",
             )
 
     def _take(self, response: Response) -> bool:
