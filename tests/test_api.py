@@ -231,7 +231,6 @@ def test_parity(tiny):
         (lambda policy: pr.parity(policy, answers=0), "above 0 for answers"),
         (lambda policy: pr.rl(policy, "countdown-easy", steps=1, stop={"every": 1}), "found stop"),
         (lambda policy: pr.task(type("Foo", (), {})), "with a name"),
-        (lambda policy: pr.algorithm(type("Foo", (), {})), "with a name"),
         (lambda policy: pr.sft(policy, "nowhere.jsonl", steps=1), "no file nowhere.jsonl"),
         (lambda policy: pr.load("nowhere/at/all"), "no folder"),
         (lambda policy: pr.load(str(TINY), device="cuda:9"), "a device of this machine"),
