@@ -114,5 +114,5 @@ def test_a_class_without_advantages_names_what_is_missing():
     @algorithm("empty")
     class Empty(base.PolicyGradient): ...
 
-    with pytest.raises(NotImplementedError, match="Empty must implement advantages"):
+    with pytest.raises(UserError, match=r"a method advantages in Empty; found none at .*test_own_algorithm.py:\d+"):
         Empty().advantages([[1.0]])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from parallel_r1.answers.rollout import Group
 from parallel_r1.errors import UserError, nearest
-from parallel_r1.registry import Registry
+from parallel_r1.registry import Registry, where
 from parallel_r1.settings import Count, Section
 from parallel_r1.training.batch import Batch
 from parallel_r1.training.sample import Sample
@@ -130,7 +130,11 @@ class PolicyGradient(Section):
 
     def advantages(self, groups: Sequence[Sequence[float]]) -> list[list[float]]:
         """The advantage of every answer, from the rewards of all groups of a step."""
-        raise NotImplementedError(f"{type(self).__name__} must implement advantages")
+        raise UserError(
+            f"a method advantages in {type(self).__name__}",
+            f"none at {where(type(self))}",
+            "see examples/my_algorithm.py",
+        )
 
     def ratio(
         self, log_ratio: Float[Tensor, "b n"], counted: Bool[Tensor, "b n"], batch: Batch
