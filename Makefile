@@ -3,6 +3,9 @@ THREADS ?= 2
 BIN := .venv/bin
 DONE := .venv/.installed
 
+# The tests start the command many times: the compiled modules are kept, whatever the shell says.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: setup demo test test-slow lint types bench bench-vllm base
 
 setup: $(DONE)
@@ -21,7 +24,7 @@ test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 test-slow: $(DONE)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+	SHAPES=all OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
 lint: $(DONE)
 	$(BIN)/ruff check .

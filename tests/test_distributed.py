@@ -135,6 +135,7 @@ def one(folder):
     return alone(folder / "ddp.toml", folder / "one")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddp", "shares"])
 def test_two_processes_do_what_one_does(folder, one, name):
     """With different numbers of answers and micro-batches, recomputed activations, a stop rule, moments that are
@@ -146,6 +147,7 @@ def test_two_processes_do_what_one_does(folder, one, name):
     assert max(norms) > 0.5
 
 
+@pytest.mark.slow
 def test_what_the_first_process_must_refuse_all_refuse(folder):
     for rank in (0, 1):
         count, taken = (folder / f"refusals-{rank}").read_text().splitlines()
@@ -154,6 +156,7 @@ def test_what_the_first_process_must_refuse_all_refuse(folder):
         assert "holds something already" in taken
 
 
+@pytest.mark.slow
 def test_two_killed_processes_go_on_bit_for_bit(folder):
     """By the real command, which prints once."""
     killed = RunFolder(folder / "killed")
@@ -168,6 +171,7 @@ def test_two_killed_processes_go_on_bit_for_bit(folder):
     assert metrics(killed) == metrics(RunFolder(folder / "shares"))
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_takes_a_run_up(folder, one):
     check_same(alone(folder / "ddp.toml", shutil.copytree(folder / "killed-too", folder / "killed-alone")), one)
 

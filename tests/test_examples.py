@@ -6,6 +6,7 @@ import sys
 from itertools import islice
 from typing import get_args
 
+import pytest
 from common import run
 from conftest import ROOT, SHARED, needs_data
 
@@ -22,6 +23,7 @@ from parallel_r1.training.rewards.base import apply_reward
 from parallel_r1.training.rewards.language import parse_reward
 
 
+@pytest.mark.slow
 def test_the_tour_runs():
     done = subprocess.run(
         [sys.executable, "examples/tour.py"],

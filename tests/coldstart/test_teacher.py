@@ -416,7 +416,8 @@ def coldstart(task, url, out, *more):
     return ["coldstart", "--problems", task, "--model", "m", "--base-url", url, "--out", str(out), *more]
 
 
-@pytest.mark.parametrize("kills", [(12,), pytest.param((1, 3, 20, 30), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [(12,), (1, 3, 20, 30)])
 def test_killed_at_any_moment_the_same_command_goes_on(tmp_path, sums, kills):
     task = load_task(sums)
     statements = {problem.id: task.statement(problem) for problem in problems_of(task, 0, None)}

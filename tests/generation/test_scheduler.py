@@ -229,7 +229,9 @@ def wild(tags, seed, answers=()):
     return force
 
 
-@pytest.mark.parametrize("sampler", ["isolated", "causal_join", "sequential"])
+@pytest.mark.parametrize(
+    "sampler", ["isolated", *(pytest.param(name, marks=pytest.mark.slow) for name in ("causal_join", "sequential"))]
+)
 @given(data=st.data())
 @settings(max_examples=10, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # shrinking would take minutes
 def test_exact_pairs_are_exact(frozen, sampler, data):

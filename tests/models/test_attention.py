@@ -94,7 +94,7 @@ def test_a_fork_costs_few_calls():
 
 
 @given(rows, scorers, st.sampled_from([(4, 2, 8), (4, 4, 16), (6, 2, 64), (2, 1, 4)]), st.sampled_from([None, 0.1]))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_ranges_equal_the_definition(texts, scorer, shape, scale):
     sight = sight_of(texts, scorer)
     query, key, value, grad = inputs(sight, *shape)

@@ -15,6 +15,8 @@ from parallel_r1.generation.settings import Budget, Sampling
 from parallel_r1.models.policy import Policy
 from parallel_r1.training.batch import collate, score
 
+OTHERS = [name for name in EXACT_SCORER if name != "isolated"]
+
 
 @pytest.fixture(params=architectures.KINDS, scope="module")
 def other(request, tokenizer, tags) -> Policy:
@@ -22,7 +24,7 @@ def other(request, tokenizer, tags) -> Policy:
     return Policy(architectures.random_model(request.param, len(tokenizer)), tokenizer, tags)
 
 
-@pytest.mark.parametrize("sampler", EXACT_SCORER)
+@pytest.mark.parametrize("sampler", ["isolated", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_every_architecture_is_exact(other, sampler):
     """Grouped queries, sliding windows, soft caps, layers without positions; prompts alone and shared; little memory,
     so that answers are read again."""
@@ -67,14 +69,10 @@ def test_bf16_draws_and_scores_alike(policy):
     assert means[0] < 0.1 * means[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sampler"),
-    [
-        ("qwen3", "isolated"),
-        pytest.param("qwen3", "causal_join", marks=pytest.mark.slow),
-        pytest.param("mistral", "isolated", marks=pytest.mark.slow),
-        pytest.param("gemma2", "causal_join", marks=pytest.mark.slow),
-    ],
+    [("qwen3", "isolated"), ("qwen3", "causal_join"), ("mistral", "isolated"), ("gemma2", "causal_join")],
 )
 def test_flex_attention_is_exact(name, sampler, tokenizer, tags):
     """What the engine does on CUDA, checked on a CPU: own columns and shared prompts as two calls, merged."""

@@ -114,6 +114,7 @@ def test_a_row_is_an_ordinary_run(finished, tmp_path):
         assert (list(alone.stages), alone.seed) == ([training.name], 1)
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_goes_on_and_finds_the_same(finished, model, tmp_path):
     folder, cells, _ = finished
     file = write(tmp_path, model=model)
