@@ -110,10 +110,11 @@ def by_generate(policy: Policy, case: Case) -> None:
 
 
 class Continuous:
-    """Continuous batching of transformers. It changes the attention of the model that it runs, so it gets a copy."""
+    """Continuous batching of transformers, on a copy of the model with the attention that it knows and may change."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = copy.deepcopy(model)
+        self.model.set_attn_implementation("sdpa")
 
     def draw(self, case: Case) -> float:
         """The seconds that every answer of a case takes. It is started before and stopped after, untimed: its thread

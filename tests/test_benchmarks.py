@@ -29,6 +29,7 @@ def test_a_benchmark_reports_ratios(name, tmp_path):
     run(f"benchmarks/{name}.py", "--quick", "--runs", "1", "--out", str(tmp_path))
     report = json.loads((tmp_path / f"{name}.json").read_text())
     assert {row["model"] for row in report["rows"]} == {"tiny", "20m"}
+    assert not any("skipped" in detail for detail in report.get("details", []))
     for row in report["rows"]:
         low, high = row["range"]
         assert 0 < low <= row["ratio"] <= high < math.inf
