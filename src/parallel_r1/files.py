@@ -1,9 +1,12 @@
-"""Write files and folders atomically, and read JSONL with line numbers."""
+"""Write files and folders atomically, name them safely, and read JSONL with line numbers."""
 
 from __future__ import annotations
 
+import codecs
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -54,10 +57,35 @@ def whole(path: Path) -> Iterator[Path]:
             raise
 
 
+def safe_name(*parts: str) -> str:
+    """A file name, without its ending, made of names that a user chose, such as a stage and a task.
+
+    Short names of letters, digits, `_`, `@` and `-` are joined by dots as they are: `sft.countdown-easy`. In all others
+    every other character becomes a `-`, their end is kept, and a digest of the names is added: then no two lists of
+    names share a file, and none leaves its folder.
+    """
+    name = ".".join(parts)
+    if len(name) <= _LONGEST and all(_PLAIN.fullmatch(part) for part in parts):
+        return name
+    readable = re.sub(r"[^\w@.-]+|\.{2,}", "-", name, flags=re.ASCII)[-_LONGEST:].strip("-.")
+    digest = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    return f"{readable}-{digest}"
+
+
+_LONGEST = 80
+_PLAIN = re.compile(r"\w[\w@-]*", re.ASCII)
+
+
+def fingerprint(path: Path) -> str:
+    """The SHA-256 of a file's contents, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically. A lone surrogate, which UTF-8 does not have, is written as its escape."""
     with whole(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -89,15 +117,15 @@ def read_jsonl(
 
 
 def numbered_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """The non-blank lines, with their line numbers from 1."""
-    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    """The non-blank lines, with their line numbers from 1. A byte order mark counts as blank."""
+    return ((number, line) for number, line in enumerate(lines, 1) if line.removeprefix(codecs.BOM_UTF8).strip())
 
 
 def parse_object(line: bytes) -> dict[str, Any]:
     """Parse one line of JSON.
 
     Raises:
-        ValueError: it is not UTF-8, not JSON, nested too deeply, or not an object.
+        ValueError: it is not UTF-8, not JSON, nested too deeply, not an object, or holds half a surrogate pair.
     """
     try:
         row = json.loads(line.decode("utf-8-sig"))
@@ -105,7 +133,22 @@ def parse_object(line: bytes) -> dict[str, Any]:
         raise ValueError("nested too deeply") from error
     if not isinstance(row, dict):
         raise ValueError(f"a {type(row).__name__}")
+    if _SURROGATE.search(line) and (half := lone_surrogate(json.dumps(row, ensure_ascii=False))):
+        raise ValueError(f"{half}, half of a surrogate pair, which is no text")
     return row
+
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def lone_surrogate(text: str) -> str | None:
+    """The escape of the first lone surrogate of a text, which no UTF-8 file and no tokenizer can hold; None if there is
+    none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"\\u{ord(text[error.start]):04x}"
+    return None
 
 
 def move(source: Path, path: Path) -> None:

@@ -15,6 +15,7 @@ from parallel_r1.cli.app import app, console, print_json
 from parallel_r1.errors import UserError
 
 if TYPE_CHECKING:
+    from parallel_r1.tasks.datasets.rows import Rows
     from parallel_r1.tasks.datasets.sources import Record, Source
 
 data = typer.Typer(
@@ -40,9 +41,15 @@ DataDir = Annotated[
 def check(name: Name, data_dir: DataDir = None, as_json: options.AsJson = False) -> None:
     """Report the damaged problems of a set: how many there are of every kind of damage; --json lists them."""
     from parallel_r1.tasks.datasets.damage import MEANING, find
+    from parallel_r1.tasks.datasets.splits import words
 
     records = _open(name, data_dir)[1]
-    _report(name, records, find(records), MEANING, as_json)
+    different = len({tuple(words(record.problem)) for record in records})
+    _report(name, records, find(records), MEANING, as_json, {"different": different})
+    if not as_json and different < len(records):
+        console.print(
+            f"{different:,} different statements: {len(records) - different:,} problems repeat another", highlight=False
+        )
 
 
 @data.command()
@@ -110,12 +117,12 @@ def repair(
     from parallel_r1.answers.parser import parse_text
 
     rows, changes, before, after = _read(file, out, column), Counter[str](), 0, 0
-    for row in rows:
+    for _, row in rows:
         before += not parse_text(row[column]).defects
         row[column], changed = formats.repair(row[column])
         after += not parse_text(row[column]).defects
         changes.update(changed)
-    _write(out, rows)
+    _write(out, [row for _, row in rows])
     if as_json:
         print_json({"answers": len(rows), "changed": changes, "valid_before": before, "valid_after": after})
         return
@@ -146,12 +153,12 @@ def convert(
         if name not in formats.SCHEMAS:
             raise UserError("the name of a format", f"'{name}'", nearest(name, formats.SCHEMAS))
     rows, refused = _read(file, out, column), {}
-    for number, row in enumerate(rows, 1):
+    for number, row in rows:
         try:
             row[column] = formats.convert(row[column], source, target)
         except ValueError as error:
             refused[number] = str(error)
-    _write(out, [row for number, row in enumerate(rows, 1) if number not in refused])
+    _write(out, [row for number, row in rows if number not in refused])
     if as_json:
         print_json({"answers": len(rows), "written": len(rows) - len(refused), "refused": refused})
     else:
@@ -163,15 +170,15 @@ def convert(
     raise typer.Exit(1 if refused else 0)
 
 
-def _read(file: Path, out: Path, column: str) -> list[dict[str, Any]]:
-    """Check that the new file can be written, then read the rows of a file of answers."""
+def _read(file: Path, out: Path, column: str) -> Rows:
+    """Check that the new file can be written, then read the rows of a file of answers with their numbers."""
     from parallel_r1.tasks.datasets.rows import check_new, read_file
 
     check_new(out)
     if not file.is_file():
         raise UserError("a JSONL or parquet file of answers", f"no file {file}", "check the path")
     rows = read_file(file)
-    for number, row in enumerate(rows, 1):
+    for number, row in rows:
         if not isinstance(row.get(column), str):
             raise UserError(
                 f"a text in the column {column}",
@@ -205,8 +212,15 @@ def _benchmarks(names: Iterable[str], data_dir: Path | None) -> list[Record]:
     return [record for name in names for record in open_source(name, data_dir).records("test")]
 
 
-def _report(name: str, records: list[Record], findings: list[Any], meaning: dict[str, str], as_json: bool) -> None:
-    """Print the number of findings of every kind, with its meaning."""
+def _report(
+    name: str,
+    records: list[Record],
+    findings: list[Any],
+    meaning: dict[str, str],
+    as_json: bool,
+    more: dict[str, int] | None = None,
+) -> None:
+    """Print the number of findings of every kind, with its meaning. `more` are further counts for the JSON."""
     by_kind: dict[str, dict[str, None]] = defaultdict(dict)
     for finding in findings:
         by_kind[finding.kind][finding.id] = None
@@ -214,7 +228,7 @@ def _report(name: str, records: list[Record], findings: list[Any], meaning: dict
     counts = {kind: len(names) for kind, names in ids.items()}
     if as_json:
         rows = [vars(finding) for finding in findings]
-        print_json({"set": name, "problems": len(records), "counts": counts, "ids": ids, "found": rows})
+        print_json({"set": name, "problems": len(records), **(more or {}), "counts": counts, "ids": ids, "found": rows})
         return
     for kind, count in sorted(counts.items(), key=lambda item: -item[1]):
         console.print(f"{count:6,}  {kind:18}{meaning[kind]}", highlight=False, soft_wrap=True)

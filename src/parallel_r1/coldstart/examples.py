@@ -135,7 +135,7 @@ def read_examples(path: Path) -> list[Example]:
     """
     if not path.is_file():
         raise Missing("a file of answers", f"no file {path}", "check data.file, or write it with parallel-r1 coldstart")
-    rows = [_example(row, f"row {number} of {path}") for number, row in enumerate(read_file(path), 1)]
+    rows = [_example(row, f"row {number} of {path}") for number, row in read_file(path)]
     if not rows:
         raise UserError("a file with answers", f"{path} is empty", "check data.file")
     return rows

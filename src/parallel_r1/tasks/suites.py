@@ -1,5 +1,5 @@
 """Sets of problems by name: the public ones, files (`jsonl:PATH`, `parquet:PATH`) and data sets of the hub
-(`hub:ID`, `hub:ID:CONFIG`)."""
+(`hub:ID`, `hub:ID:CONFIG`, with `@SPLIT` behind it for one split alone)."""
 
 from __future__ import annotations
 

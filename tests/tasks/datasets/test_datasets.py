@@ -1,6 +1,8 @@
 import json
+import math
 import random
 from collections import Counter
+from decimal import Decimal
 from typing import get_args
 
 import pytest
@@ -38,10 +40,10 @@ def test_a_whole_statement_is_read_whatever_the_columns_are_called(tmp_path):
     rows = [
         {"problem": text, "answer": 2},
         {"question": text, "answer": "1 + 1 = 2\n#### 2"},
-        {"prompt": [{"role": "system", "content": "no"}, {"role": "user", "content": text}], "solution": "2"},
+        {"prompt": [{"role": "system", "content": "no"}, {"role": "user", "content": text}], "solution": r"\boxed{2}"},
         {"prompt": text, "reward_model": {"ground_truth": "2"}},
         {"problem": text, "answer": None, "solution": r"so \boxed{1}, twice \boxed{2}"},
-        {"problem": text, "answer": " ", "solution": "2"},
+        {"problem": text, "answer": " ", "solution": r"It is \boxed2."},
         {"problem": text, "answer": 2.0, "id": "mine"},
     ]
     source = open_source(f"jsonl:{write(tmp_path / 'own.jsonl', rows)}")
@@ -50,6 +52,77 @@ def test_a_whole_statement_is_read_whatever_the_columns_are_called(tmp_path):
     assert len({each.split for each in records}) == 1  # copies never lie in two splits
     assert records[-1].id == "mine"
     assert len({each.id for each in records}) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (72, "72"),
+        (2.0, "2"),
+        (-0.0, "0"),
+        (0.1, "0.1"),
+        (5.9e-6, "0.0000059"),
+        (-1.25e-9, "-0.00000000125"),
+        (1e22, "1" + 22 * "0"),
+        (123456789012345678901234567890, "123456789012345678901234567890"),
+        ("6 * 200 = 1,200\n#### 1,200", "1200"),
+        ("both\n#### (1, 200)", "(1, 200)"),
+        ("None of them", "None of them"),
+    ],
+)
+def test_a_number_is_a_reference_in_decimal_digits(tmp_path, value, text):
+    source = open_source(f"jsonl:{write(tmp_path / 'own.jsonl', [{'question': 'x', 'answer': value}])}")
+    assert [each.answer for each in source.records(*source.splits)] == [text]
+
+
+def test_columns_of_numbers_in_parquet(tmp_path):
+    """A missing number is refused with its row; a column of 32 bits keeps the digits that it was written with."""
+    import pyarrow
+    from pyarrow import parquet
+
+    problems, kinds = ["x", "y"], (pyarrow.float32(), pyarrow.float64(), pyarrow.decimal128(5, 3))
+    for kind in kinds:
+        answers = pyarrow.array([Decimal("0.1"), Decimal("2.5")], pyarrow.decimal128(5, 3)).cast(kind)
+        parquet.write_table(pyarrow.table({"problem": problems, "answer": answers}), tmp_path / "p.parquet")
+        source = open_source(f"parquet:{tmp_path}/p.parquet")
+        assert [each.answer for each in source.records(*source.splits)] == ["0.1", "2.5"]
+    for kind in kinds[:2]:
+        answers = pyarrow.array([0.5, math.nan], kind)
+        parquet.write_table(pyarrow.table({"problem": problems, "answer": answers}), tmp_path / "p.parquet")
+        with pytest.raises(UserError, match="nan in column answer of row 2"):
+            open_source(f"parquet:{tmp_path}/p.parquet").records("train")
+
+
+def test_the_statement_of_a_chat_is_what_the_user_said_last(tmp_path):
+    chat = [("system", "Be brief."), ("user", "What is 1 + 1?"), ("assistant", "2")]
+    rows = [
+        {"prompt": [{"role": role, "content": text} for role, text in chat], "answer": 2},
+        {"prompt": [{"from": role.replace("user", "human"), "value": text} for role, text in chat], "answer": 2},
+    ]
+    source = open_source(f"jsonl:{write(tmp_path / 'own.jsonl', rows)}")
+    assert [each.problem for each in source.records(*source.splits)] == ["What is 1 + 1?"] * 2
+
+
+def test_rows_are_numbered_by_their_lines(tmp_path):
+    """From 1, blank lines included; a blank line at the end is no error."""
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"problem": "x", "answer": 1}\n\n{"problem": "y", "answer": 1}\n\n  \n')
+    source = open_source(f"jsonl:{path}")
+    assert [each.id.rpartition("-")[2] for each in source.records(*source.splits)] == ["1", "3"]
+    path.write_text('{"problem": "x", "answer": 1}\n\n{"problem": "y"}\n\n')
+    with pytest.raises(UserError, match="in row 3 of"):
+        source.records("train")
+    path.write_text('{"problem": "x", "answer": 1}\n{"problem": "\\ud83d", "answer": 1}\n')
+    with pytest.raises(UserError, match=r"own\.jsonl:2: \\ud83d, half of a surrogate pair"):
+        source.records("train")
+
+
+def test_a_problem_that_is_repeated_with_its_id(tmp_path):
+    rows = [{"problem": f"What is {n}?", "answer": n, "id": n} for n in range(3)]
+    source = open_source(f"jsonl:{write(tmp_path / 'own.jsonl', rows * 32)}")
+    records = source.records(*source.splits)
+    assert len({each.id for each in records}) == 96
+    assert [each.id for each in records[:4]] == ["0", "1", "2", "0 in row 4"]
 
 
 def test_parquet_and_jsonl_are_read_alike(tmp_path):
@@ -91,7 +164,7 @@ def test_a_column_split_is_obeyed(tmp_path):
     assert len(source.records("test")) == 5
     assert source.records("train") == []
     rows[0]["split"] = "tset"
-    with pytest.raises(UserError, match="'tset' in row 0"):
+    with pytest.raises(UserError, match="'tset' in row 1"):
         open_source(f"jsonl:{write(tmp_path / 'own.jsonl', rows)}").records("test")
 
 
@@ -119,11 +192,22 @@ def test_a_public_set_is_read_from_a_folder(folder):
         ([], "found none in"),
         ([{"problem": "x"}], "the answer in a column"),
         ([{"text": "x", "answer": 1}], "the statement in a column"),
-        ([{"problem": "x", "answer": [1]}], "list in column answer of row 0"),
+        ([{"problem": "x", "answer": [1]}], "list in column answer of row 1"),
         ([{"problem": "x", "answer": True}], "bool in column answer"),
         ([{"problem": "x", "answer": " "}], "' ' in column answer"),
+        ([{"problem": "x", "answer": 1}, {"problem": "x", "answer": math.nan}], "nan in column answer of row 2"),
+        ([{"problem": "x", "answer": math.inf}], "inf in column answer of row 1"),
+        ([{"problem": "x", "answer": None}], "None in column answer of row 1"),
+        ([{"problem": "x", "answer": "N/A"}], "'N/A' in column answer"),
+        ([{"problem": "x", "answer": "null"}], "'null' in column answer"),
+        ([{"problem": "x", "answer": "2 and\n#### "}], "in column answer"),
+        ([{"problem": "x", "answer": [2], "solution": r"\boxed{2}"}], "list in column answer"),
+        ([{"problem": "x", "solution": "The sum is 5."}], "'The sum is 5.' in column solution"),
+        ([{"problem": "x", "solution": "2"}], r"only the last \boxed{} counts"),
+        ([{"prompt": [{"role": "assistant", "content": "x"}], "answer": 1}], "a message of the user"),
+        ([{"prompt": [{"role": "user", "content": ["x"]}], "answer": 1}], "list in column prompt"),
         ([{"problem": 3, "answer": 1}], "int in column problem"),
-        ([{"problem": "x", "answer": 1, "id": 7}, {"problem": "y", "answer": 1, "id": 7}], "'7' in rows 0 and 1"),
+        ([{"problem": "x", "answer": 1, "id": 7}, {"problem": "y", "answer": 1, "id": 7}], "'7' in rows 1 and 2"),
         (["x"], "own.jsonl:1: a str"),
     ],
 )
@@ -190,6 +274,49 @@ def test_a_data_set_of_the_hub_keeps_its_splits(tmp_path, monkeypatch):
     assert source.records("test")
 
 
+def hub(tmp_path, monkeypatch, **splits):
+    """A data set of the hub as a folder, with this many rows in every split; its task name."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "-".join(splits)
+    folder.mkdir()
+    for split, count in splits.items():
+        write(folder / f"{split}.jsonl", [{"problem": f"What is {n} for {split}?", "answer": n} for n in range(count)])
+    files = "".join(f"\n  - split: {split}\n    path: {split}.jsonl" for split in splits)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:{files}\n---\n")
+    return f"hub:{folder}"
+
+
+@pytest.mark.parametrize(
+    ("splits", "counts"),
+    [
+        ({"train_sft": 50, "dev": 3, "test_sft": 4}, (50, 3, 4)),
+        ({"training": 50, "val": 3, "eval": 4}, (50, 3, 4)),
+        ({"train": 50, "val": 3, "test": 5}, (50, 3, 5)),
+        ({"train": 50, "eval": 4, "test": 5}, (50, 4, 5)),
+        ({"eval": 4}, (0, 0, 4)),
+        ({"dev": 4}, (0, 4, 0)),
+    ],
+)
+def test_other_names_of_splits_are_understood(tmp_path, monkeypatch, splits, counts):
+    source = open_source(hub(tmp_path, monkeypatch, **splits))
+    assert tuple(len(source.records(split)) for split in ("train", "validation", "test")) == counts
+
+
+def test_a_split_of_the_hub_is_asked_for_by_its_name(tmp_path, monkeypatch):
+    """Where names are not clear. The only split of a set, whatever it is called, is divided like a file."""
+    name = hub(tmp_path, monkeypatch, train_sft=60, train_gen=3)
+    with pytest.raises(UserError, match=r"'train_sft' and 'train_gen' in hub:.*; name one: hub:.*@train_sft"):
+        open_source(name).records("train")
+    for one in (f"{name}@train_sft", hub(tmp_path, monkeypatch, main=60)):
+        source = open_source(one)
+        assert sum(len(source.records(split)) for split in ("train", "validation", "test")) == 60
+        assert source.records("test")
+    with pytest.raises(UserError, match="Unknown split"):
+        open_source(f"{name}@test").records("test")
+
+
 # Damage
 
 
@@ -236,6 +363,24 @@ def test_damage_is_found(problem, kind):
 )
 def test_good_problems_have_no_damage(problem):
     assert damage.find([record(problem)]) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "is_damage"),
+    [
+        ("What is $200 + 4$? Answer: 204.", "204", True),
+        ("What is $200 + 4$?\n\n**Answer:** $204$", "204", True),
+        ("What is $200 + 4$? The answer is 204. Show it.", "204", True),
+        ("What is $200 + 4$? Solution: it is \\boxed{204}.", "204", True),
+        ("What is $200 + 4$?\n#### 204", "204", True),
+        ("What is $200 + 4$? Answer: 205.", "204", False),
+        ("Find 204 as a sum. If your answer is a fraction, give it in lowest terms.", "204", False),
+        ("What is $204$? Give your answer as an integer.", "204", False),
+    ],
+)
+def test_a_statement_that_says_the_answer(text, answer, is_damage):
+    kinds = [each.kind for each in damage.find([record(text, answer)])]
+    assert kinds == (["given-away"] if is_damage else [])
 
 
 NAMES = ("frac", "times", "beta", "rho", "alpha", "neq", "vec", "text", "theta", "right", "begin", "nabla", "forall")

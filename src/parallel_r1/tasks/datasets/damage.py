@@ -10,12 +10,21 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
+from parallel_r1.answers.syntax import last_box
 from parallel_r1.tasks.datasets.sources import Record
 from parallel_r1.tasks.datasets.splits import words
 from parallel_r1.tasks.grading.equal import spelling, tidy
 
 Kind = Literal[
-    "truncated", "figure", "lost-command", "control-character", "language", "answer", "duplicate", "conflict"
+    "truncated",
+    "figure",
+    "lost-command",
+    "control-character",
+    "language",
+    "answer",
+    "given-away",
+    "duplicate",
+    "conflict",
 ]
 MEANING: dict[str, str] = {
     "truncated": "the statement ends too early, or asks nothing",
@@ -24,6 +33,7 @@ MEANING: dict[str, str] = {
     "control-character": "a control character that is no line break or tab, or a line break written out",
     "language": "it is not in English",
     "answer": "the answer cannot be one: it is cut, too long, or nothing that can be read",
+    "given-away": "the statement says the answer",
     "duplicate": "another problem has the same statement, or goes on after it, and the same answer",
     "conflict": "problems have the same statement and different answers",
 }
@@ -161,6 +171,19 @@ def _answer(record: Record) -> str | None:
     return f"{record.answer[:40]!r}" if tidy(record.answer) is None else None
 
 
+_SAYS = re.compile(r"(?:\b(?:answer|ans|solution)\b\W{0,4}(?:\bis\b|:|=)[\s*]*|####\s*)(.+)", re.IGNORECASE)
+_SENTENCE = re.compile(r"(?<=\S)\.(?:\s|$)|[;?!]|\s{2,}")
+
+
+def _given_away(record: Record) -> str | None:
+    """The answer in the statement, behind words such as `Answer:` or in a box."""
+    said = [(match[0], _SENTENCE.split(match[1])[0]) for match in _SAYS.finditer(record.problem)]
+    if box := last_box(record.problem):
+        said.append((rf"\boxed{{{box[1]}}}", box[1]))
+    quoted = next((text for text, value in said if _compared(value) == _compared(record.answer)), None)
+    return None if quoted is None else f"{quoted[:40]!r}"
+
+
 _CHECKS: dict[Kind, Callable[[Record], str | None]] = {
     "truncated": _truncated,
     "figure": _figure,
@@ -168,6 +191,7 @@ _CHECKS: dict[Kind, Callable[[Record], str | None]] = {
     "control-character": _control_character,
     "language": _language,
     "answer": _answer,
+    "given-away": _given_away,
 }
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from parallel_r1.errors import Missing, UserError, need
 from parallel_r1.files import read_jsonl, whole
+from parallel_r1.tasks.datasets.splits import Split, named_splits
 
-Rows = list[dict[str, Any]]
+Row = dict[str, Any]
+Rows = list[tuple[int, Row]]
+"""Rows with their numbers, from 1: of a JSONL file the number of the line, blank lines included."""
 READS = "which reads data"
 
 
@@ -20,7 +24,7 @@ def read_file(path: Path) -> Rows:
     Raises:
         UserError: the file cannot be read as the format that its name says.
     """
-    return _read_parquet(path) if path.suffix == ".parquet" else [row for _, row in read_jsonl(path)]
+    return _read_parquet(path) if path.suffix == ".parquet" else list(read_jsonl(path))
 
 
 def check_writable(path: Path) -> None:
@@ -38,7 +42,7 @@ def check_new(path: Path) -> None:
         raise UserError("a new file for --out", f"{path} exists", "give another name")
 
 
-def write_file(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_file(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as a parquet or JSONL file, complete or not at all. In parquet every row has all columns.
 
     Raises:
@@ -53,7 +57,7 @@ def write_file(path: Path, rows: Iterable[dict[str, Any]]) -> None:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def _write_parquet(path: Path, rows: Rows) -> None:
+def _write_parquet(path: Path, rows: list[Row]) -> None:
     import pyarrow
     from pyarrow import parquet
 
@@ -73,18 +77,27 @@ def _read_parquet(path: Path) -> Rows:
     from pyarrow import parquet
 
     try:
-        rows: Rows = parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+        table = parquet.read_table(path)
+        for at, column in enumerate(table.schema):
+            if pyarrow.types.is_float32(column.type):  # 0.1 must not become 0.10000000149011612
+                values = table.column(at).cast("string").cast("float64")
+                table = table.set_column(at, column.name, values)
+        rows: list[Row] = table.to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError("a whole parquet file", f"{path}: {str(error).splitlines()[0]}", "download it again") from error
-    return rows
+    return list(enumerate(rows, 1))
 
 
 def read_hub(name: str, config: str | None, split: str | None) -> Rows:
-    """The rows of one split of a data set on the hub. If `split` is None, all rows, with the name of the split in the
-    column `split`; a data set whose only split is `train` is read as one without splits.
+    """The rows of one split of a data set on the hub, or of all, with our name of their split in the column `split`.
+
+    A data set with one split is read as one without splits, unless the name says that nothing in it is trained on.
+
+    Args:
+        split: as the data set calls it; None for all.
 
     Raises:
-        UserError: it cannot be loaded, for example without a network.
+        UserError: it cannot be loaded, for example without a network; or its splits have names that are not clear.
     """
     need("datasets", READS, "data")
     from datasets import load_dataset
@@ -97,7 +110,23 @@ def read_hub(name: str, config: str | None, split: str | None) -> Rows:
             f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}",
             "check its id and the network, or use files instead: see docs/data.md",
         ) from error
-    if split is not None or list(loaded) == ["train"]:
-        rows: Rows = (loaded if split is not None else loaded["train"]).to_list()
-        return rows
-    return [{**row, "split": part} for part in loaded for row in loaded[part].to_list()]
+    parts = {split: loaded} if split is not None else dict(loaded)
+    names = _splits(f"hub:{name}:{config}" if config else f"hub:{name}", list(parts))
+    rows = [{**row, "split": names[part]} if part in names else row for part in parts for row in parts[part].to_list()]
+    return list(enumerate(rows, 1))
+
+
+def _splits(task: str, names: list[str]) -> dict[str, Split]:
+    """Our splits for those of a data set; none for the only split of a set, if it may be trained on."""
+    if len(names) == 1:
+        with suppress(ValueError):
+            return {name: split for name, split in named_splits(names).items() if split != "train"}
+        return {}
+    try:
+        return named_splits(names)
+    except ValueError as error:
+        raise UserError(
+            "splits whose names begin with train, validation, dev, test or eval, one of each kind",
+            f"{error} in {task}",
+            f"name one: {task}@{names[0]}",
+        ) from error

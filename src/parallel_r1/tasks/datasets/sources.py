@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from parallel_r1.answers.syntax import last_box
 from parallel_r1.errors import Missing, UserError
-from parallel_r1.tasks.datasets.rows import Rows, read_file, read_hub
-from parallel_r1.tasks.datasets.splits import SPLITS, Part, Split, part_of, split_of
+from parallel_r1.tasks.datasets.columns import ANSWERS, reference, statement
+from parallel_r1.tasks.datasets.rows import Row, Rows, read_file, read_hub
+from parallel_r1.tasks.datasets.splits import SPLITS, Part, Split, named_splits, part_of, split_of
 
 DATA_DIR = "PARALLEL_R1_DATA"
 """The environment variable with the default folder of the public sets. `suites.open_source` alone reads it."""
 SHARED = "math_benchmarks"
 """A file in that folder that may hold several benchmarks; its column `source` names the benchmark of a row."""
-PROBLEMS = ("problem", "question", "prompt")
-ANSWERS = ("answer", "final_answer", "ground_truth", "reward_model", "solution")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,8 @@ class Source:
     Attributes:
         name: what recipes and files call it.
         parts: part -> its name as a split of the data set on the hub; empty if the set may be in any number of parts.
-        hub: its id on the hub, with `:CONFIG` where there are several; None if it is not there.
+        hub: its id on the hub, with `:CONFIG` where there are several, and `@SPLIT` if only that split of it is read;
+            None if it is not there.
         licence: of the problems.
         about: where they come from.
         answers: columns that may hold the answer; the first one that does counts.
@@ -91,17 +91,32 @@ class Source:
         where, rows = self._rows(part)
         if not rows:
             raise UserError(f"problems of {self.name}", f"none in {where}", "download or write it again")
-        has_validation = part is None and any(row.get("split") == "validation" for row in rows)
-        records = [self._record(row, number, part, where, has_validation) for number, row in enumerate(rows)]
-        first_row: dict[str, int] = {}
-        for number, record in enumerate(records):
-            if first_row.setdefault(record.id, number) != number:
+        splits = _own_splits(rows, where) if part is None else {}
+        records = {number: self._record(row, number, part, where, splits) for number, row in rows}
+        first: dict[str, int] = {}
+        for number, record in records.items():
+            earlier = first.setdefault(record.id, number)
+            if earlier == number:
+                continue
+            if record != records[earlier]:
                 raise UserError(
                     "a different id in every row",
-                    f"'{record.id}' in rows {first_row[record.id]} and {number} of {where}",
+                    f"'{record.id}' in rows {earlier} and {number} of {where}",
                     "change one of them, or leave the column id out",
                 )
-        return records
+            records[number] = replace(record, id=f"{record.id} in row {number}")
+        return list(records.values())
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that the set is read from; those that do not exist are left out."""
+        if self.file is not None:
+            return [self.file]
+        files = []
+        for part in self.parts:
+            with suppress(Missing):
+                files += [] if self.data_dir is None else [self._path(self.data_dir, part)]
+        return files
 
     def _rows(self, part: Part | None) -> tuple[str, Rows]:
         """The place of the rows of a part, for error messages, and the rows."""
@@ -110,15 +125,19 @@ class Source:
         if part is not None and self.data_dir is not None:
             path = self._path(self.data_dir, part)
             rows = read_file(path)
-            return str(path), rows if path.stem != SHARED else [row for row in rows if row.get("source") == self.name]
+            mine = [(number, row) for number, row in rows if path.stem != SHARED or row.get("source") == self.name]
+            return str(path), mine
         if self.hub is None:
             raise Missing(
                 f"a folder with {self.name}_{part}.parquet, since it is not on the hub",
                 "none",
                 f"name it in the environment variable {DATA_DIR}",
             )
-        name, _, config = self.hub.partition(":")
-        return self.hub, read_hub(name, config or None, None if part is None else self.parts[part])
+        name, split = self.hub, None if part is None else self.parts[part]
+        if split is None and "/" not in self.hub.rpartition("@")[2]:
+            name, _, split = self.hub.rpartition("@")
+        name, _, config = name.partition(":")
+        return self.hub, read_hub(name, config or None, split)
 
     def _path(self, folder: Path, part: Part) -> Path:
         """The file of a part in a folder of public sets."""
@@ -135,77 +154,32 @@ class Source:
             "put it there" + (f", or load it from the hub: without {DATA_DIR}" if self.hub else ""),
         )
 
-    def _record(self, row: dict[str, Any], number: int, part: Part | None, where: str, has_validation: bool) -> Record:
-        """A row as a record. A row's own split counts, unless it says `train` in a set where no row says `validation`:
-        then a digest of the problem decides between the two."""
-        name = row.get("id", row.get("unique_id"))
-        problem = _problem(row, number, where)
-        answer = _answer(row, number, where, self.answers)
-        split = row.get("split") if part is None else None
-        if split is not None and split not in SPLITS:
-            raise UserError(
-                f"a split {' or '.join(SPLITS)}", f"{split!r} in row {number} of {where}", "correct that row"
-            )
-        if split is None or not has_validation:
-            split = split_of(problem, part if split is None else part_of(split))
-        return Record(
-            str(name) if name is not None else f"{self.name}-{part or 'row'}-{number}",
-            problem,
-            answer,
-            self.name,
-            split,
-        )
+    def _record(self, row: Row, number: int, part: Part | None, where: str, splits: dict[str, Split]) -> Record:
+        """A row as a record. A row's own split counts, unless it is train in a set without validation: then a digest of
+        the problem decides between the two."""
+        name, place = row.get("id", row.get("unique_id")), f"row {number} of {where}"
+        problem, answer = statement(row, place), reference(row, place, self.answers)
+        own = splits.get(row["split"]) if part is None and row.get("split") is not None else None
+        if own is None or (own == "train" and "validation" not in splits.values()):
+            own = split_of(problem, part if own is None else part_of(own))
+        name = f"{self.name}-{part or 'row'}-{number}" if name is None else str(name)
+        return Record(name, problem, answer, self.name, own)
 
 
-def _problem(row: dict[str, Any], number: int, where: str) -> str:
-    """The statement of a row, in the first column that may hold one and does."""
-    column = next((column for column in PROBLEMS if row.get(column) is not None), None)
-    if column is None:
-        raise _no_column("the statement", PROBLEMS, row, number, where)
-    text = row[column]
-    if isinstance(text, list) and text and isinstance(text[-1], dict):  # the messages of a chat
-        text = text[-1].get("content")
-    if not isinstance(text, str) or not text.strip():
+def _own_splits(rows: Rows, where: str) -> dict[str, Split]:
+    """Our splits for the names in the column `split` of a set.
+
+    Raises:
+        UserError: a name that is none of a split, or two names for one split.
+    """
+    first: dict[Any, int] = {}
+    for number, row in rows:
+        if row.get("split") is not None:
+            first.setdefault(row["split"] if isinstance(row["split"], str) else repr(row["split"]), number)
+    try:
+        return named_splits(first)
+    except ValueError as error:
+        place = next(f"row {number}" for name, number in reversed(first.items()) if f"'{name}'" in str(error))
         raise UserError(
-            "a statement that is text",
-            f"{_describe(text)} in column {column} of row {number} of {where}",
-            "correct or leave out that row",
-        )
-    return text.strip()
-
-
-def _answer(row: dict[str, Any], number: int, where: str, columns: tuple[str, ...]) -> str:
-    """The answer in the first column that holds one; of a solution, the contents of its last box."""
-    candidates = {column: row[column] for column in columns if row.get(column) is not None}
-    if not candidates:
-        raise _no_column("the answer", columns, row, number, where)
-    for column, value in candidates.items():
-        if isinstance(value, dict):
-            value = value.get("ground_truth")
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            break
-        text = str(value)
-        if "####" in text:  # GSM8K writes the answer behind its solution
-            text = text.rpartition("####")[2].replace(",", "")
-        box = last_box(text) if column == "solution" else None
-        if answer := (box[1] if box else text).strip():
-            return answer
-    raise UserError(
-        "an answer that is text or a number",
-        f"{_describe(value)} in column {column} of row {number} of {where}",
-        "correct or leave out that row",
-    )
-
-
-def _describe(value: object) -> str:
-    return f"{value!r:.40}" if value is None or isinstance(value, str) else type(value).__name__
-
-
-def _no_column(content: str, columns: tuple[str, ...], row: dict[str, Any], number: int, where: str) -> UserError:
-    return UserError(
-        f"{content} in a column {', '.join(columns[:-1])} or {columns[-1]}",
-        f"columns {', '.join(row)} in row {number} of {where}",
-        "rename a column",
-    )
+            f"a split {' or '.join(SPLITS)}", f"{error} in {place} of {where}", "correct the column split"
+        ) from error
