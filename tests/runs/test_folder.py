@@ -1,6 +1,7 @@
 """A run's folder: what is written is whole, what cannot be written is said in one line."""
 
 import os
+import re
 import resource
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from common import make, refused
 
 from parallel_r1 import models
 from parallel_r1.errors import UserError
-from parallel_r1.files import whole, write_text
+from parallel_r1.files import whole, write_json, write_text
 from parallel_r1.report.curves import picture
 from parallel_r1.runs import folder as run_folder
 from parallel_r1.runs.folder import RunFolder
@@ -42,7 +43,7 @@ def test_what_cannot_be_written_destroys_nothing(tmp_path, policy):
     writes = [
         lambda: run.save_state(2, {"version": torch.zeros(10_000)}),
         lambda: run.save_checkpoint("sft", policy),
-        lambda: run.save_evaluation("sft", {"text": "x" * 10_000}),
+        lambda: run.save_evaluation("sft", "countdown-easy", {"text": "x" * 10_000}),
         lambda: picture(rows, run.path / "curves.png"),
         tokenizer,
     ]
@@ -174,9 +175,75 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
         assert RunFolder(tmp_path / "run").is_unfinished(make(tmp_path, change))
     recipe = make(tmp_path, "seed=1")
     before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
-    with pytest.raises(UserError, match="holds something already"):
+    with pytest.raises(UserError, match=r"was begun with; found seed = 1 instead of 0; give the earlier value"):
         RunFolder.create(tmp_path / "run", recipe)
+    deeper = "stages.rl.sampling.budget.path"
+    with pytest.raises(UserError, match=rf"{re.escape(deeper)} = 9 instead of 10"):
+        RunFolder.create(tmp_path / "run", make(tmp_path, f"{deeper}=9"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(UserError, match="holds something already"):
+        RunFolder.create(tmp_path / "other", recipe)
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
+
+
+def test_a_finished_run_says_that_it_is_finished(tmp_path):
+    recipe = make(tmp_path)
+    RunFolder.create(tmp_path / "run", recipe).finish()
+    for change in ((), ("seed=1",)):
+        with pytest.raises(UserError, match=r"found a finished run in .*run; give another --out; `parallel-r1 show"):
+            RunFolder.create(tmp_path / "run", make(tmp_path, *change))
+
+
+def test_data_that_changed_stop_a_run_from_going_on(tmp_path, monkeypatch):
+    """Sets of problems, answers to imitate, and public sets in a folder; runs without a record of them go on."""
+    monkeypatch.setenv("PARALLEL_R1_DATA", str(tmp_path))
+    problem = '{"problem": "What is 1?", "answer": 1, "split": "test"}\n'
+    answer = '{"prompt": "What is 1?", "text": "Final Answer: 1"}\n'
+    files = {"p.jsonl": problem, "amc23.jsonl": problem, "a.jsonl": answer}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    tasks = f"evaluation.tasks=['jsonl:{tmp_path}/p.jsonl@plain','amc23','countdown-easy']"
+    recipe = make(tmp_path, tasks, f"stages.sft.data={{file='{tmp_path}/a.jsonl'}}")
+    run = RunFolder.create(tmp_path / "run", recipe)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text.replace("1", "2"))
+        with pytest.raises(UserError, match=rf"another content of {tmp_path}/{name}; put the earlier file back"):
+            run.is_begun(recipe)
+        (tmp_path / name).write_text(text)
+        assert run.is_begun(recipe)
+    (tmp_path / "a.jsonl").write_text(answer * 2)
+    (tmp_path / "run" / "data.json").unlink()
+    assert run.is_begun(recipe)
+
+
+def test_evaluations_have_files_of_their_own_in_the_run_folder(tmp_path):
+    """Whatever a task is called; and no stage reads that of another."""
+    run = RunFolder.create(tmp_path / "deep" / "run", make(tmp_path))
+    tasks = ["countdown-easy", "jsonl:../../x/data/x.jsonl", "jsonl:/x/data/x.jsonl", "hub:a/b:c@d@plain", "x" * 300]
+    before = {path for path in tmp_path.rglob("*") if "eval" not in path.parts}
+    for stage in ("sft", "rl", "rl.2"):
+        for task in tasks:
+            assert run.evaluation(stage, task) is None
+            run.save_evaluation(stage, task, {"stage": stage, "task": task})
+    assert {path for path in tmp_path.rglob("*") if "eval" not in path.parts} == before
+    assert len(list((run.path / "eval").iterdir())) == 15
+    assert (run.path / "eval" / "sft.countdown-easy.json").is_file()
+    assert [run.evaluation("rl", task)["task"] for task in tasks] == tasks
+    assert {(row["stage"], row["task"]) for row in run.evaluations} == {
+        (stage, task) for stage in ("sft", "rl", "rl.2") for task in tasks
+    }
+
+
+def test_evaluations_of_earlier_versions_are_read(tmp_path):
+    """Where a task with folders in its name was written into folders; what lies elsewhere may be of another stage."""
+    run = RunFolder.create(tmp_path / "run", make(tmp_path))
+    for name in ("eval/sft.jsonl:data/x.jsonl.json", "eval/rl.jsonl:../../../x.jsonl.json"):
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_json(run.path / name, {"stage": "sft", "task": name.removeprefix("eval/").partition(".")[2][:-5]})
+    assert run.evaluation("sft", "jsonl:data/x.jsonl") == {"stage": "sft", "task": "jsonl:data/x.jsonl"}
+    assert run.evaluation("rl", "jsonl:../../../x.jsonl") is None
+    assert [row["task"] for row in run.evaluations] == ["jsonl:data/x.jsonl"]
 
 
 def test_a_folder_whose_making_was_broken_off_is_taken_up(tmp_path, monkeypatch):

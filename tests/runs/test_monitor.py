@@ -3,8 +3,11 @@
 import re
 
 import pytest
+from common import make
 from conftest import ROOT
 
+from parallel_r1.runs.curriculum import train
+from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.monitor import RULES, WINDOW, Monitor
 
 GOOD = {
@@ -79,3 +82,34 @@ def test_a_run_that_goes_on_does_not_warn_again():
 
 def test_other_rows_are_passed_over():
     assert not warnings([{"kind": "sft", "step": 1, "stage": "a"}, {"kind": "evaluation", "step": 1, "stage": "a"}])
+
+
+CANCELLING = """import parallel_r1 as pr
+
+@pr.reward
+def cancelling(outcome):
+    return {"long": len(outcome.text) / 7, "short": -len(outcome.text) / 7}
+"""
+
+
+def test_terms_that_cancel_are_named(tmp_path, policy):
+    """Instead of problems that are too easy or too hard."""
+    (tmp_path / "my_rewards.py").write_text(CANCELLING)
+    changes = ("imports=['my_rewards.py']", "evaluation.tasks=[]", "stages.rl.steps=5", "stages.rl.reward=cancelling()")
+    recipe = make(tmp_path, *changes).only("rl")
+    recipe = recipe.model_copy(update={"stages": {"rl": recipe.stages["rl"]}, "compare": ()})
+    rows = []
+    train(recipe, policy, RunFolder.create(tmp_path / "run", recipe), rows.append)
+    told = [row for row in rows if row["kind"] == "warning"]
+    assert [row["rule"] for row in told] == ["cancelled"]
+    assert "although long and short differ" in told[0]["warning"]
+    assert all(row["spread_long"] == row["spread_short"] > 0 for row in rows if row["kind"] == "rl")
+    for row in rows:
+        row.pop("cancelled_groups", None)
+    warned = [row["rule"] for row in warnings([row for row in rows if row["kind"] == "rl"])]
+    assert warned == ["dead"]  # as in the metrics of an earlier version
+
+
+def test_few_groups_that_cancel_are_not_the_reason():
+    rows = [{**row, "cancelled_groups": 0.1, "spread_a": 0.1} for row in steps("dead_groups", [0.95] * WINDOW)]
+    assert [row["rule"] for row in warnings(rows)] == ["dead"]

@@ -55,7 +55,7 @@ def broken_off(run, recipe):
     """Follow a run that is broken off after a step that was not saved, and goes on."""
     lost = {"step": 3, "kind": "rl", "stage": "rl", "stage_step": 2, "loss": 0.0}
     follow(run, recipe, [*ROWS[:4], lost])
-    run.save_evaluation("sft.countdown-easy", {"mean": 0.5})
+    run.save_evaluation("sft", "countdown-easy", {"mean": 0.5})
     run.rewind(2)
     follow(run, recipe, ROWS[4:])
 

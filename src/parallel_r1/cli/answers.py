@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,9 +112,10 @@ def show(
         table = path / "table.md"
         if not table.is_file():
             raise UserError("a run folder with table.md", f"none in {path}", "give a finished run or a rollouts file")
-        files = sorted(path.glob("eval/*.json"), key=lambda file: file.stat().st_mtime)
         if as_json:
-            print_json([json.loads(file.read_text(encoding="utf-8")) for file in files])
+            from parallel_r1.runs.folder import RunFolder
+
+            print_json(RunFolder(path).evaluations)
         else:
             from rich.markdown import Markdown
 

@@ -113,7 +113,7 @@ class Curriculum:
             policy: the weights; if None, they are loaded when needed.
         """
         for task in self.recipe.evaluation.tasks:
-            result = self.run.evaluation(f"{name}.{task}")
+            result = self.run.evaluation(name, task)
             if result is None:
                 policy = policy or load_checkpoint(self.recipe, self.run.checkpoint(name))
                 started = time.perf_counter()
@@ -121,7 +121,7 @@ class Curriculum:
                 seconds = time.perf_counter() - started
                 row = {"step": self.step, "kind": "evaluation", **_figures(result), "seconds": seconds}
                 self.run.log(row)  # before saving: `rewind` drops a row whose evaluation was not saved
-                self.run.save_evaluation(f"{name}.{task}", result)
+                self.run.save_evaluation(name, task, result)
                 self.on_row(row)  # after saving: if a tracker fails, the evaluation is not repeated
             self.results.append(Result(**result))
 
@@ -138,11 +138,11 @@ class Curriculum:
         stage, start = self.recipe.stages[name], self.recipe.start_of(name)
         before = self.state["update"] if self.state and self.state["stage"] == name else None
         moments = self.run.moments(start) if stage.optimizer.carry else None
-        shard = self.recipe.processes.shard
+        seed, shard = self.recipe.seed_of(name), self.recipe.processes.shard
         if isinstance(stage, SFT):
-            updates = run_sft(policy, stage, self.recipe.seed, before, moments, shard=shard)
+            updates = run_sft(policy, stage, seed, before, moments, shard=shard)
         else:
-            updates = run_rl(policy, stage, self.recipe.seed, before, moments, shard=shard, engine=self.recipe.engine)
+            updates = run_rl(policy, stage, seed, before, moments, shard=shard, engine=self.recipe.engine)
         watch, now = self.watch(name), before["stage_step"] if before else 0
         try:
             while not watch.over and (update := next(updates, None)):
@@ -310,7 +310,7 @@ def check(
         if isinstance(stage, RL):
             check_reward(stage.reward, forks=stage.sampling.opens_forks)
             with _there(missing):
-                next(problem_stream(load_task(stage.task, stage.hold_back), "train", recipe.seed))
+                next(problem_stream(load_task(stage.task, stage.hold_back), "train", recipe.seed_of(name)))
         else:
             with _there(missing):
                 coldstart.check(stage.data)

@@ -21,16 +21,19 @@ from rich.filesize import decimal
 from parallel_r1.answers.rollout import Rollout, write_jsonl
 from parallel_r1.distributed import by_first
 from parallel_r1.errors import UserError
-from parallel_r1.files import move, read_jsonl, whole, write_json, write_text, written
+from parallel_r1.files import move, read_jsonl, safe_name, whole, write_json, write_text, written
 from parallel_r1.generation.training_card import TrainingCard
 from parallel_r1.models.lora import save
 from parallel_r1.models.policy import Policy
+from parallel_r1.runs.inputs import contents, data_files
 from parallel_r1.runs.recipe import Recipe
-from parallel_r1.runs.recipe_file import dump_recipe
+from parallel_r1.runs.recipe_file import difference, dump_recipe
 
 FOLDERS = ("rollouts", "checkpoints", "eval", "state")
 LOCK = ".lock"
 """The lock file of the process that works on the run."""
+DATA = "data.json"
+"""The file with sizes and digests of the data files that the recipe reads, as they were when the run began."""
 MOMENTS = "optimizer.pt"
 """The file of a checkpoint with its optimiser's moments, by parameter."""
 PACKAGES = ("parallel-r1", "torch", "transformers", "accelerate", "numpy", "tokenizers")
@@ -53,7 +56,8 @@ class RunFolder:
         """Create the folder of a run, or open the folder in which a run of this recipe was interrupted.
 
         Raises:
-            UserError: the folder holds other files, another process works on this run, or it cannot be written.
+            UserError: the folder holds other files or another run, data files have changed since, another process works
+                on this run, or it cannot be written.
         """
         run = cls(path)
         run._begin(recipe)
@@ -69,6 +73,8 @@ class RunFolder:
             for name in FOLDERS:
                 (self.path / name).mkdir(exist_ok=True)
         write_json(self.path / "environment.json", environment())
+        if data := contents(data_files(recipe)):
+            write_json(self.path / DATA, data)
         write_text(self.path / "recipe.toml", dump_recipe(recipe))  # last: this file makes the folder a run
 
     def _hold(self) -> AcquireReturnProxy:
@@ -84,13 +90,46 @@ class RunFolder:
         """Whether an interrupted run of this recipe is here. Called before the model is loaded, to fail early.
 
         Raises:
-            UserError: the folder holds other files, or another process works on this run.
+            UserError: the folder holds other files or another run, data files have changed since, or another process
+                works on this run.
         """
         if not self.is_unfinished(recipe):
+            self._check_no_run(recipe)
             self.check_vacant(self.path)
             return False
+        self._check_data(recipe)
         with self._hold():
             return True
+
+    def _check_no_run(self, recipe: Recipe) -> None:
+        """Refuse a folder with a run that cannot go on with this recipe, and say why."""
+        if not (self.path / "recipe.toml").is_file():
+            return
+        if not (self.path / "state").is_dir():
+            raise UserError(
+                "a folder for a new run, or one in which this recipe was interrupted",
+                f"a finished run in {self.path}",
+                f"give another --out; `parallel-r1 show {self.path}` prints its results",
+            )
+        key, before, now = difference(*self._recipes(recipe)) or ("", "", "")
+        raise UserError(
+            f"the recipe that the run in {self.path} was begun with",
+            f"{key} = {now:.80} instead of {before:.80}",
+            "give the earlier value, or another --out",
+        )
+
+    def _check_data(self, recipe: Recipe) -> None:
+        """Refuse to go on with data files that have changed. Runs of earlier versions have no record of them."""
+        file = self.path / DATA
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        now = contents(data_files(recipe))
+        for name, content in now.items():
+            if before.get(name, content) != content:
+                raise UserError(
+                    f"data as they were when the run in {self.path} began",
+                    f"another content of {name}",
+                    "put the earlier file back, or give another --out",
+                )
 
     @property
     def id(self) -> str:
@@ -107,7 +146,7 @@ class RunFolder:
 
         def is_ours(entry: Path) -> bool:
             empty = entry.name in FOLDERS and entry.is_dir() and not any(entry.iterdir())
-            return empty or entry.name in ("environment.json", LOCK) or entry.name.endswith(".part")
+            return empty or entry.name in ("environment.json", DATA, LOCK) or entry.name.endswith(".part")
 
         if path.exists() and not (path.is_dir() and all(map(is_ours, path.iterdir()))):
             raise UserError(
@@ -121,9 +160,16 @@ class RunFolder:
         begun = self.path / "recipe.toml"
         if not begun.is_file() or not (self.path / "state").is_dir():
             return False
-        texts = begun.read_text(encoding="utf-8"), dump_recipe(recipe)
-        earlier, current = ({**tomllib.loads(text), "processes": None, "tracking": None} for text in texts)
-        return earlier == current
+        return difference(*self._recipes(recipe)) is None
+
+    def _recipes(self, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The recipe of the run here and another one, without what may differ between them."""
+        texts = (self.path / "recipe.toml").read_text(encoding="utf-8"), dump_recipe(recipe)
+        earlier, current = (tomllib.loads(text) for text in texts)
+        for tree in (earlier, current):
+            for key in ("processes", "tracking"):
+                tree.pop(key, None)
+        return earlier, current
 
     @by_first
     def restate(self, recipe: Recipe) -> None:
@@ -176,9 +222,7 @@ class RunFolder:
         rows = [
             row
             for row in self.metrics()
-            if (
-                self.evaluation(f"{row['stage']}.{row['task']}") if row["kind"] == "evaluation" else row["step"] <= step
-            )
+            if (self.evaluation(row["stage"], row["task"]) if row["kind"] == "evaluation" else row["step"] <= step)
         ]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -262,14 +306,27 @@ class RunFolder:
         return self.path / "checkpoints" / name
 
     @by_first
-    def save_evaluation(self, name: str, result: dict[str, Any]) -> None:
-        """Write one evaluation."""
-        write_json(self.path / "eval" / f"{name}.json", result)
+    def save_evaluation(self, stage: str, task: str, result: dict[str, Any]) -> None:
+        """Write the evaluation of a stage on a task."""
+        write_json(self.path / "eval" / f"{safe_name(stage, task)}.json", result)
 
-    def evaluation(self, name: str) -> dict[str, Any] | None:
-        """The evaluation that `save_evaluation` wrote; None if it is not there."""
-        file = self.path / "eval" / f"{name}.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    def evaluation(self, stage: str, task: str) -> dict[str, Any] | None:
+        """The evaluation that `save_evaluation` wrote; None if it is not there.
+
+        Version 0.1 made file names of tasks as they are: a task that names a file had folders in it, and several stages
+        could share a file outside the run folder. A file there counts if it says that it is of this stage and task.
+        """
+        file, old = (self.path / "eval" / f"{name}.json" for name in (safe_name(stage, task), f"{stage}.{task}"))
+        if file.is_file():
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+        result = json.loads(old.read_text(encoding="utf-8")) if os.path.isfile(old) else {}  # a name may be too long
+        return result if (result.get("stage"), result.get("task")) == (stage, task) else None
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """All evaluations of the run, the earliest first."""
+        files = sorted((self.path / "eval").rglob("*.json"), key=lambda file: file.stat().st_mtime)
+        return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def space(recipe: Recipe, parameters: int, learning: int) -> int:

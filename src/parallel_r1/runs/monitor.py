@@ -10,6 +10,9 @@ from typing import Any
 WINDOW = 5
 """Number of steps in a moving average. The first window of a stage is the baseline."""
 
+SPREAD = "spread_"
+"""Metrics with this beginning say how much a term of the reward differs within groups."""
+
 Row = dict[str, Any]
 Rule = Callable[[list[Row]], str | None]
 """(metrics of all RL steps of a stage so far, at least `WINDOW`) -> a warning, or None."""
@@ -57,10 +60,25 @@ def entropy(rows: list[Row]) -> str | None:
     return None
 
 
+def cancelled(rows: list[Row]) -> str | None:
+    """Terms of the reward cancel in most groups: answers differ, and earn the same all the same."""
+    if any("cancelled_groups" not in row for row in rows[-WINDOW:]):  # a run that an earlier version began
+        return None
+    now = _recent(rows, "cancelled_groups")
+    if _recent(rows, "dead_groups") > 0.8 and now > 0.4:
+        spreads = {name for row in rows[-WINDOW:] for name, value in row.items() if name.startswith(SPREAD) and value}
+        terms = sorted(name.removeprefix(SPREAD) for name in spreads)
+        return (
+            f"cancelling terms: in {now:.0%} of the groups all answers earn the same although {' and '.join(terms)} "
+            "differ: what one term gives, another takes. Change the weight of one of them"
+        )
+    return None
+
+
 def dead(rows: list[Row]) -> str | None:
     """In most groups all rewards are equal, so they have no gradient."""
     now = _recent(rows, "dead_groups")
-    if now > 0.8:
+    if now > 0.8 and not cancelled(rows):
         accuracy = _recent(rows, "accuracy")
         fix = "harder" if accuracy > 0.5 else "easier"
         return (
@@ -95,7 +113,7 @@ def skipped(rows: list[Row]) -> str | None:
     return None
 
 
-RULES: dict[str, Rule] = {rule.__name__: rule for rule in (serial, form, entropy, dead, mismatch, skipped)}
+RULES: dict[str, Rule] = {rule.__name__: rule for rule in (serial, form, entropy, cancelled, dead, mismatch, skipped)}
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -10,7 +11,7 @@ from parallel_r1.errors import UserError, nearest
 from parallel_r1.evaluation.settings import Evaluation
 from parallel_r1.generation.settings import Engine
 from parallel_r1.models.settings import Model
-from parallel_r1.settings import Count, Section
+from parallel_r1.settings import Count, Name, Section
 from parallel_r1.training.settings import RL, SFT
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
@@ -33,18 +34,19 @@ class Recipe(Section):
     """A whole run: a model, stages in order, and an evaluation.
 
     Attributes:
+        seed: of the run; every stage derives one of its own.
         compare: pairs (stage, other stage) that the result table compares, paired by problem.
         save_every: steps between saved states, from which a run resumes; every validation saves one too.
         tracking: trackers that get the metrics in addition to metrics.jsonl.
         imports: Python files, relative to the recipe's folder, and modules that register rewards, tasks or algorithms.
     """
 
-    name: str
+    name: Name
     seed: int = 0
     model: Model
     engine: Engine = Engine()
     evaluation: Evaluation = Evaluation()
-    stages: dict[str, Annotated[SFT | RL, Field(discriminator="kind")]] = Field(min_length=1)
+    stages: dict[Name, Annotated[SFT | RL, Field(discriminator="kind")]] = Field(min_length=1)
     compare: tuple[tuple[str, str], ...] = ()
     save_every: Count = 20
     tracking: tuple[Tracker, ...] = ()
@@ -105,6 +107,11 @@ class Recipe(Section):
         """The stage whose weights a stage starts from; `base` is the model itself."""
         names = ["base", *self.stages]
         return self.stages[name].start or names[names.index(name) - 1]
+
+    def seed_of(self, name: str) -> int:
+        """The seed of a stage, 0 .. 2**31 - 1. Stages on one task must not draw the same problems in the same order, so
+        it depends on the name of the stage beside the seed of the run."""
+        return int.from_bytes(hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=4).digest()) >> 1
 
     @property
     def carried(self) -> set[str]:

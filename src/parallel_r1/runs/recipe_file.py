@@ -182,6 +182,19 @@ def dump_recipe(recipe: Recipe) -> str:
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
 
 
+def difference(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, str, str] | None:
+    """The first key whose values differ in two recipes, with both values; None if the recipes are equal."""
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            if inner := difference(old, new):
+                return f"{key}.{inner[0]}", *inner[1:]
+        elif old != new:
+            old_text, new_text = ("nothing" if value is None else repr(value) for value in (old, new))
+            return key, old_text, new_text
+    return None
+
+
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Nested tables with the values of both; `over` has precedence."""
     merged = dict(under)

@@ -181,6 +181,7 @@ def run_rl(
             "stage_step": step,
             **describe(rollouts),
             "dead_groups": fmean(not any(sample.advantage for sample in samples) for samples in credited),
+            **describe_spreads(groups),
             "thrown_groups": thrown,
             **means(updates),
             **mismatch,
@@ -300,6 +301,35 @@ def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "surprise": -fmean(logprobs),
         "cut": fmean(rollout.trace.finish == "length" for rollout in rollouts),
     }
+
+
+SAME = 1e-9
+"""Rewards that differ by less are equal: they are sums of terms, rounded."""
+
+
+def describe_spreads(groups: Sequence[Group]) -> dict[str, float]:
+    """How much the terms of the reward differ between the answers of a group, and in how many groups they cancel: all
+    answers earn the same, although a term differs. `spread_TERM` is the difference of the largest and smallest value,
+    mean over groups."""
+    cancelled, spreads = [], []
+    for members in groups:
+        spread = _spread([rollout.reward or 0.0 for rollout in members.rollouts])
+        by_term = _spreads([rollout.terms or {} for rollout in members.rollouts])
+        cancelled.append(spread < SAME and any(value >= SAME for value in by_term.values()))
+        spreads.append(by_term)
+    terms = sorted({name for by_term in spreads for name in by_term})
+    averages = {f"spread_{name}": fmean(by_term.get(name, 0.0) for by_term in spreads) for name in terms}
+    return {"cancelled_groups": fmean(cancelled), **averages}
+
+
+def _spreads(terms: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The spread of every term over the answers of a group."""
+    names = {name for each in terms for name in each}
+    return {name: _spread([each.get(name, 0.0) for each in terms]) for name in names}
+
+
+def _spread(values: Sequence[float]) -> float:
+    return max(values) - min(values)
 
 
 def describe_counts(mine: Counts) -> dict[str, int]:

@@ -1,5 +1,7 @@
 """The user's own files in a study, and files that change between two readings of it."""
 
+import shutil
+
 import pytest
 from common import MICRO, make
 from conftest import small_model
@@ -9,7 +11,7 @@ from parallel_r1.models.policy import Policy
 from parallel_r1.registry import plugin_error
 from parallel_r1.runs.curriculum import train
 from parallel_r1.runs.folder import RunFolder
-from parallel_r1.runs.study import jobs
+from parallel_r1.runs.study import jobs, keys
 from parallel_r1.runs.study.rows import expand, load_study
 from parallel_r1.training.rewards.base import REWARDS
 from parallel_r1.training.rewards.language import parse_reward
@@ -91,3 +93,46 @@ def test_a_changed_model_folder_has_other_keys(model, tmp_path):
     after = cells_of(tmp_path / "micro.toml")
     for row, cell in after.items():
         assert not set(keys[row]) & {work.key for work in cell.works}, row
+
+
+def keys_of(file):
+    return {(cell.row, index): work.key for cell in cells_of(file).values() for index, work in enumerate(cell.works)}
+
+
+def test_keys_know_what_the_files_of_a_recipe_hold(model, tmp_path):
+    """Of the user's own Python files and of data files the content counts, and not where they lie."""
+    text = MICRO.replace("save_every = 1", 'save_every = 1\nimports = ["my_rewards.py"]').replace("MODEL", str(model))
+    text = text.replace("data = { tasks = { countdown-easy = 1.0 }, parallel = 0.5 }", 'data = { file = "FILE" }')
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "my_rewards.py").write_text(PLUGIN if folder == "one" else "")
+        (tmp_path / "answers.jsonl").write_text('{"prompt": "What is 1?", "text": "Final Answer: 1"}\n')
+        (tmp_path / folder / "micro.toml").write_text(text.replace("FILE", str(tmp_path / "answers.jsonl")))
+    one, two = (keys_of(tmp_path / folder / "micro.toml") for folder in ("one", "two"))
+    assert all(one[at] != two[at] for at in one)
+    (tmp_path / "two" / "my_rewards.py").write_text(PLUGIN)
+    assert keys_of(tmp_path / "two" / "micro.toml") == one
+    (tmp_path / "answers.jsonl").write_text('{"prompt": "What is 2?", "text": "Final Answer: 2"}\n')
+    two = keys_of(tmp_path / "two" / "micro.toml")
+    assert {row for row, _ in one if one[row, 0] != two[row, 0]} == {"taught", "forked"}
+
+
+def test_keys_know_the_code_that_computes_a_result(model, tmp_path, monkeypatch):
+    """Another verifier or loss gives other keys, another version too; what only shows results does not."""
+    (tmp_path / "micro.toml").write_text(MICRO.replace("MODEL", str(model)))
+    source = tmp_path / "source"
+    shutil.copytree(keys.SOURCE, source, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(keys, "SOURCE", source)
+
+    def now():
+        keys.code.cache_clear()
+        return keys_of(tmp_path / "micro.toml")
+
+    first = now()
+    for file, counts in (("cli/runs.py", False), ("report/html.py", False), ("tasks/grading/grader.py", True)):
+        before = now()
+        (source / file).write_text((source / file).read_text() + "# changed\n")
+        assert all((now()[at] != before[at]) is counts for at in before)
+    monkeypatch.setattr(keys, "__version__", "9.9")
+    assert not set(now().values()) & {*before.values(), *first.values()}
+    keys.code.cache_clear()

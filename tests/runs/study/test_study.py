@@ -453,31 +453,3 @@ def test_the_shipped_study_shares_what_it_can(monkeypatch):
     assert {row.part for row in study.rows.values()} == {"main", "ablations", "scaffold"}
     mismatched = {cell.row for cell in cells for each in cell.trainings if not each.stage.is_exact}
     assert mismatched == {"seen-released", "unseen-s1-released"}
-
-
-KEYS = {
-    ("unseen-s2", "critical-path", 0): ["08f8bb75a0a38857", "75091d8b40a6ab6e", "67e5227e83e77743", "e0927f08ec2dbfc0"],
-    ("seen-released", "total-tokens", 0): [
-        "773e4af62216b14f",
-        "842e5e8330c27e98",
-        "9b22a838a37e9242",
-        "0295339648c67b5e",
-        "744ef8d3920870ef",
-    ],
-    ("seen-told", "critical-path", 0): [
-        "478a36f5fcaa1532",
-        "eead785bf453903c",
-        "776e4ee7b049d290",
-        "77bd5e2d34aabf38",
-        "0ab5d44e7d1a6180",
-    ],
-    ("base", "critical-path", 0): ["77b710dd6244adb4", "9e6a6d87076f895f"],
-}
-
-
-def test_keys_of_results_do_not_change_with_the_layout_of_recipes():
-    """Those of version 0.1: a folder of finished results is still found."""
-    path = ROOT / "recipes" / "tiny" / "study.toml"
-    cells = {(cell.row, cell.budget, cell.seed): cell for cell in expand(load_study(path), path, [0])}
-    for place, keys in KEYS.items():
-        assert [work.key for work in cells[place].works] == keys

@@ -1,20 +1,28 @@
-"""The keys of a study's results: digests of all settings that a result depends on.
+"""The keys of a study's results: digests of everything that a result depends on.
 
-The digested text keeps the layout of recipes in version 0.1, so that a setting that only moved to another table does
-not change the keys of finished results. A setting that version 0.1 lacks is added if it differs from its default.
+A key knows all settings, the contents of the data files and of the Python files that a recipe names, the version of the
+package, and the source code that computes the result. So a changed loss, verifier or reward gives new keys, and results
+of other code never stand beside new ones in a table.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from typing import Any
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 
+from parallel_r1 import __version__
+from parallel_r1.files import fingerprint
 from parallel_r1.generation.settings import Engine, Sampling
+from parallel_r1.runs.inputs import data_files, plugin_files, task_files
 from parallel_r1.runs.recipe import Recipe
+from parallel_r1.runs.recipe_file import dump_recipe
 from parallel_r1.tasks.prompts import Prompt
 
-GRPO = ("clip_low", "clip_high", "std", "average", "minibatches", "refill", "truncated", "kl", "entropy", "correction")
+SOURCE = Path(__file__).parents[2]
+SHOWS_ONLY = ("cli", "report")
+"""Parts of the package that only show results."""
 
 
 def digest(*parts: str) -> str:
@@ -22,52 +30,49 @@ def digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def recipe_text(recipe: Recipe) -> str:
-    """The text of a recipe with one stage, to be digested."""
-    import tomli_w
+def training_key(recipe: Recipe) -> str:
+    """The key of a stage.
 
-    tree = recipe.model_dump(mode="json", exclude_none=True)
-    engine, imports = tree.pop("engine"), tree.pop("imports")
-    model = {"attention": "sdpa", **tree["model"]}
-    if "lora" in model:
-        model["lora"] = {**model["lora"], "dropout": 0.0}
-    stages = {name: _stage(stage, engine, recipe.stages[name].is_exact) for name, stage in tree["stages"].items()}
-    old = {**tree, "model": _ordered(model, ("path", "architecture", "attention", "lora")), "stages": stages}
-    return tomli_w.dumps(old | ({"imports": imports} if imports else {}))
+    Args:
+        recipe: with this stage alone, and the key of the weights that it starts from as its model.
+    """
+    settings = dump_recipe(recipe.model_copy(update={"imports": _modules(recipe.imports)}))
+    return digest(code(), settings, *_contents([*data_files(recipe), *plugin_files(recipe.imports)]))
 
 
-def sampling_text(sampling: Sampling, prompt: Prompt, engine: Engine) -> str:
-    """The text of the settings that answers are sampled and judged with, to be digested."""
-    values = (section.model_dump(mode="json") for section in (sampling, prompt, engine))
-    return json.dumps(_sampling(*values), separators=(",", ":"), ensure_ascii=False)
+def measurement_key(
+    start: str, task: str, settings: str, sampling: Sampling, prompt: Prompt, engine: Engine, imports: tuple[str, ...]
+) -> str:
+    """The key of an evaluation.
+
+    Args:
+        start: the key of the weights.
+        settings: of the evaluation, as JSON.
+    """
+    sections = (section.model_dump_json() for section in (sampling, prompt, engine))
+    files = _contents([*task_files(task), *plugin_files(imports)])
+    return digest(code(), start, settings, *sections, *_modules(imports), *files)
 
 
-def _stage(stage: dict[str, Any], engine: dict[str, Any], exact: bool) -> dict[str, Any]:
-    old: dict[str, Any] = {}
-    for key, value in stage.items():
-        if key == "sampling":
-            old["allow_mismatch"] = not exact
-            old["sampling"] = _sampling(value, stage["prompt"], engine)
-        elif key == "algorithm" and value["name"] == "grpo":
-            old["grpo"] = _ordered(value, GRPO)
-        elif key != "prompt":
-            old[key] = value
-    return old
+@cache
+def code() -> str:
+    """The version of the package, with a digest of its source files, except those that only show results."""
+    files = sorted(path for path in SOURCE.rglob("*") if path.suffix in (".py", ".txt"))
+    chosen = [path for path in files if path.relative_to(SOURCE).parts[0] not in SHOWS_ONLY]
+    names = (path.relative_to(SOURCE).as_posix() for path in chosen)
+    return digest(__version__, *names, *_contents(chosen))
 
 
-def _sampling(sampling: dict[str, Any], prompt: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
-    budget = sampling["budget"]
-    memory = {"memory": engine["memory"]} if "memory" in engine else {}
-    return {
-        **{key: value for key, value in sampling.items() if key != "budget"},
-        "rows": engine["rows"],
-        **memory,
-        "compile": engine["compile"],
-        "instruction": prompt["instruction"],
-        "final": prompt["final_answer"],
-        "budget": budget,
-    }
+def _modules(imports: Iterable[str]) -> tuple[str, ...]:
+    """The imports that are no files, but modules by name: of these only the names are part of a key."""
+    return tuple(name for name in imports if not name.endswith(".py"))
 
 
-def _ordered(values: dict[str, Any], order: tuple[str, ...]) -> dict[str, Any]:
-    return {key: values[key] for key in order if key in values}
+def _contents(files: Iterable[Path]) -> list[str]:
+    return [_content(file, file.stat().st_mtime_ns) for file in files]
+
+
+@cache
+def _content(file: Path, time: int) -> str:
+    """The digest of a file as it is at a time: many pieces of work read the same file."""
+    return fingerprint(file)

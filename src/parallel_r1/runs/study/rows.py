@@ -17,7 +17,7 @@ from parallel_r1.runs.curriculum import Counted, check
 from parallel_r1.runs.recipe import Recipe
 from parallel_r1.runs.recipe_file import make_recipe, read_toml, validated
 from parallel_r1.runs.study.work import Base, Measurement, Training
-from parallel_r1.settings import Section
+from parallel_r1.settings import Name, Section
 from parallel_r1.tasks.prompts import Prompt
 from parallel_r1.training.settings import RL, SFT
 
@@ -49,7 +49,7 @@ class Study(Section):
         budgets: kind of budget -> changes of the recipe, applied after those of a row.
     """
 
-    name: str
+    name: Name
     against: str
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     recipe: dict[str, Any]

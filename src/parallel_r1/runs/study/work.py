@@ -1,9 +1,8 @@
-"""The work of a study: train a stage, evaluate weights. The key of a piece of work is a digest of all settings that its
-result depends on: work that rows share is done once, and work that is in the study's folder is not repeated."""
+"""The work of a study: train a stage, evaluate weights. The key of a piece of work is a digest of all that its result
+depends on (`keys.py`): work that rows share is done once, and work that is in the study's folder is not repeated."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from parallel_r1 import models
 from parallel_r1.evaluation.habits import habits_of_run
 from parallel_r1.evaluation.measure import Result, evaluate
 from parallel_r1.evaluation.settings import Evaluation
+from parallel_r1.files import fingerprint as file_fingerprint
 from parallel_r1.files import write_json
 from parallel_r1.generation.generator import make_generator
 from parallel_r1.generation.settings import Engine, Sampling
@@ -24,7 +24,7 @@ from parallel_r1.runs.curriculum import build_policy, train
 from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.recipe import Recipe
 from parallel_r1.runs.recipe_file import read_toml
-from parallel_r1.runs.study.keys import digest, recipe_text, sampling_text
+from parallel_r1.runs.study.keys import digest, measurement_key, training_key
 from parallel_r1.tasks.prompts import Prompt
 from parallel_r1.training.settings import RL, SFT
 
@@ -83,7 +83,7 @@ class Training(FromWeights):
     @cached_property
     def key(self) -> str:
         """The digest of its recipe, with the key of its start in place of the path of its start."""
-        return digest(recipe_text(self.recipe(self.start.key)))
+        return training_key(self.recipe(self.start.key))
 
     @property
     def updates(self) -> int:
@@ -146,12 +146,12 @@ class Measurement(FromWeights):
     @cached_property
     def key(self) -> str:
         settings = self.evaluation.model_copy(update={"tasks": (self.task,)})
-        drawn = sampling_text(self.sampling, self.prompt, self.engine)
-        return digest(self.start.key, settings.model_dump_json(), drawn)
+        drawn = self.sampling, self.prompt, self.engine, self.imports
+        return measurement_key(self.start.key, self.task, settings.model_dump_json(), *drawn)
 
     def result(self, folder: Path) -> Result | None:
         """The saved result; None if it is not there."""
-        saved = RunFolder(folder).evaluation(f"{self.task}-{self.key}")
+        saved = RunFolder(folder).evaluation(self.key, self.task)
         return None if saved is None else Result(**saved)
 
     def is_done(self, folder: Path) -> bool:
@@ -164,7 +164,7 @@ class Measurement(FromWeights):
         result = evaluate(
             policy, self.task, self.evaluation, self.sampling, prompt=self.prompt, generator=generator
         ).to_json()
-        RunFolder(folder).save_evaluation(f"{self.task}-{self.key}", result)
+        RunFolder(folder).save_evaluation(self.key, self.task, result)
 
 
 def seeds_in(folder: Path) -> list[int]:
@@ -175,8 +175,5 @@ def seeds_in(folder: Path) -> list[int]:
 def fingerprint(path: str) -> str:
     """A digest of the files of a model folder, without its training card; of the name of a model on the hub."""
     files = sorted(file for file in Path(path).rglob("*") if file.is_file() and file.name != CARD)
-    contents = []
-    for file in files:
-        with file.open("rb") as stream:
-            contents.append(f"{file.relative_to(path)} {hashlib.file_digest(stream, 'sha256').hexdigest()}")
+    contents = [f"{file.relative_to(path)} {file_fingerprint(file)}" for file in files]
     return digest(*contents or [path])
