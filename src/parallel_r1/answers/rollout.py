@@ -135,8 +135,8 @@ def _span_from_json(row: dict[str, Any]) -> Span:
 
 
 def write_jsonl(path: Path, rollouts: Iterable[Rollout]) -> None:
-    """Write rollouts, one JSON object per line."""
-    with path.open("w", encoding="utf-8") as file:
+    """Write rollouts, one JSON object per line. A lone surrogate, which no UTF-8 holds, is written as its escape."""
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for rollout in rollouts:
             file.write(json.dumps(to_json(rollout), ensure_ascii=False) + "\n")
 

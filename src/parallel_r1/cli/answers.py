@@ -69,10 +69,13 @@ def _question(text: str | None, file: Path | None, escapes: bool) -> str:
         raise UserError("either --prompt or --prompt-file", "neither" if text is None else "both", "give one of them")
     if file is None:
         assert text is not None
-        return options.unescape(text) if escapes else text
+        return options.plain_text("prompt", text, escapes)
     if not file.is_file():
         raise UserError("a text file for --prompt-file", f"no file {file}", "check the path")
-    return file.read_text(encoding="utf-8")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError("a text file in UTF-8 for --prompt-file", f"{file}: {error}", "convert it") from error
 
 
 def _answer_json(policy: Policy, trace: Trace) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def inspect(
     reader = options.scorer_of(model, scorer)
     quiet()
     tokenizer = load_tokenizer(model)
-    token_ids = tokenizer.encode(options.unescape(text) if escapes else text, add_special_tokens=False)
+    token_ids = tokenizer.encode(options.plain_text("text", text, escapes), add_special_tokens=False)
     trace = parse(token_ids, tag_ids(tokenizer))
     row = layout(trace.runs, reader)
     by_token = [span.address for span in trace.spans for _ in span.token_ids]

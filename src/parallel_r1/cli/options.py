@@ -8,6 +8,7 @@ value from the model's training card, or else the default of the command.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from pathlib import Path
@@ -194,7 +195,7 @@ def _settings(
         trained = getattr(card, group, None)  # a card has no engine
         base = trained.model_dump(exclude={"form"}) if trained else _section(group)().model_dump()
         for name, value in options.items():
-            value = _plain(value, escapes) if name in ("stop", "instruction") else value
+            value = _plain(name, value, escapes) if name in ("stop", "instruction") else value
             if value is None or value == []:
                 if trained:
                     continue
@@ -230,11 +231,28 @@ def _validated(group: str, values: dict[str, Any]) -> BaseModel:
         ) from error
 
 
-def _plain(value: Any, escapes: bool) -> Any:
-    """A text or texts of the user, unescaped if `escapes`."""
-    if not escapes or value is None:
-        return value
-    return [unescape(text) for text in value] if isinstance(value, list) else unescape(value)
+def _plain(name: str, value: Any, escapes: bool) -> Any:
+    """A text or texts of the user, as `plain_text` reads them."""
+    if isinstance(value, list):
+        return [plain_text(name, text, escapes) for text in value]
+    return value if value is None else plain_text(name, value, escapes)
+
+
+def plain_text(option: str, text: str, escapes: bool) -> str:
+    r"""A text of the user, unescaped if `escapes`. Without escapes a `\n` that can begin no LaTeX command, as no small
+    letter follows, is kept with a warning.
+
+    Raises:
+        UserError: it holds bytes that are no UTF-8, or half of a surrogate pair.
+    """
+    from parallel_r1.cli.app import warn
+    from parallel_r1.files import lone_surrogate
+
+    if half := lone_surrogate(text):
+        raise UserError(f"a text in UTF-8 for --{option}", f"{half} in it", "leave it out")
+    if not escapes and re.search(r"(?<!\\)\\n(?![a-z])", text):
+        warn(rf"--{option} has a backslash and an n in it, which stay as they are: -e reads them as a line break")
+    return unescape(text) if escapes else text
 
 
 def unescape(text: str) -> str:

@@ -104,7 +104,7 @@ class Journal:
             UserError: it cannot be written.
         """
         with written(self.path):
-            self.file.write(json.dumps(asdict(response), ensure_ascii=False).encode() + b"\n")
+            self.file.write(json.dumps(asdict(response), ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
             self.file.flush()
             os.fsync(self.file.fileno())
         self.responses[response.key] = response

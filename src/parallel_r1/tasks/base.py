@@ -26,6 +26,7 @@ from typing import Any, Protocol, TypeVar
 
 from parallel_r1.answers.rollout import Problem
 from parallel_r1.errors import UserError
+from parallel_r1.files import lone_surrogate
 from parallel_r1.registry import Registry, where
 from parallel_r1.tasks.datasets.splits import Split
 
@@ -100,8 +101,8 @@ def problem_stream(task: Task, split: Split, seed: int, *, may_end: bool = False
         may_end: whether training problems may end.
 
     Raises:
-        UserError: the task yields something else than problems, problems of another source, or its training problems
-            end.
+        UserError: the task yields something else than problems, problems of another source or with half of a surrogate
+            pair, or its training problems end.
     """
     place = where(type(task))
     for problem in task.problems(split, seed):
@@ -110,6 +111,12 @@ def problem_stream(task: Task, split: Split, seed: int, *, may_end: bool = False
                 f"objects of class Problem from problems of task '{task.name}'",
                 f"{problem!r:.60} from {place}",
                 "yield Problem(id, prompt, answer, source)",
+            )
+        if half := lone_surrogate(problem.prompt + problem.answer):
+            raise UserError(
+                f"problems of task '{task.name}' that are text",
+                f"{half}, half of a surrogate pair, in problem '{problem.id}' from {place}",
+                "leave it out",
             )
         if problem.source != task.name:
             raise UserError(
