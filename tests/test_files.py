@@ -1,13 +1,14 @@
 """Lines of JSON with their numbers, and files that are complete or absent."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_r1.errors import UserError
-from parallel_r1.files import numbered_lines, parse_object, read_jsonl, write_json
+from parallel_r1.files import numbered_lines, parse_object, read_jsonl, safe_name, write_json, write_text
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -38,6 +39,8 @@ def test_every_object_comes_with_its_line(tmp_path_factory, rows, ascii_only):
         (b'{"a": "\xff"}', "'utf-8' codec can't decode byte 0xff"),
         (b"[" * 100_000, "nested too deeply"),
         (b"{} {}", "Extra data"),
+        (rb'{"a": "\ud83d"}', r"\ud83d, half of a surrogate pair"),
+        (rb'{"a": ["\ud83d\ude00", "\uDE00"]}', r"\ude00, half of a surrogate pair"),
     ],
 )
 def test_a_bad_line_is_one_message_with_its_place(tmp_path, line, reason):
@@ -73,7 +76,33 @@ def test_a_byte_order_mark_is_no_content(tmp_path):
     assert list(read_jsonl(path)) == [(1, {"a": "é\u2028"})]
 
 
+def test_a_whole_surrogate_pair_is_a_character():
+    assert parse_object(rb'{"a": "\ud83d\ude00 \\ud83d"}') == {"a": "\U0001f600 \\ud83d"}
+
+
+def test_what_utf8_cannot_hold_is_written_as_its_escape(tmp_path):
+    write_text(tmp_path / "a.txt", "a\ud83db")
+    assert (tmp_path / "a.txt").read_text() == r"a\ud83db"
+
+
+NAMES = st.text(st.sampled_from("ab-_.:/@é\\ "), min_size=1, max_size=6) | st.just("x" * 300)
+
+
+@given(st.lists(st.tuples(NAMES, NAMES), max_size=20, unique=True))
+def test_names_of_files_are_safe_and_different(pairs):
+    names = [safe_name(*pair) for pair in pairs]
+    assert len(set(names)) == len(pairs)
+    assert all(re.fullmatch(r"[\w@-][\w@.-]*", name, re.ASCII) and len(name) < 120 for name in names)
+
+
+def test_names_of_files_are_readable():
+    assert safe_name("sft", "countdown-easy") == "sft.countdown-easy"
+    assert safe_name("sft", "dapo@plain") == "sft.dapo@plain"
+    assert re.fullmatch(r"sft\.jsonl-data-x\.jsonl-\w{10}", safe_name("sft", "jsonl:data/x.jsonl"))
+
+
 def test_blank_lines_count(tmp_path):
+    assert list(numbered_lines([b"\xef\xbb\xbf\r\n", b"a\n", b"\xef\xbb\xbf"])) == [(2, b"a\n")]
     assert list(numbered_lines([b"\n", b"a\n", b" \n", b"b"])) == [(2, b"a\n"), (4, b"b")]
 
 

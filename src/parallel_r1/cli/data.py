@@ -172,12 +172,12 @@ def convert(
 
 def _read(file: Path, out: Path, column: str) -> Rows:
     """Check that the new file can be written, then read the rows of a file of answers with their numbers."""
-    from parallel_r1.tasks.datasets.rows import check_new, read_file
+    from parallel_r1.tasks.datasets.rows import check_new, numbered_rows
 
     check_new(out)
     if not file.is_file():
         raise UserError("a JSONL or parquet file of answers", f"no file {file}", "check the path")
-    rows = read_file(file)
+    rows = numbered_rows(file)
     for number, row in rows:
         if not isinstance(row.get(column), str):
             raise UserError(

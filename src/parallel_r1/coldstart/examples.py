@@ -16,7 +16,7 @@ from parallel_r1.errors import Missing, UserError
 from parallel_r1.models.checks import positions
 from parallel_r1.models.policy import Policy
 from parallel_r1.tasks.base import epochs, problem_stream
-from parallel_r1.tasks.datasets.rows import read_file
+from parallel_r1.tasks.datasets.rows import numbered_rows
 from parallel_r1.tasks.load import load_task
 
 
@@ -135,7 +135,7 @@ def read_examples(path: Path) -> list[Example]:
     """
     if not path.is_file():
         raise Missing("a file of answers", f"no file {path}", "check data.file, or write it with parallel-r1 coldstart")
-    rows = [_example(row, f"row {number} of {path}") for number, row in read_file(path)]
+    rows = [_example(row, f"row {number} of {path}") for number, row in numbered_rows(path)]
     if not rows:
         raise UserError("a file with answers", f"{path} is empty", "check data.file")
     return rows

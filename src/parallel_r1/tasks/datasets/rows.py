@@ -18,8 +18,13 @@ Rows = list[tuple[int, Row]]
 READS = "which reads data"
 
 
-def read_file(path: Path) -> Rows:
-    """The rows of a parquet or JSONL file.
+def read_file(path: Path) -> list[Row]:
+    """The rows of a parquet or JSONL file, as `numbered_rows` reads them."""
+    return [row for _, row in numbered_rows(path)]
+
+
+def numbered_rows(path: Path) -> Rows:
+    """The rows of a parquet or JSONL file with their numbers.
 
     Raises:
         UserError: the file cannot be read as the format that its name says.

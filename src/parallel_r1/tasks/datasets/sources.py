@@ -10,7 +10,7 @@ from typing import Any
 
 from parallel_r1.errors import Missing, UserError
 from parallel_r1.tasks.datasets.columns import ANSWERS, reference, statement
-from parallel_r1.tasks.datasets.rows import Row, Rows, read_file, read_hub
+from parallel_r1.tasks.datasets.rows import Row, Rows, numbered_rows, read_hub
 from parallel_r1.tasks.datasets.splits import SPLITS, Part, Split, named_splits, part_of, split_of
 
 DATA_DIR = "PARALLEL_R1_DATA"
@@ -121,10 +121,10 @@ class Source:
     def _rows(self, part: Part | None) -> tuple[str, Rows]:
         """The place of the rows of a part, for error messages, and the rows."""
         if self.file is not None:
-            return str(self.file), read_file(self.file)
+            return str(self.file), numbered_rows(self.file)
         if part is not None and self.data_dir is not None:
             path = self._path(self.data_dir, part)
-            rows = read_file(path)
+            rows = numbered_rows(path)
             mine = [(number, row) for number, row in rows if path.stem != SHARED or row.get("source") == self.name]
             return str(path), mine
         if self.hub is None:
