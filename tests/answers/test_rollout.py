@@ -27,6 +27,16 @@ def test_jsonl_loses_nothing(tmp_path):
     assert list(read_jsonl(tmp_path / "r.jsonl")) == written
 
 
+def test_half_of_a_surrogate_pair_is_written_as_its_escape(tmp_path):
+    """Nothing that a run wrote before it is lost; whoever reads the line is told of it."""
+    half = replace(rollout(), texts=("\ud83d", "</Path>", "\n", ""))
+    write_jsonl(tmp_path / "r.jsonl", [rollout(), half])
+    rows = read_jsonl(tmp_path / "r.jsonl")
+    assert next(rows) == rollout()
+    with pytest.raises(UserError, match=r"r\.jsonl:2: \\ud83d, half of a surrogate pair"):
+        next(rows)
+
+
 def test_a_broken_line_is_named(tmp_path):
     write_jsonl(tmp_path / "r.jsonl", [rollout()])
     with (tmp_path / "r.jsonl").open("a") as file:

@@ -294,6 +294,7 @@ def test_a_finite_list_of_training_problems_is_named_and_held_out_ones_may_end()
     ("item", "message"),
     [
         ("What?", "objects of class Problem from problems of task 'sums'; found 'What\\?'"),
+        (Problem("a", "\udcff?", "c", "sums"), "problems of task 'sums' that are text; found .*udcff.* in problem 'a'"),
         (Problem("a", "b", "c", "other"), "the source 'sums', the name of their task; found problem 'a' .*'other'"),
     ],
 )

@@ -112,7 +112,8 @@ def problem_stream(task: Task, split: Split, seed: int, *, may_end: bool = False
                 f"{problem!r:.60} from {place}",
                 "yield Problem(id, prompt, answer, source)",
             )
-        if half := lone_surrogate(problem.prompt + problem.answer):
+        texts = (text for text in (problem.prompt, problem.answer) if isinstance(text, str))
+        if half := lone_surrogate("".join(texts)):
             raise UserError(
                 f"problems of task '{task.name}' that are text",
                 f"{half}, half of a surrogate pair, in problem '{problem.id}' from {place}",

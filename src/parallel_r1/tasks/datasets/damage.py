@@ -171,8 +171,13 @@ def _answer(record: Record) -> str | None:
     return f"{record.answer[:40]!r}" if tidy(record.answer) is None else None
 
 
-_SAYS = re.compile(r"(?:\b(?:answer|ans|solution)\b\W{0,4}(?:\bis\b|:|=)[\s*]*|####\s*)(.+)", re.IGNORECASE)
-_SENTENCE = re.compile(r"(?<=\S)\.(?:\s|$)|[;?!]|\s{2,}")
+_SAYS = re.compile(
+    r"(?:\b(?:answer|ans|solution)\b[*)]{0,2}\s*[:=]|"
+    r"(?:^|[.?!])\s*(?:the |final |correct )*(?:answer|solution) is\b|"  # `if .., the answer is 0` gives nothing away
+    r"####)[\s*]*(.+)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SENTENCE = re.compile(r"(?<=\S)\.(?:\s|$)|\)?[;?!]|\s{2,}")
 
 
 def _given_away(record: Record) -> str | None:
