@@ -1,7 +1,6 @@
 """When a stage stops, which weights it hands over, and what it may learn from."""
 
 import copy
-import itertools
 import re
 from types import SimpleNamespace
 
@@ -255,21 +254,3 @@ def test_every_metric_is_in_the_docs(tmp_path, policy):
     for name in documented().keys() - {"reward_TERM", "spread_TERM"} - {name for row in rows for name in row}:
         assert f'"{name.removeprefix("mismatch_")}"' in source, name
     assert undocumented([{"kind": "rl", "mystery": 1, "task": "x"}]) == {("rl", "mystery"), ("rl", "task")}
-
-
-def test_stages_on_one_task_draw_problems_of_their_own(tmp_path, policy):
-    """And the same ones again in a run with the same seed; those of another run are others."""
-    changes = [NO_TASKS, *(f"stages.{name}.steps=1" for name in ("rl", "plain"))]
-    changes += [f"stages.{name}.save_rollouts_every=1" for name in ("rl", "plain")]
-    drawn = []
-    for number, seed in enumerate((0, 0, 1)):
-        recipe = make(tmp_path, *changes, "stages.rl.problems=8", "stages.plain.problems=8", f"seed={seed}").only("rl")
-        run = RunFolder.create(tmp_path / str(number), recipe)
-        train(recipe, policy, run, lambda row: None)
-        files = (run.path / "rollouts" / f"step-{step}.jsonl" for step in (1, 2))
-        drawn.append([list(dict.fromkeys(one.problem.id for one in read_jsonl(file))) for file in files])
-    assert drawn[0] == drawn[1]
-    orders = [drawn[0][0], drawn[0][1], drawn[2][0], drawn[2][1]]
-    assert all(len(set(one) & set(other)) < 4 for one, other in itertools.combinations(orders, 2))
-    assert recipe.seed_of("rl") == recipe.seed_of("rl") != recipe.seed_of("plain")
-    assert 0 <= recipe.seed_of("rl") < 2**31

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -34,7 +33,6 @@ class Recipe(Section):
     """A whole run: a model, stages in order, and an evaluation.
 
     Attributes:
-        seed: of the run; every stage derives one of its own.
         compare: pairs (stage, other stage) that the result table compares, paired by problem.
         save_every: steps between saved states, from which a run resumes; every validation saves one too.
         tracking: trackers that get the metrics in addition to metrics.jsonl.
@@ -107,11 +105,6 @@ class Recipe(Section):
         """The stage whose weights a stage starts from; `base` is the model itself."""
         names = ["base", *self.stages]
         return self.stages[name].start or names[names.index(name) - 1]
-
-    def seed_of(self, name: str) -> int:
-        """The seed of a stage, 0 .. 2**31 - 1. Stages on one task must not draw the same problems in the same order, so
-        it depends on the name of the stage beside the seed of the run."""
-        return int.from_bytes(hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=4).digest()) >> 1
 
     @property
     def carried(self) -> set[str]:
