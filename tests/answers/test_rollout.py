@@ -18,7 +18,7 @@ def rollout(name="a", reward=None):
     spans = (Span((1, 2), (), True, (-0.5, -1.25), (-0.75, -2.0)), Span((3,), ((0, 1), (2, 0)), False))
     spans += (Span((4,), (), True, (-1.0,)), Span((5,), (), True, (-1.0,), (-1.0,)))
     trace = Trace((7, 8), spans, "length", "isolated", 3, (Defect("x", 1, "y"),))
-    return Rollout(Problem(name, "p\n", "22", "t"), trace, ("é", "</Path>", "\n", ""), True, 3, 3, terms)
+    return Rollout(Problem(name, f"p {name}\n", "22", "t"), trace, ("é", "</Path>", "\n", ""), True, 3, 3, terms)
 
 
 def test_jsonl_loses_nothing(tmp_path):

@@ -1,11 +1,14 @@
 import random
-from itertools import product
+import tracemalloc
+from itertools import islice, product
 from statistics import fmean
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parallel_r1.evaluation import statistics
 from parallel_r1.evaluation.statistics import holm, interval, sign_flip_test
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=6)
@@ -36,6 +39,48 @@ def test_an_interval_over_seeds_and_problems_equals_drawing_them_one_by_one():
 def test_seeds_that_agree_add_nothing_to_an_interval():
     values = [random.Random(0).random() for _ in range(30)]
     assert interval([values] * 3) == pytest.approx(interval(values), abs=0.01)
+
+
+def tables(problems, samples):
+    """Shares of correct answers to problems of different difficulty, by two policies, without end; they differ by 0.1
+    in the mean of all problems that there could be."""
+    rng = np.random.default_rng(1)
+    while True:
+        easy = rng.beta(1.0, 1.0, problems)
+        yield [rng.binomial(samples, share) / samples for share in (0.1 + 0.8 * easy, 0.8 * easy)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("problems", "samples"), [(100, 8), (300, 2)])
+def test_intervals_cover_what_they_should(problems, samples, monkeypatch):
+    """95 % of the intervals hold the truth, of means and of paired differences."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 2000)
+    rounds = list(islice(tables(problems, samples), 300))
+    for values, truth in (([ours for ours, _ in rounds], 0.5), ([ours - theirs for ours, theirs in rounds], 0.1)):
+        covered = [low <= truth <= high for low, high in map(interval, values)]
+        assert 0.93 <= fmean(covered) <= 0.97
+
+
+def test_copies_counted_as_problems_make_intervals_too_narrow(monkeypatch):
+    """What a key prevents: 32 copies of 30 problems are 30 problems."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 400)
+    covered = []
+    for ours, _ in islice(tables(30, 4), 40):
+        low, high = interval(np.repeat(ours, 32))
+        covered.append(low <= 0.5 <= high)
+    assert fmean(covered) < 0.5
+
+
+def test_100_000_problems_need_little_memory(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 400)
+    values = np.random.default_rng(0).random(100_000)
+    tracemalloc.start()
+    low, high = interval(values)
+    assert sign_flip_test(values - values.mean()) == 1
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert low < values.mean() < high
+    assert peak < 200e6
 
 
 @given(st.lists(st.sampled_from([-0.5, -0.25, 0.0, 0.125, 0.25, 1.0]), min_size=1, max_size=8))

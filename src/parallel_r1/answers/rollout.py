@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel_r1 import files
+from parallel_r1.answers.identity import key_of
 from parallel_r1.answers.trace import Defect, Span, Trace
 from parallel_r1.answers.upgrade import texts_of_spans
 from parallel_r1.errors import UserError
@@ -23,12 +24,20 @@ class Problem:
         prompt: the text that the model reads.
         answer: the reference, as the task's verifier reads it.
         source: name of the task it belongs to.
+        key: identity by content: problems with the same key are one problem, whatever their ids. Default: a digest of
+            the prompt that ignores white space (`key_of`). A task whose problems have equal forms in other words, such
+            as numbers in another order, gives keys of its own.
     """
 
     id: str
     prompt: str
     answer: str
     source: str
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.key:
+            object.__setattr__(self, "key", key_of(self.prompt))
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,7 @@ def to_json(rollout: Rollout) -> dict[str, Any]:
     trace = rollout.trace
     return {
         "id": rollout.problem.id,
+        "key": rollout.problem.key,
         "source": rollout.problem.source,
         "prompt": rollout.problem.prompt,
         "answer": rollout.problem.answer,
@@ -122,7 +132,7 @@ def from_json(row: dict[str, Any]) -> Rollout:
         texts = tuple(span["text"] for span in row["spans"])
     else:
         texts = texts_of_spans(row["text"], trace)
-    problem = Problem(row["id"], row["prompt"], row["answer"], row["source"])
+    problem = Problem(row["id"], row["prompt"], row["answer"], row["source"], row.get("key", ""))
     return Rollout(problem, trace, texts, row["correct"], row["critical_path"], row["total"], row["terms"])
 
 
@@ -156,8 +166,8 @@ def read_jsonl(path: Path) -> Iterator[Rollout]:
 
 
 def group(rollouts: Sequence[Rollout]) -> list[Group]:
-    """Gather rollouts by problem, in order of first appearance."""
-    by_id: dict[str, list[Rollout]] = {}
+    """Gather rollouts by problem, in order of first appearance. Problems of one source with the same key are one."""
+    by_key: dict[tuple[str, str], list[Rollout]] = {}
     for rollout in rollouts:
-        by_id.setdefault(rollout.problem.id, []).append(rollout)
-    return [Group(members[0].problem, tuple(members)) for members in by_id.values()]
+        by_key.setdefault((rollout.problem.source, rollout.problem.key), []).append(rollout)
+    return [Group(members[0].problem, tuple(members)) for members in by_key.values()]

@@ -154,9 +154,13 @@ def rewards(
     from parallel_r1.answers.rollout import group, read_jsonl
 
     rollouts = list(read_jsonl(file))
-    rewarded = {members.problem.id: iter(apply_reward(members, parsed, step).rollouts) for members in group(rollouts)}
-    for problem in (rollout.problem.id for rollout in rollouts):  # in the order of the file
-        terms = next(rewarded[problem]).terms or {}
+    rewarded = {
+        id(rollout): again.terms or {}
+        for members in group(rollouts)
+        for rollout, again in zip(members.rollouts, apply_reward(members, parsed, step).rollouts, strict=True)
+    }
+    for rollout in rollouts:  # in the order of the file
+        problem, terms = rollout.problem.id, rewarded[id(rollout)]
         total = sum(terms.values())
         if as_json:
             print_json({"id": problem, "reward": total, "terms": terms})

@@ -189,16 +189,16 @@ class Collection:
 
 def problems_of(task: Task, seed: int, limit: int | None) -> list[Problem]:
     """Different training problems of a task: as many as `limit`, or all that there are."""
-    by_id: dict[str, Problem] = {}
+    by_key: dict[str, Problem] = {}
     repeated = 0
     for problem in problem_stream(task, "train", seed, may_end=True):
-        repeated = repeated + 1 if problem.id in by_id else 0
-        by_id.setdefault(problem.id, problem)
+        repeated = repeated + 1 if problem.key in by_key else 0
+        by_key.setdefault(problem.key, problem)
         # A data set repeats epoch by epoch. A generator has no end: it is taken to have no more when as many problems
         # in a row as there are were not new.
-        if len(by_id) == limit or repeated > len(by_id):
+        if len(by_key) == limit or repeated > len(by_key):
             break
-    return list(by_id.values())
+    return list(by_key.values())
 
 
 def write(folder: Path, collection: Collection) -> None:

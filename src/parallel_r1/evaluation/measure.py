@@ -39,7 +39,7 @@ class Result:
         forks: forks of an answer, mean.
         critical_path: tokens of an answer that had to be drawn one after the other, mean.
         total: all tokens of an answer, mean.
-        by_problem: problem id -> share of its answers that are correct.
+        by_problem: key of a problem -> share of its answers that are correct.
     """
 
     stage: str
@@ -98,7 +98,7 @@ class Difference:
 
 
 def held_out(task: Task, count: int, seed: int, split: Split = "test") -> list[Problem]:
-    """Different problems of a split that is not trained on; all of the split if a finite task has fewer.
+    """Problems of a split that is not trained on, no two with the same key; all of them if a finite task has fewer.
 
     Raises:
         UserError: the task has no problem in this split, or generates problems without end but too few different ones.
@@ -106,13 +106,15 @@ def held_out(task: Task, count: int, seed: int, split: Split = "test") -> list[P
     source = problem_stream(task, split, seed)
     problems: dict[str, Problem] = {}
     for problem in islice(source, 20 * count + 1000):
-        problems.setdefault(problem.id, problem)
+        problems.setdefault(problem.key, problem)
         if len(problems) == count:
             return list(problems.values())
     if not problems:
         raise UserError(f"a task with {split} problems", f"{task.name} without", "name another task")
     if next(source, None) is not None:
-        raise UserError(f"{count} {split} problems of {task.name}", f"{len(problems)}", "ask for fewer problems")
+        raise UserError(
+            f"{count} different {split} problems of {task.name}", f"{len(problems)}", "ask for fewer problems"
+        )
     return list(problems.values())
 
 
@@ -157,7 +159,7 @@ def summarise(rollouts: Sequence[Rollout], stage: str = "") -> Result:
         forks=fmean(rollout.trace.forks for rollout in rollouts),
         critical_path=fmean(rollout.critical_path for rollout in rollouts),
         total=fmean(rollout.total for rollout in rollouts),
-        by_problem=dict(zip((members.problem.id for members in groups), means, strict=True)),
+        by_problem=dict(zip((members.problem.key for members in groups), means, strict=True)),
     )
 
 

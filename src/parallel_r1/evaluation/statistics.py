@@ -10,6 +10,10 @@ from numpy.typing import ArrayLike
 RESAMPLES = 10_000
 
 
+PIECE = 2**22
+"""Numbers that are drawn at once; the resamples of 100,000 problems together would take gigabytes."""
+
+
 def interval(values: ArrayLike) -> tuple[float, float]:
     """95 % bootstrap interval of a mean.
 
@@ -17,13 +21,16 @@ def interval(values: ArrayLike) -> tuple[float, float]:
     was drawn times as often as its seed was. Source: Owen, "The pigeonhole bootstrap" (2007).
 
     Args:
-        values: one value per problem, or one row of them per seed.
+        values: one value per problem, or one row of them per seed. Answers to one problem, and copies of a problem, are
+            no problems of their own: give their mean.
     """
     table = np.atleast_2d(np.asarray(values, dtype=float))
+    seeds, problems = table.shape
     rng = np.random.default_rng(0)
-    seeds, problems = (rng.multinomial(size, [1 / size] * size, RESAMPLES) for size in table.shape)
-    means = ((seeds @ table) * problems).sum(axis=1) / table.size
-    low, high = np.percentile(means, [2.5, 97.5])
+    drawn = np.array_split(rng.multinomial(seeds, [1 / seeds] * seeds, RESAMPLES), _pieces(problems))
+    equal = np.full(problems, 1 / problems)
+    sums = [((part @ table) * rng.multinomial(problems, equal, len(part))).sum(axis=1) for part in drawn]
+    low, high = np.percentile(np.concatenate(sums) / table.size, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -37,10 +44,17 @@ def sign_flip_test(differences: ArrayLike) -> float:
         differences: one difference per problem.
     """
     values = np.asarray(differences, dtype=float)
-    signs = np.random.default_rng(0).integers(0, 2, (RESAMPLES, len(values)), dtype=np.int8) * 2 - 1
+    rng = np.random.default_rng(0)
+    parts = np.array_split(np.arange(RESAMPLES), _pieces(len(values)))
+    sums = [(rng.integers(0, 2, (len(part), len(values)), dtype=np.int8) * 2 - 1) @ values for part in parts]
     # Sums that differ by rounding alone count as equal.
-    hits = (np.abs(signs @ values) >= abs(values.sum()) - 1e-9).sum()
+    hits = (np.abs(np.concatenate(sums)) >= abs(values.sum()) - 1e-9).sum()
     return float((hits + 1) / (RESAMPLES + 1))
+
+
+def _pieces(numbers: int) -> int:
+    """In how many pieces to draw the resamples, so many numbers for a resample."""
+    return min(RESAMPLES, 1 + RESAMPLES * numbers // PIECE)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
