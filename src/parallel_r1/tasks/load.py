@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from parallel_r1.tasks import countdown  # registers its tasks
+from parallel_r1.tasks import countdown, countdown4  # noqa: F401  they register their tasks
 from parallel_r1.tasks.base import TASKS, Task, check_task
 from parallel_r1.tasks.math import load_mathematics
 
