@@ -317,6 +317,36 @@ def test_rewards(finished):
     refused("score", file, "--reward", "accuracy()", said=("score, its name before version 0.2", "parallel-r1 rewards"))
 
 
+def test_rewards_and_tasks_of_ones_own_are_imported(finished, tmp_path):
+    """Where no recipe names them: the same --import for all commands."""
+    file = tmp_path / "own.py"
+    file.write_text(
+        """import parallel_r1 as pr
+
+@pr.reward
+def own_half(outcome: pr.Outcome) -> float:
+    return 0.5
+
+@pr.task("own-sums")
+class Sums:
+    def problems(self, split, seed):
+        yield pr.Problem("1+1", "1+1=", "2", "own-sums")
+
+    def verify(self, problems, answers):
+        return [False for _ in problems]
+"""
+    )
+    folder, _ = finished
+    rollouts = next((folder / "run" / "rollouts").iterdir())
+    done = run("rewards", rollouts, "--reward", "own_half()", "--import", file, "--json")
+    assert {json.loads(line)["reward"] for line in done.stdout.splitlines()} == {0.5}
+    done = run(
+        "eval", folder / "run/checkpoints/rl", "--task", "own-sums", "--import", file, "--samples", "2", "--json"
+    )
+    assert [(row["task"], row["mean"]) for row in json.loads(done.stdout)] == [("own-sums", 0.0)]
+    refused("rewards", rollouts, "--reward", "accuracy()", "--import", tmp_path / "no.py", said="no file")
+
+
 @pytest.mark.slow
 def test_a_run_that_was_broken_off_goes_on_when_the_command_is_given_again(finished, tmp_path):
     """As left behind by a cut after the first stage; a finished run in the default folder is not touched."""

@@ -142,6 +142,7 @@ def rewards(
     file: Annotated[Path, typer.Argument(help="A file in a run's rollouts/, or one written by eval --rollouts.")],
     reward: Annotated[str, typer.Option(help="A reward, as in a recipe: bonus(0.2), alternate(accuracy(), bonus()).")],
     step: Annotated[int, typer.Option(min=1, help="The training step, for rewards that change with it.")] = 1,
+    imports: options.Imports = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Compute the reward of every answer in a file and show it term by term, one line per answer."""

@@ -100,6 +100,7 @@ def coldstart(
         bool, typer.Option("--any-language", help="Also keep answers that are not in English.", rich_help_panel=KEEPING)
     ] = False,
     data_dir: DataDir = None,
+    imports: options.Imports = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Ask a teacher model for answers with forks, and keep the correct, well-formed ones for supervised fine-tuning.

@@ -48,6 +48,22 @@ Scoring = Annotated[
         show_default="as the model was trained, or the sampler's exact partner",
     ),
 ]
+
+
+def _load(imports: list[str] | None) -> list[str]:
+    from parallel_r1.registry import load_plugins
+
+    return load_plugins(imports or [], Path())
+
+
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        callback=_load,
+        help="A Python file or module with tasks or rewards of your own, as in the imports of a recipe. Repeatable.",
+    ),
+]
 Escapes = Annotated[
     bool,
     typer.Option(

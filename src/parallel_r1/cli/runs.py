@@ -198,6 +198,7 @@ def evaluate(
     shared_by: Annotated[
         int, typer.Option("--processes", min=1, help="Processes that share the work, started by torchrun.")
     ] = 1,
+    imports: options.Imports = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Evaluate a model on held-out problems: mean@k and pass@k with intervals, parallel ratio, critical path."""
