@@ -12,7 +12,7 @@ from typing import Literal
 
 from parallel_r1.tasks.datasets.sources import Record
 from parallel_r1.tasks.datasets.splits import words
-from parallel_r1.tasks.grading.equal import spelling, tidy
+from parallel_r1.tasks.grading.text import spelling, tidy
 
 Kind = Literal[
     "truncated", "figure", "lost-command", "control-character", "language", "answer", "duplicate", "conflict"
