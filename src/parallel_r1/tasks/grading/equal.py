@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 
 from parallel_r1.tasks.grading.forms import same
 from parallel_r1.tasks.grading.reader import parse
@@ -36,8 +37,12 @@ SPECIAL: tuple[Callable[[str, str], bool | None], ...] = (
     same_words,
 )
 """Rules for a reference and an answer without layout; the first one that decides counts."""
-_ONLY_OURS = re.compile(r"\d\s*:\s*\d|\d\s*_|\bbase\b")
-"""What math-verify drops or takes for a division."""
+_ONLY_OURS = re.compile(r"\d\s*:\s*\d|\d\s*_|\bbase\b|\\frac\s*(?:\{[^{}]*\}|\d)\s*\d\d")
+"""What math-verify drops, takes for a division, or cuts."""
+_PRICE = re.compile(r"\\\$\s*[\d.]|^[^$]*\$\s*[\d.][^$]*$|[£€]")
+_A_WORD = re.compile(r"\\text\s*\{[a-zA-Z ]{2,}\}")
+_HOLLOW = re.compile(r"(?:\\frac|\\sqrt|\^|_|\\frac\s*\{[^{}]*\})\s*\{\s*\}|^\^")
+"""An argument is missing."""
 _TINY = 1e-4
 """math-verify compares six places after the point, so that small numbers are all equal to it."""
 
@@ -61,7 +66,7 @@ def compare(answer: str | None, gold: str) -> bool | tuple[str, str]:
             verdict = rule(reference, written)
         if verdict is not None:
             return verdict
-    return _by_trees(answer, written, reference)
+    return _by_trees(answer, gold, written, reference)
 
 
 def _in_digits(text: str) -> str:
@@ -70,7 +75,7 @@ def _in_digits(text: str) -> str:
     return with_digits(text) if number is None else str(number)
 
 
-def _by_trees(answer: str, written: str, reference: str) -> bool | tuple[str, str]:
+def _by_trees(answer: str, gold: str, written: str, reference: str) -> bool | tuple[str, str]:
     """Compare what a reference and an answer are as trees. An answer that cannot be read as one may be a sentence."""
     asked = _tree(readable(reference))
     lists = asked is not None and asked.kind == "list"
@@ -84,17 +89,25 @@ def _by_trees(answer: str, written: str, reference: str) -> bool | tuple[str, st
             return False
         given = _tree(readable(_in_digits(meant), lists=lists), names)
     if asked is not None and given is not None:
-        verdict = _same(asked, given)
+        verdict = _same(_priced(asked, gold), _priced(given, answer))
         if verdict is None and lists and given.kind != "list":
             return False
         if verdict is not None:
             return verdict
     assert meant is not None
+    if (asked is not None and _A_WORD.fullmatch(meant)) or _HOLLOW.search(meant):
+        return False
     if _ONLY_OURS.search(reference) or _ONLY_OURS.search(meant) or _is_tiny(asked):
         return False
     return reference, meant
 
 
+def _priced(node: Node, text: str) -> Node:
+    """A number with its unit, if there was a dollar sign before it that is not one of mathematics."""
+    return Node("unit", (node,), "dollar") if node.kind == "num" and _PRICE.search(text) else node
+
+
+@lru_cache(maxsize=4096)
 def _tree(text: str, names: frozenset[str] = frozenset()) -> Node | None:
     try:
         return parse(text, names)
@@ -105,6 +118,8 @@ def _tree(text: str, names: frozenset[str] = frozenset()) -> Node | None:
 def _same(asked: Node, given: Node) -> bool | None:
     try:
         return same(asked, given)
+    except ZeroDivisionError:
+        return False
     except (UnreadableError, ArithmeticError, ValueError, RecursionError):
         return None
 

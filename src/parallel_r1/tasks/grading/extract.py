@@ -49,7 +49,7 @@ def final_answer(trunk: str, find: Find = "strict") -> str | None:
     them are one answer. What follows a token that ends a text does not count.
 
     Args:
-        find: which marks count: `strict` or `lenient`.
+        find: which marks count. With `lenient` boxes with nothing but `and`, `or` or a comma between them are one answer.
     """
     for end in islice(_END.finditer(trunk), _TURNS):
         if (answer := _located(trunk[: end.start()], find)) is not None:
@@ -59,7 +59,7 @@ def final_answer(trunk: str, find: Find = "strict") -> str | None:
 
 def _located(text: str, find: Find) -> str | None:
     closed = boxes(text)
-    box = _joined(text, closed) if closed else None
+    box = None if not closed else closed[-1] if find == "strict" else _joined(text, closed)
     mark = _last(_STRICT if find == "strict" else _STRONG, text)
     if mark is not None and (box is None or mark.start() > box.start):
         answer = _behind(text[mark.end() :], find)

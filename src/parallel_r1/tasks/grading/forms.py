@@ -18,6 +18,8 @@ from parallel_r1.tasks.grading.values import POINTS, equal, evaluate, mul
 
 MOST = 60
 """Most members of a list that are compared."""
+CONSTANTS = {"pi", "e", "i"}
+COMPOSED = ("tuple", "union", "matrix")
 Verdict = bool | None
 """None: not decided here."""
 
@@ -28,7 +30,7 @@ def same(gold: Node, answer: Node) -> Verdict:
     Raises:
         UnreadableError: one of them has parts that cannot be compared here.
     """
-    regions = region(gold), region(answer)
+    regions = region(gold), region(answer, pairs=gold.kind == "union")
     if regions[0] is not None and regions[1] is not None:
         if not (gold.kind == answer.kind == "tuple"):
             return _same_regions(regions[0], regions[1])
@@ -46,6 +48,8 @@ def same(gold: Node, answer: Node) -> Verdict:
         return False
     if gold.kind == "list" and answer.kind == "tuple":
         return len(gold.parts) == len(answer.parts) and _all(map(same, gold.parts, answer.parts))
+    if len({node.kind in COMPOSED for node in (gold, answer)}) == 2 and not {gold.kind, answer.kind} & {"list", "set"}:
+        return False  # a point or an interval is no number
     if "union" in (gold.kind, answer.kind):
         return None
     members = _members(gold), _members(answer)
@@ -197,7 +201,7 @@ def _value_side(node: Node, other: Node) -> Node | None:
         return first
     if is_name(first):
         return last if all(_settled(a, b) for a, b in pairwise(sides[1:])) else None
-    if not first.names() - {"pi", "e", "i"}:
+    if not first.names() - CONSTANTS:
         return last if all(_settled(a, b) for a, b in pairwise(sides)) else None
     return None
 
@@ -208,6 +212,15 @@ def _settled(one: Node, two: Node) -> bool:
         return same(one, two) is not False
     except (UnreadableError, ArithmeticError):
         return True
+
+
+def is_polynomial(node: Node) -> bool:
+    """Whether names are only added and multiplied in an expression."""
+    if not node.names() - CONSTANTS:
+        return True
+    if node.kind in ("div", "pow"):
+        return is_polynomial(node.parts[0]) and not node.parts[1].names()
+    return node.kind in ("var", "add", "mul", "neg") and all(map(is_polynomial, node.parts))
 
 
 def _same_relations(gold: Node, answer: Node) -> Verdict:
@@ -234,7 +247,10 @@ def _same_equations(gold: tuple[Node, ...], answer: tuple[Node, ...]) -> Verdict
     names = [next((i for i in (0, 1) if is_name(sides[i])), None) for sides in (gold, answer)]
     if names[0] is not None and names[1] is not None and gold[names[0]] == answer[names[1]]:
         return same(gold[1 - names[0]], answer[1 - names[1]])
-    return _proportional(gold, answer, positive=False)
+    if not any(side.names() - CONSTANTS for side in (*gold, *answer)):
+        return _all(map(same, gold, answer))
+    verdict = _proportional(gold, answer, positive=False)
+    return False if verdict is None and all(map(is_polynomial, (*gold, *answer))) else verdict
 
 
 def _same_inequalities(gold: tuple[Node, ...], one: str, answer: tuple[Node, ...], two: str) -> Verdict:
@@ -310,6 +326,8 @@ def _readings(gold: Node, answer: Node) -> list[tuple[Node, Node]]:
     if hundredths[0] != hundredths[1]:
         share = Fraction(1, 100)
         pairs.append((_times(one, share), two) if hundredths[0] else (one, _times(two, share)))
+        if hundredths[1] and one.kind == "num" and abs(one.value) < 1:
+            del pairs[0]  # 0.5 is not 0.5 %
     return pairs
 
 
@@ -333,7 +351,7 @@ def _same_values(gold: Node, answer: Node) -> Verdict:
     if gold == answer:
         return True
     names = gold.names() | answer.names()
-    points = range(POINTS if names - {"pi", "e", "i"} else 1)
+    points = range(POINTS if names - CONSTANTS else 1)
     first = evaluate(gold, 0), evaluate(answer, 0)
     verdict = equal(*first)
     if verdict is False:
@@ -344,6 +362,16 @@ def _same_values(gold: Node, answer: Node) -> Verdict:
             verdicts.append(equal(evaluate(gold, point), evaluate(answer, point)))
         except (UnreadableError, ArithmeticError):
             verdicts.append(None)
-        if verdicts[-1] is False:
-            return False if point < POINTS - 1 else None  # they may differ for negative numbers only
-    return None if None in verdicts else True
+        if verdicts[-1] is False and point < POINTS - 1:
+            return False
+    if verdicts[-1] is not True and True in verdicts and _is_unreal(gold, POINTS - 1):
+        verdicts.pop()  # the square root of 1/n asks for no negative n
+    return False if False in verdicts else None if None in verdicts else True
+
+
+def _is_unreal(node: Node, point: int) -> bool:
+    """Whether an expression without the imaginary unit has no real value at a point."""
+    try:
+        return "i" not in node.names() and getattr(evaluate(node, point).number, "imag", 0) != 0
+    except (UnreadableError, ArithmeticError):
+        return True

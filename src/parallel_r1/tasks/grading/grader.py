@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
-from select import select
+from select import poll
 from threading import Lock, Thread
 
 from parallel_r1.errors import UserError, need
@@ -77,7 +77,9 @@ class Worker:
 
     def _reply(self) -> bytes:
         """The next byte of the process; empty if it ended, or had to be killed."""
-        if not select([self.replies], [], [], PATIENCE)[0]:
+        readable = poll()
+        readable.register(self.replies)
+        if not readable.poll(1000 * PATIENCE):
             self.process.kill()
         return os.read(self.replies, 1)
 
@@ -112,7 +114,8 @@ class Pool:
     def close(self) -> None:
         """End the processes, when they have finished what they compare. The next pair starts new ones."""
         with self.lock:
-            threads, self.threads = self.threads, []
+            threads = self.threads.copy()
+            self.threads.clear()
             for _ in threads:
                 self.jobs.put(None)
         for thread in threads:
@@ -126,7 +129,7 @@ class Pool:
             try:
                 verdict, worker = self._compare(pair, worker)
                 result.set_result(verdict)
-            except BaseException as error:
+            except BaseException as error:  # the caller gets it
                 worker = self._retire(worker)
                 result.set_exception(error)
         self._retire(worker)

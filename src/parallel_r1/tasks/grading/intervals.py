@@ -10,7 +10,9 @@ Bound = tuple[Node | None, Node | None, bool, bool]
 
 
 def is_name(node: Node) -> bool:
-    """Whether something is the name of an unknown: x, x_1, angle ABC, f(x), but not a number or an expression."""
+    """Whether something is the name of an unknown: x, x_1, angle ABC, f(x), (x, y), but not a number or an expression."""
+    if node.kind == "tuple":
+        return all(map(is_name, node.parts))
     if node.kind == "mul":
         return all(map(is_name, node.parts)) and not {"pi", "e", "i"} & node.names()
     return node.kind == "var" and node.name not in ("pi", "e", "i", "infty")
@@ -18,8 +20,12 @@ def is_name(node: Node) -> bool:
 
 
 
-def region(node: Node) -> list[Bound] | None:
-    """The intervals of a union, of inequalities for one name, or of a pair of ends; None if it is none of these."""
+def region(node: Node, *, pairs: bool = False) -> list[Bound] | None:
+    """The intervals of a union, of inequalities for one name, or of a pair of ends; None if it is none of these.
+
+    Args:
+        pairs: pairs in a list are intervals, even if they could be points.
+    """
     if node.kind == "tuple" and len(node.parts) == 2:
         low, high = node.parts
         if {low.kind, high.kind} & {"tuple", "set", "list", "matrix", "relation"}:
@@ -29,7 +35,7 @@ def region(node: Node) -> list[Bound] | None:
         regions = [region(part) for part in node.parts]
         if node.kind == "union":
             regions = [_points(part) if one is None else one for one, part in zip(regions, node.parts, strict=True)]
-        elif any(part.kind == "tuple" for part in node.parts) and not _unbounded(regions):
+        elif not pairs and any(part.kind == "tuple" for part in node.parts) and not _unbounded(regions):
             return None  # a list of points
         return None if None in regions else [bound for one in regions for bound in one or ()]
     if node.kind == "relation":

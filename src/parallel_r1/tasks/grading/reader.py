@@ -24,7 +24,6 @@ GREEK = frozenset(
 )
 
 
-_SPACE = re.compile(r"\s*")
 _NUMBER = re.compile(r"(\d+)(?:\.(\d*))?(?:[eE]([-+]?\d{1,4})(?![\w.]))?|\.(\d+)(?:[eE]([-+]?\d{1,4})(?![\w.]))?")
 _COMMAND = re.compile(r"\\[a-zA-Z]+|\\[{}%|]")
 _WORD = re.compile(r"[a-zA-Z]{2,}")
@@ -38,6 +37,7 @@ _MIXED = re.compile(r"\s*(\d+)\s*/\s*(\d+)(?![\d.])|\s*\\frac\s*(?:\{\s*(\d+)\s*
 _OPEN = {"(": ")", "[": "]", r"\{": r"\}", r"\langle": r"\rangle", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 _NAMED = ("angle", "triangle", "overline")
 _CIS = re.compile(r"\\text\s*\{\s*cis\s*\}")
+_STOPS = frozenset("+-,;)]}=<>&:")
 _ENDING = (r"\}", r"\rangle", r"\rfloor", r"\rceil", r"\pm", r"\mp", r"\end", r"\text", r"\%", r"\deg")
 _DIGITS = re.compile(r"\d+")
 _MINUTES = re.compile(r"\s*(\d+(?:\.\d+)?)'(?:\s*(\d+(?:\.\d+)?)(?:''|\"))?")
@@ -78,9 +78,9 @@ class _Reader:
 
     def peek(self) -> str:
         """The next character that is no space; an empty string at the end."""
-        match = _SPACE.match(self.text, self.at)
-        self.at = match.end() if match else self.at
-        return self.text[self.at : self.at + 1]
+        while (here := self.text[self.at : self.at + 1]) == " " or here == "\n":
+            self.at += 1
+        return here
 
     def take(self, pattern: re.Pattern[str] | str) -> str | None:
         """Take what comes next, if it is this text or matches this pattern; else None."""
@@ -133,10 +133,14 @@ class _Reader:
 
     def sign(self) -> str | None:
         """Take a sign of addition."""
-        if (name := self.command()) in (r"\pm", r"\mp"):
+        here = self.peek()
+        if here and here in "+-":
+            self.at += 1
+            return here
+        if here == "\\" and (name := self.command()) in (r"\pm", r"\mp"):
             self.at += len(name)
-            return "pm" if name == r"\pm" else "mp"
-        return self.take("+") or self.take("-")
+            return name[1:]
+        return None
 
     def sum(self) -> Node:
         total = self.signed(self.sign())
@@ -154,19 +158,20 @@ class _Reader:
 
     def product(self) -> Node:
         total, divided = self.power(), False
-        while True:
-            if (unit := self.unit(total)) is not None:
+        while (here := self.peek()) and here not in _STOPS:
+            if (unit := self.unit(total, here)) is not None:
                 return unit
             if self.take("/"):
                 total, divided = Node("div", (total, self.factor())), True
-            elif self.take(_TIMES):
+            elif here in "\\*x" and self.take(_TIMES):
                 total, divided = Node("mul", (total, self.factor())), False
             elif self.begins_factor():
                 if divided:
                     raise UnreadableError  # 1/2x
                 total = Node("mul", (total, self.power()))
             else:
-                return total
+                break
+        return total
 
     def factor(self) -> Node:
         """A power that may have a minus, as in 2*-3."""
@@ -179,6 +184,8 @@ class _Reader:
             return False
         if here.isdigit():
             return self.text[self.at - 1] not in "0123456789. "  # 2 3 is no product
+        if here in "([":
+            return True
         if _AND.match(self.text, self.at) or _UNION.match(self.text, self.at) or _RELATION.match(self.text, self.at):
             return False
         if self.text.startswith("\\\\", self.at):
@@ -187,7 +194,7 @@ class _Reader:
 
     def power(self) -> Node:
         base = self.atom()
-        while True:
+        while (here := self.peek()) and here in "^!%\\":
             if self.take("^"):
                 base = Node("pow", (base, self.exponent()))
                 if self.peek() == "^":
@@ -199,7 +206,8 @@ class _Reader:
             elif self.take("\\deg"):
                 base = self.degrees(base)
             else:
-                return base
+                break
+        return base
 
     def exponent(self) -> Node:
         """What stands behind `^`: a group, a number with its sign, or one thing."""
@@ -222,11 +230,12 @@ class _Reader:
 
     # Units
 
-    def unit(self, node: Node) -> Node | None:
+    def unit(self, node: Node, here: str) -> Node | None:
         """A quantity with the unit that comes next; None if there is none. Units end an item."""
+        if not (here.isalpha() or here in "'\"" or self.text.startswith("\\text", self.at)):
+            return None
         start = self.at
-        spaced = bool(self.peek()) and self.text[self.at - 1] == " "
-        name = self.unit_phrase(node, spaced)
+        name = self.unit_phrase(node, here, spaced=self.text[start - 1] == " ")
         if name is None:
             self.at = start
             return None
@@ -234,9 +243,8 @@ class _Reader:
             return Node(name, (node,))
         return Node("unit", (node,), name)
 
-    def unit_phrase(self, node: Node, spaced: bool) -> str | None:
+    def unit_phrase(self, node: Node, here: str, *, spaced: bool) -> str | None:
         """Take words that say what is counted. None if what comes next can be something else."""
-        here = self.peek()
         if here in ("'", '"'):
             prime = self.take("''") or self.take('"') or self.take("'")
             return None if self.peek() not in ("", ",", ")") else {"'": "prime"}.get(prime or "", "doubleprime")
@@ -278,10 +286,8 @@ class _Reader:
             return self.group("{", "}")
         if here in ("(", "["):
             return self.bracket(here)
-        if self.take(_CIS):
-            return self.call("cis")
-        if command := self.command():
-            return self.named(command)
+        if here == "\\":
+            return self.call("cis") if self.take(_CIS) else self.named(self.command())
         if match := _WORD.match(self.text, self.at):
             return self.word(match.group())
         if here.isascii() and here.isalpha():
@@ -360,7 +366,9 @@ class _Reader:
 
     def root(self) -> Node:
         degree = self.bracket("[") if self.peek() == "[" else Node("num", value=Fraction(2))
-        return Node("call", (self.argument(), degree), "root")
+        digits = self.take(_DIGITS)  # \sqrt18 is meant to be the root of 18
+        radicand = Node("num", value=Fraction(digits)) if digits else self.argument()
+        return Node("call", (radicand, degree), "root")
 
     def argument(self) -> Node:
         """The argument of a command: a group, a bracket, one digit, one letter or one command."""

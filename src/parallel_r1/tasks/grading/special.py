@@ -162,7 +162,8 @@ _IS = re.compile(r"(?:^|.*\b(?:is|are|was|were|be|equals|on|in|at)\s+|.*[:=]\s*)
 
 def words(text: str) -> str:
     """A text without `\\text{}`, in lower case, with single spaces."""
-    return " ".join(_UNWRAPPED.sub(r" \1 ", text).replace("\\ ", " ").replace("-", " ").lower().split()).strip(" .!\"'")
+    text = re.sub(r"(?<=[a-zA-Z])-(?=[a-zA-Z])", " ", _UNWRAPPED.sub(r" \1 ", text))
+    return " ".join(text.lower().split()).strip(" .!\"'")
 
 
 def _plain(text: str) -> str:

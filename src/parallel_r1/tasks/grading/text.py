@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 LONGEST = 1000
 """Most characters of an answer; a longer text is no answer."""
@@ -55,46 +56,51 @@ _LAYOUT = re.compile(
 )
 _WORDS = "text|textbf|textrm|textit|textnormal|texttt|textsf|textup|emph|mbox|hbox|mathrm|operatorname\\*?"
 _FONTS = "mathbf|boldsymbol|bm|mathit|mathsf|pmb|bold|underline|vec|hat|overrightarrow|mathop|ensuremath"
-_REWRITTEN: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"(?<=\d)\s*(?:\.{3,}|\\[lc]?dots(?![a-zA-Z]))"), r"\\ldots "),
-    (re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]"), r"\\\\"),  # space between the rows of a matrix
-    (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
-    (re.compile(r"\\[dt]binom(?![a-zA-Z])"), r"\\binom"),
-    (re.compile(r"\{,\}"), ","),
-    (re.compile(rf"\\(?:{_FONTS})(?![a-zA-Z])"), ""),  # bold letters are letters
-    (re.compile(rf"\\(?:{_WORDS})\s*(?=\{{)"), r"\\text"),
-    (re.compile(r"\\text\{\s*\}"), ""),
-    (re.compile(r"\\text\{\s*(i|e|d|C|x|\d+(?:\.\d+)?)\s*\}"), r"\1"),  # \mathrm{i}, \text{2}
-    (re.compile(r"\\begin\{array\}\s*\{[lcr| ]*\}"), r"\\begin{matrix}"),
-    (re.compile(r"\\(begin|end)\{(?:[pbB]|small)?(?:matrix|array)\}"), r"\\\1{matrix}"),
-    (re.compile(r"\\hline"), ""),
-    (re.compile(r"\\le(?:q|qslant|qq)(?![a-zA-Z])|<=|=<"), r"\\le "),
-    (re.compile(r"\\ge(?:q|qslant|qq)(?![a-zA-Z])|>=|=>"), r"\\ge "),
-    (re.compile(r"\\neq(?![a-zA-Z])|!="), r"\\ne "),
-    (re.compile(r"(?<=[\])}])\s*U\s*(?=[\[({\\])"), r"\\cup "),
-    (re.compile(r"\\lt(?![a-zA-Z])"), "<"),
-    (re.compile(r"\\gt(?![a-zA-Z])"), ">"),
-    (re.compile(r"\\lbrace(?![a-zA-Z])"), r"\\{"),
-    (re.compile(r"\\rbrace(?![a-zA-Z])"), r"\\}"),
-    (re.compile(r"\\(?:[lr]?vert|mid)(?![a-zA-Z])"), "|"),
-    (re.compile(r"\\[lr]Vert(?![a-zA-Z])|\\\|"), r"\\Vert "),
-    (re.compile(r"\\varnothing(?![a-zA-Z])|\\\{\s*\\\}"), r"\\emptyset "),
-    (re.compile(r"\\div(?![a-zA-Z])"), "/"),
-    (re.compile(r"(?<=[\w)}])(\s?)\*\*\1(?=[\w({-])"), "^"),  # Python's power
-    (re.compile(r"\s*\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![a-zA-Z]))"), r"\\deg "),
-    (re.compile(r"\s*\\(?:degrees?|circ)(?![a-zA-Z])"), r"\\deg "),
-    (re.compile(r"[£€¥₹₽]|\\(?:pounds|euro|textdollar|yen|texteuro)(?![a-zA-Z])"), ""),
-    (re.compile(r"(?<![a-zA-Z])(?:Rs\.?|US\$|USD|EUR|GBP|INR|CNY)\s*(?=[\d.])"), ""),
-    (re.compile(r"^[\s*`]+|^__(?=\w)|^>\s+"), ""),
-    (re.compile(r"(?<=\w)__$"), ""),
-    (re.compile(r"[\s*.,;:`]+$"), ""),
-    (re.compile(r"\\\\$"), ""),
+_REWRITTEN: tuple[tuple[str, re.Pattern[str], str], ...] = (
+    (".", re.compile(r"(?<=\d)\s*\.{3,}"), r"\\ldots "),
+    ("dots", re.compile(r"(?<=\d)\s*\\[lc]?dots(?![a-zA-Z])"), r"\\ldots "),
+    ("\\\\", re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]"), r"\\\\"),  # space between rows of a matrix
+    ("frac", re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
+    ("binom", re.compile(r"\\[dt]binom(?![a-zA-Z])"), r"\\binom"),
+    ("{,}", re.compile(r"\{,\}"), ","),
+    ("\\", re.compile(rf"\\(?:{_FONTS})(?![a-zA-Z])"), ""),  # bold letters are letters
+    ("\\", re.compile(rf"\\(?:{_WORDS})\s*(?=\{{)"), r"\\text"),
+    ("\\text", re.compile(r"\\text\{\s*\}"), ""),
+    ("\\text", re.compile(r"\\text\{\s*(i|e|d|C|x|\d+(?:\.\d+)?)\s*\}"), r"\1"),  # \mathrm{i}, \text{2}
+    ("array", re.compile(r"\\begin\{array\}\s*\{[lcr| ]*\}"), r"\\begin{matrix}"),
+    ("\\", re.compile(r"\\(begin|end)\{(?:[pbB]|small)?(?:matrix|array)\}"), r"\\\1{matrix}"),
+    ("\\hline", re.compile(r"\\hline"), ""),
+    ("\\phantom", re.compile(r"\\phantom\s*(?:\{[^{}]*\}|.)"), ""),
+    ("\\le", re.compile(r"\\le(?:q|qslant|qq)(?![a-zA-Z])"), r"\\le "),
+    ("\\ge", re.compile(r"\\ge(?:q|qslant|qq)(?![a-zA-Z])"), r"\\ge "),
+    ("=", re.compile(r"<=|=<"), r"\\le "),
+    ("=", re.compile(r">=|=>"), r"\\ge "),
+    ("\\neq", re.compile(r"\\neq(?![a-zA-Z])"), r"\\ne "),
+    ("!=", re.compile(r"!="), r"\\ne "),
+    ("U", re.compile(r"(?<=[\])}])\s*U\s*(?=[\[({\\])"), r"\\cup "),
+    ("\\lt", re.compile(r"\\lt(?![a-zA-Z])"), "<"),
+    ("\\gt", re.compile(r"\\gt(?![a-zA-Z])"), ">"),
+    ("\\lbrace", re.compile(r"\\lbrace(?![a-zA-Z])"), r"\\{"),
+    ("\\rbrace", re.compile(r"\\rbrace(?![a-zA-Z])"), r"\\}"),
+    ("\\", re.compile(r"\\(?:[lr]?vert|mid)(?![a-zA-Z])"), "|"),
+    ("\\", re.compile(r"\\[lr]Vert(?![a-zA-Z])|\\\|"), r"\\Vert "),
+    ("\\", re.compile(r"\\varnothing(?![a-zA-Z])|\\\{\s*\\\}"), r"\\emptyset "),
+    ("\\div", re.compile(r"\\div(?![a-zA-Z])"), "/"),
+    ("**", re.compile(r"(?<=[\w)}])(\s?)\*\*\1(?=[\w({-])"), "^"),  # Python's power
+    ("^", re.compile(r"\s*\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![a-zA-Z]))"), r"\\deg "),
+    ("\\", re.compile(r"\s*\\(?:degrees?|circ)(?![a-zA-Z])"), r"\\deg "),
+    ("", re.compile(r"[£€¥₹₽]|\\(?:pounds|euro|textdollar|yen|texteuro)(?![a-zA-Z])"), ""),
+    ("", re.compile(r"(?<![a-zA-Z])(?:Rs\.?|US\$|USD|EUR|GBP|INR|CNY)\s*(?=[\d.])"), ""),
+    ("", re.compile(r"^[\s*`]+|^__(?=\w)|(?<=\w)__$|[\s*.,;:`]+$"), ""),  # markup around it, and a full stop
+    ("\\\\", re.compile(r"\\\\$"), ""),
 )
+"""Text that must be there, pattern, replacement; in this order."""
 _SPACED = re.compile(r"(?<![\d.,'])\d{1,3}(?:[ '\u202f\u00a0]\d{3})+(?![\d/'])(?!\s*/)")
 _GAP = re.compile(r"[ '\u202f\u00a0]")
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
 
 
+@lru_cache(maxsize=10_000)
 def tidy(text: str) -> str | None:
     """An answer without layout, delimiters of mathematics, markup, currency signs, and a full stop at its end.
 
@@ -103,10 +109,12 @@ def tidy(text: str) -> str | None:
     text = _EDGES.sub("", text) if len(text) <= 2 * LONGEST else text
     if len(text) > LONGEST or _FOREIGN.search(text):
         return None
-    text = _without_symbols(_characters(text))
+    if not text.isascii():
+        text = _without_symbols(_characters(text))
     text = _LAYOUT.sub(lambda match: match[0] if match[0] == r"\\" else " " if match[1] else "", text)
-    for pattern, by in _REWRITTEN:
-        text = pattern.sub(by, text)
+    for needle, pattern, by in _REWRITTEN:
+        if needle in text:
+            text = pattern.sub(by, text)
     text = _SPACED.sub(lambda number: _GAP.sub(",", number[0]), text).strip()  # 130 000
     bare = _ESCAPED.sub("", text)
     return text if text and bare.count("{") == bare.count("}") else None
@@ -136,6 +144,7 @@ def spelling(tidied: str) -> str:
 
 
 _BUILDER = re.compile(r"^\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?[:|](.*)\\\}$", re.DOTALL)
+_ALL_TEXT = re.compile(r"\\text\s*\{([^{}]*\d[^{}]*)\}")
 _REPEATING = (
     re.compile(r"(?<![\d.])(\d*)\.(\d*)\\overline\s*\{\s*(\d+)\s*\}"),  # 0.8\overline{3}
     re.compile(r"(?<![\d.])(\d*)\.(\d*)\\dot\s*\{?\s*(\d)\s*\}?"),
@@ -155,9 +164,12 @@ def readable(tidied: str, *, lists: bool = False) -> str:
     Args:
         lists: the reference is a list, so `1,234` may be two numbers, and `3 and 1/2` are.
     """
-    text = _FOR_ALL.sub("", _BUILDER.sub(r"\2", tidied))
-    for pattern in _REPEATING:
-        text = pattern.sub(_repeated, text)
+    if (alone := _ALL_TEXT.fullmatch(tidied)) is not None:
+        tidied = alone[1].strip()
+    text = _FOR_ALL.sub("", _BUILDER.sub(r"\2", tidied)) if "\\" in tidied or "for" in tidied else tidied
+    if "." in text:
+        for pattern in _REPEATING:
+            text = pattern.sub(_repeated, text)
     if lists:
         return text
     text = _AND_FRACTION.sub(r"\1 ", text)

@@ -91,7 +91,8 @@ _ONES = (
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _SMALL = {word: value for value, word in enumerate(_ONES)} | {word: 10 * n for n, word in enumerate(_TENS, 2)}
 _LARGE = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_DIGITS_LARGE = re.compile(r"(?<![\w.,])(\d+(?:,\d{3})*(?:\.\d+)?)\s+(hundred|thousand|million|billion|trillion|dozen)s?\b")
+_DIGITS_LARGE = re.compile(r"(?<![\w.,])(\d+(?:,\d{3})*(?:\.\d+)?)\s*(?:\\text\s*\{)?\s*"
+    r"(?<![\d.,])(hundred|thousand|million|billion|trillion|dozen)s?\b\s*\}?")
 
 
 def number_in_words(text: str) -> int | None:

@@ -1,7 +1,7 @@
-"""The value of an expression at a point: exact for rational numbers, else to 40 digits with a bound of its error.
+"""The value of an expression at a point: exact for rational numbers, else to 85 digits with a bound of its error.
 
 Every variable has a fixed value of its own at every point, the same in all answers. Equal expressions have equal values
-wherever they are evaluated, and expressions that are equal at several such points, to 40 digits, are the same
+wherever they are evaluated, and expressions that are equal at several such points, to that many digits, are the same
 (Schwartz and Zippel's test of identities).
 
 Source: Schwartz, "Fast probabilistic algorithms for verification of polynomial identities", J. ACM 27 (1980).
@@ -19,10 +19,10 @@ from mpmath import MPContext
 from parallel_r1.tasks.grading.tree import Node, UnreadableError
 
 MP = MPContext()
-MP.prec = 150
-EPSILON = MP.mpf(2) ** -140
+MP.prec = 300
+EPSILON = MP.mpf(2) ** -290
 """Relative error of one operation, with some room."""
-SURE = MP.mpf(10) ** -25
+SURE = MP.mpf(10) ** -40
 """Error, relative to the values, below which values that agree are equal; sums that cancel may have a larger one."""
 BITS = 40_000
 """Largest rational number that is kept exactly: numerator or denominator, in bits."""
@@ -52,6 +52,12 @@ def _float(value: Value) -> tuple[Any, Any]:
         return value.number, value.error
     number = MP.mpf(value.number.numerator) / value.number.denominator
     return number, abs(number) * EPSILON
+
+
+def _fits(value: Value) -> bool:
+    """Whether nothing that matters is lost when a value becomes a number of mpmath: 2^1000 + 1 does not fit."""
+    parts = (value.number.numerator, value.number.denominator) if value.rational else ()
+    return value.exact and all((part // (part & -part)).bit_length() < MP.prec for part in parts if part)
 
 
 def _small(number: Fraction) -> bool:
@@ -93,6 +99,8 @@ def div(one: Value, two: Value) -> Value:
     if (result := _both(one, two, lambda a, b: a / b)) is not None:
         return result
     (a, ea), (b, eb) = _float(one), _float(two)
+    if b == 0:
+        raise ZeroDivisionError
     if abs(b) <= 4 * eb:
         raise UnreadableError
     return _checked(a / b, (ea + abs(a / b) * eb) / abs(b), _still(one, two))
@@ -120,12 +128,12 @@ def power(base: Value, exponent: Value) -> Value:
     else:
         result = MP.exp(b * MP.log(a))
     relative = abs(b) * ea / abs(a) + abs(MP.log(a)) * eb + EPSILON * (8 + abs(b))
-    return _checked(result, abs(result) * relative, base.exact and exponent.exact and not lossy)
+    return _checked(result, abs(result) * relative, _fits(base) and _fits(exponent) and not lossy)
 
 
 def _still(one: Value, two: Value) -> bool:
     """Whether an operation whose result is no Fraction kept what could be kept: two Fractions could."""
-    return one.exact and two.exact and not (one.rational and two.rational)
+    return _fits(one) and _fits(two) and not (one.rational and two.rational)
 
 
 def apply(function: Callable[[Any], Any], value: Value) -> Value:
@@ -137,7 +145,7 @@ def apply(function: Callable[[Any], Any], value: Value) -> Value:
     if not MP.isfinite(result):
         raise UnreadableError
     slope = abs(function(a + ea) - result)
-    return _checked(result, 2 * slope + EPSILON * (1 + abs(result)), value.exact)
+    return _checked(result, 2 * slope + EPSILON * (1 + abs(result)), _fits(value))
 
 
 def root(radicand: Value, degree: Value) -> Value:
@@ -185,7 +193,7 @@ def equal(one: Value, two: Value) -> bool | None:
     if abs(a - b) > 8 * error:
         return False
     sure = error < SURE * size or (size <= 8 * error and error < SURE)
-    return True if one.exact and two.exact and sure else None
+    return True if _fits(one) and _fits(two) and sure else None
 
 
 _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
