@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,14 +93,17 @@ def numbered_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
-def parse_object(line: bytes) -> dict[str, Any]:
+def parse_object(line: bytes, parse_float: Callable[[str], Any] = float) -> dict[str, Any]:
     """Parse one line of JSON.
+
+    Args:
+        parse_float: makes a number of its text.
 
     Raises:
         ValueError: it is not UTF-8, not JSON, nested too deeply, or not an object.
     """
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.decode("utf-8-sig"), parse_float=parse_float)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(row, dict):

@@ -104,6 +104,6 @@ def boxes(text: str) -> list[Box]:
 
 
 def last_box(text: str) -> tuple[int, str] | None:
-    """The last closed `\\boxed{}` of a text: the character at which it begins, and its content; None if there is none."""
+    """The last closed `\\boxed{}` of a text: the character at which it begins, and its content; None without one."""
     last = max(boxes(text), default=None)
     return None if last is None else (last.start, last.content)

@@ -44,12 +44,12 @@ _SENTENCE = re.compile(r"(?<=[^\s.])[.!]\s+(?=[A-Z])")
 def final_answer(trunk: str, find: Find = "strict") -> str | None:
     """The final answer of a trunk; None if it has none.
 
-    It is the text behind the last mark, to the end of the line or of the block of mathematics or code that begins there;
-    or the contents of the last `\\boxed{}`, if that comes later. Boxes with nothing but `and`, `or` or a comma between
-    them are one answer. What follows a token that ends a text does not count.
+    It is the text behind the last mark, to the end of the line or of the block of mathematics or code that begins
+    there; or the contents of the last `\\boxed{}`, if that comes later. What follows a token that ends a text does not
+    count.
 
     Args:
-        find: which marks count. With `lenient` boxes with nothing but `and`, `or` or a comma between them are one answer.
+        find: which marks count. With `lenient`, boxes with `and`, `or` or a comma between them are one answer.
     """
     for end in islice(_END.finditer(trunk), _TURNS):
         if (answer := _located(trunk[: end.start()], find)) is not None:

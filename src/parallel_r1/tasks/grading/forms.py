@@ -356,7 +356,7 @@ def _same_values(gold: Node, answer: Node) -> Verdict:
     verdict = equal(*first)
     if verdict is False:
         return len(points) == 1 and rounded(gold, first[0], answer, first[1])
-    verdicts = [verdict]
+    verdicts: list[Verdict] = [verdict]
     for point in points[1:]:
         try:
             verdicts.append(equal(evaluate(gold, point), evaluate(answer, point)))

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -130,7 +129,8 @@ class Pool:
                 verdict, worker = self._compare(pair, worker)
                 result.set_result(verdict)
             except BaseException as error:  # the caller gets it
-                worker = self._retire(worker)
+                self._retire(worker)
+                worker = None
                 result.set_exception(error)
         self._retire(worker)
 
@@ -143,7 +143,8 @@ class Pool:
                 worker = self._start()
             verdict = worker.ask(pair)
             if worker.process.returncode is not None or verdict is None:
-                worker = self._retire(worker)
+                self._retire(worker)
+                worker = None
             if verdict is not None:
                 return verdict, worker
         return False, None

@@ -10,14 +10,12 @@ Bound = tuple[Node | None, Node | None, bool, bool]
 
 
 def is_name(node: Node) -> bool:
-    """Whether something is the name of an unknown: x, x_1, angle ABC, f(x), (x, y), but not a number or an expression."""
+    """Whether something is the name of an unknown: x, x_1, angle ABC, f(x), (x, y); no number or expression."""
     if node.kind == "tuple":
         return all(map(is_name, node.parts))
     if node.kind == "mul":
         return all(map(is_name, node.parts)) and not {"pi", "e", "i"} & node.names()
     return node.kind == "var" and node.name not in ("pi", "e", "i", "infty")
-
-
 
 
 def region(node: Node, *, pairs: bool = False) -> list[Bound] | None:

@@ -6,9 +6,8 @@ import re
 
 _DENIED = re.compile(
     r"\b(?:not|never|neither|nor|cannot|except|incorrect|wrong|false|unlike|instead of|rather than|other than|at least|"
-    r"at most|more than|less than|fewer than|greater than|larger than|smaller than|no more|no less|no fewer|up to|"
-    r"(?:over|above|below|under|exceeds?|almost|nearly|between|minimum of|maximum of|or more|or less|or fewer|or so)(?= ?$|"
-    r"[^a-zA-Z]))\b|n't\b|\bnever\b",
+    r"at most|more than|less than|fewer than|greater than|larger than|smaller than|no more|no less|no fewer|up to|over|"
+    r"above|below|under|exceeds?|almost|nearly|between|minimum of|maximum of|or more|or less|or fewer|or so)\b|n't\b",
     re.IGNORECASE,
 )
 _BOUND = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt)(?:q|qslant)?(?![a-zA-Z])|[≤≥≠]")

@@ -11,12 +11,12 @@ from fractions import Fraction
 from parallel_r1.tasks.grading.units import number_in_words
 
 _BASE_NAMES = {
-    name: value
-    for value, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)
+    name: value for value, name in enumerate(str.split("two three four five six seven eight nine ten eleven twelve"), 2)
 } | {"sixteen": 16, "binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16, "hex": 16}
 _BASED = re.compile(
-    r"\(?\s*(-?[0-9A-Z][0-9A-Z, ]*(?:\.[0-9A-Z]+)?)\s*\)?\s*(?:_\s*\{?\s*\(?|,?\s*\(?\s*(?:\\text\s*\{)?\s*(?:in\s+)?(?=base|bin|oct|dec|hex))"
-    r"\s*(?:\\text\s*\{)?\s*(?:base)?[\s\-}{~]*(\d+|[a-z]+)\s*\}?\s*\)?\s*\}?"
+    r"\(?\s*(-?[0-9A-Z][0-9A-Z, ]*(?:\.[0-9A-Z]+)?)\s*\)?\s*"  # the digits
+    r"(?:_\s*\{?\s*\(?|,?\s*\(?\s*(?:\\text\s*\{)?\s*(?:in\s+)?(?=base|bin|oct|dec|hex))\s*"
+    r"(?:\\text\s*\{)?\s*(?:base)?[\s\-}{~]*(\d+|[a-z]+)\s*\}?\s*\)?\s*\}?"  # the base
 )
 _DIGITS = re.compile(r"-?[0-9A-Z]+(?:\.[0-9A-Z]+)?")
 
@@ -38,7 +38,7 @@ def same_base(gold: str, answer: str) -> bool | None:
     if one is None or two is None:
         return False
     digits = [value[0].lstrip("0") for value in (one, two)]
-    return digits[0] == digits[1] and None in (one[1], two[1]) or (digits[0] == digits[1] and one[1] == two[1])
+    return digits[0] == digits[1] and (one[1] == two[1] or None in (one[1], two[1]))
 
 
 _CLOCK = re.compile(
@@ -147,17 +147,32 @@ def same_choices(gold: str, answer: str) -> bool | None:
     """Compare several letters, such as `A, C, D`, in any order."""
     if not _LETTERS.fullmatch(gold):
         return None
-    return _LETTERS.fullmatch(answer) is not None and set(re.findall("[A-J]", gold)) == set(
-        re.findall("[A-J]", answer)
-    )
+    return _LETTERS.fullmatch(answer) is not None and set(re.findall("[A-J]", gold)) == set(re.findall("[A-J]", answer))
 
 
 _UNWRAPPED = re.compile(r"\\text\s*\{([^{}]*)\}")
-_NOTHING = ("no solution", "no solutions", "none", "no real solution", "no real solutions", r"\emptyset", "empty set")
+_NOTHING: tuple[str, ...] = (
+    "no solution",
+    "no solutions",
+    "none",
+    "no real solution",
+    "no real solutions",
+    r"\emptyset",
+    "empty set",
+)
 _NOTHING += ("there is no solution", "there are no solutions", "the empty set", "no real roots", "no values")
-_EVERYTHING = (r"(-\infty,\infty)", r"\mathbb{r}", "all real numbers", "all reals", "r", r"x\in\mathbb{r}")
+_EVERYTHING: tuple[str, ...] = (
+    r"(-\infty,\infty)",
+    r"\mathbb{r}",
+    "all real numbers",
+    "all reals",
+    "r",
+    r"x\in\mathbb{r}",
+)
 _EVERYTHING += ("(-infty,infty)", r"(-\infty,+\infty)", "the set of all real numbers", "all real x")
-_IS = re.compile(r"(?:^|.*\b(?:is|are|was|were|be|equals|on|in|at)\s+|.*[:=]\s*)(?:(?:on|in|at|a|an|the|an?\s+)\s+)*", re.DOTALL)
+_IS = re.compile(
+    r"(?:^|.*\b(?:is|are|was|were|be|equals|on|in|at)\s+|.*[:=]\s*)(?:(?:on|in|at|a|an|the|an?\s+)\s+)*", re.DOTALL
+)
 
 
 def words(text: str) -> str:

@@ -20,9 +20,9 @@ _EDGES = re.compile("^[\\s\u200b\u2060\ufeff]+|[\\s\u200b\u2060\ufeff]+$")
 """White space, and spaces without width, which no one sees at the ends."""
 
 _GREEK = dict(zip("αβγδεζηθικλμνξπρστφχψω", range(22), strict=True))
-_GREEK_NAMES = (
+_GREEK_NAMES = str.split(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi chi psi omega"
-).split()
+)
 _SIGNS = str.maketrans(
     {"\u2212": "-", "\u2013": "-", "\N{MULTIPLICATION SIGN}": r"\times ", "·": r"\cdot ", "÷": "/", "⁄": "/"}
     | {"∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "\N{UNION}": r"\cup ", "∩": r"\cap ", "∈": r"\in "}
@@ -43,7 +43,9 @@ def _characters(text: str) -> str:
     """A text with LaTeX for mathematical characters."""
     text = _RAISED.sub(lambda run: f"^{{{run[0].translate(_SUPERSCRIPTS)}}}", text)
     text = _LOWERED.sub(lambda run: f"_{{{run[0].translate(_SUBSCRIPTS)}}}", text)
-    text = _VULGAR.sub(lambda one: r" \frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", one[0]).split("⁄")), text)
+    text = _VULGAR.sub(
+        lambda one: r" \frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", one[0]).split("⁄")), text
+    )
     text = _ROOT.sub(r"\\sqrt{\1}", text).replace("√", r"\sqrt ")
     return text.translate(_SIGNS)
 
@@ -173,7 +175,9 @@ def readable(tidied: str, *, lists: bool = False) -> str:
     if lists:
         return text
     text = _AND_FRACTION.sub(r"\1 ", text)
-    return _THOUSANDS.sub(lambda number: number[0].replace(",", "") if _outside(text, number.start()) else number[0], text)
+    return _THOUSANDS.sub(
+        lambda number: number[0].replace(",", "") if _outside(text, number.start()) else number[0], text
+    )
 
 
 def _repeated(match: re.Match[str]) -> str:

@@ -43,10 +43,12 @@ SCALE: dict[str, tuple[str, Fraction]] = {
 """Unit -> what it measures, and its size in the unit of that."""
 
 _OTHER = frozenset(
-    "unit square sq cubic cu mph kph kmh km/h euro yen rupee ton tonne gallon gal quart qt pint pt cup tablespoon tbsp "
-    "teaspoon tsp acre hectare joule j newton n watt w volt v hz hertz kelvin k c f celsius fahrenheit kj kw kwh ev pa "
-    "kpa mol radian rad month year yr decade century dozen people person student child children men women boys girls "
-    "way times time point per coin ball car book piece item page tile box apple marble sheep square".split()
+    str.split(
+        "unit square sq cubic cu mph kph kmh km/h euro yen rupee ton tonne gallon gal quart qt pint pt cup tablespoon "
+        "tbsp teaspoon tsp acre hectare joule j newton n watt w volt v hz hertz kelvin k c f celsius fahrenheit kj kw "
+        "kwh ev pa kpa mol radian rad month year yr decade century dozen people person student child children men "
+        "women boys girls way times time point per coin ball car book piece item page tile box apple marble sheep"
+    )
 )
 """Other words that an amount may be followed by, with no sentence around it."""
 LETTERS = frozenset("mgshlLJNWVKCF")
@@ -84,15 +86,17 @@ def unit_of(phrase: str) -> str | None:
     return first if alone and first in SCALE else "things"
 
 
-_ONES = (
+_ONES = str.split(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+)
+_TENS = str.split("twenty thirty forty fifty sixty seventy eighty ninety")
 _SMALL = {word: value for value, word in enumerate(_ONES)} | {word: 10 * n for n, word in enumerate(_TENS, 2)}
 _LARGE = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_DIGITS_LARGE = re.compile(r"(?<![\w.,])(\d+(?:,\d{3})*(?:\.\d+)?)\s*(?:\\text\s*\{)?\s*"
-    r"(?<![\d.,])(hundred|thousand|million|billion|trillion|dozen)s?\b\s*\}?")
+_DIGITS_LARGE = re.compile(
+    r"(?<![\w.,])(\d+(?:,\d{3})*(?:\.\d+)?)\s*(?:\\text\s*\{)?\s*"
+    r"(?<![\d.,])(hundred|thousand|million|billion|trillion|dozen)s?\b\s*\}?"
+)
 
 
 def number_in_words(text: str) -> int | None:

@@ -33,8 +33,8 @@ POINTS = 3
 
 
 class Value(NamedTuple):
-    """A number: `number` is a Fraction, or a real or complex number of mpmath that is off by at most `error`. `exact` is
-    False if a rational number was too large to be kept exactly."""
+    """A number: a Fraction, or a real or complex number of mpmath that is off by at most `error`. `exact` is False if a
+    rational number was too large to be kept exactly."""
 
     number: Any
     error: Any = 0
@@ -217,7 +217,7 @@ _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "log": MP.log,
     "cis": lambda angle: MP.mpc(MP.cos(angle), MP.sin(angle)),
 }
-_OF_ANGLES = frozenset("sin cos tan cot sec csc cis".split())
+_OF_ANGLES = frozenset(str.split("sin cos tan cot sec csc cis"))
 
 
 def evaluate(node: Node, point: int, sign: int = 1) -> Value:
