@@ -30,6 +30,11 @@ _UNION = re.compile(r"\\cup(?![a-zA-Z])")
 _RELATION = re.compile(r"\\(?:le|ge|ne|in|approx)(?![a-zA-Z])|[=<>]")
 _TIMES = re.compile(r"\\(?:cdot|times)(?![a-zA-Z])|\*|x(?=\s*10\s*\^)")
 _OPEN = {"(": ")", "[": "]", r"\{": r"\}", r"\langle": r"\rangle", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
+_ENGLISH = frozenset(
+    str.split(
+        "is it of in on at to by as an be so if we he no the are was for has had its per all any not but one two six"
+    )
+)
 _NAMED = ("angle", "triangle", "overline")
 _CIS = re.compile(r"\\text\s*\{\s*cis\s*\}")
 _STOPS = frozenset("+-,;)]}=<>&:")
@@ -224,7 +229,7 @@ class _Reader(Cursor):
         if word in CONSTANTS or word in GREEK:
             self.at += len(word)
             return Node("var", name=CONSTANTS.get(word, word))
-        if len(word) > 3:
+        if len(word) > 3 or word.lower() in _ENGLISH:
             raise UnreadableError
         self.at += 1
         return self.letter(word[0])
