@@ -24,8 +24,9 @@ from parallel_r1.tasks.grading.special import (
     same_words,
 )
 from parallel_r1.tasks.grading.text import readable, spelling, tidy
-from parallel_r1.tasks.grading.tree import Node, UnreadableError
+from parallel_r1.tasks.grading.tree import Node, TooLargeError, UnreadableError
 from parallel_r1.tasks.grading.units import number_in_words, with_digits
+from parallel_r1.tasks.grading.values import evaluate
 
 SPECIAL: tuple[Callable[[str, str], bool | None], ...] = (
     same_meaning,
@@ -120,14 +121,24 @@ def _same(asked: Node, given: Node) -> bool | None:
         return same(asked, given)
     except ZeroDivisionError:
         return False
+    except TooLargeError:  # a tower of powers is no answer, unless one is asked for
+        return None if _is_too_large(asked) else False
     except (UnreadableError, ArithmeticError, ValueError, RecursionError):
         return None
 
 
+def _is_too_large(asked: Node) -> bool:
+    try:
+        evaluate(asked, 0)
+    except TooLargeError:
+        return True
+    except (UnreadableError, ArithmeticError, ValueError, RecursionError):
+        pass
+    return False
+
+
 def _is_tiny(asked: Node | None) -> bool:
     """Whether a reference is a number so small that math-verify cannot tell it from others."""
-    from parallel_r1.tasks.grading.values import evaluate
-
     if asked is None or asked.names() - {"pi", "e", "i"}:
         return False
     try:

@@ -29,7 +29,7 @@ _TURNS = 8
 """Most tokens that end a text at which a final answer is looked for."""
 _STRICT = re.compile(re.escape(FINAL_ANSWER))
 _STRONG = re.compile(
-    r"(?:^[\s#*_>-]*(?:the\s+|my\s+)?final\s+answer\b|\bfinal\s+answer\b(?=\s*[*_]*\s*(?:[:：=]|is\b)))"
+    r"(?:^[ \t#*_>-]{0,20}(?:the\s+|my\s+)?final\s+answer\b|\bfinal\s+answer\b(?=\s*[*_]*\s*(?:[:：=]|is\b)))"
     r"[ \t]*[*_]*[ \t]*(?:is\b|[:：=])?[ \t]*[*_]*:?",
     re.IGNORECASE | re.MULTILINE,
 )

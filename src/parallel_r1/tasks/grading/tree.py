@@ -33,3 +33,7 @@ class Node:
 
 class UnreadableError(Exception):
     """A text is no answer that can be read, or can be read in several ways."""
+
+
+class TooLargeError(UnreadableError):
+    """A number that is too large to be computed."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from mpmath import MPContext
 
-from parallel_r1.tasks.grading.tree import Node, UnreadableError
+from parallel_r1.tasks.grading.tree import Node, TooLargeError, UnreadableError
 
 MP = MPContext()
 MP.prec = 300
@@ -115,7 +115,9 @@ def power(base: Value, exponent: Value) -> Value:
             return Value(base.number**exponent.number.numerator)
         lossy = True
     (a, ea), (b, eb) = _float(base), _float(exponent)
-    if abs(b) > EXPONENT or (a == 0 and not b > 0):
+    if abs(b) > EXPONENT:
+        raise TooLargeError
+    if a == 0 and not MP.re(b) > 0:
         raise UnreadableError
     if a == 0:
         return Value(Fraction(0))
@@ -140,7 +142,7 @@ def apply(function: Callable[[Any], Any], value: Value) -> Value:
     """A function of one value; its error from a second value nearby."""
     a, ea = _float(value)
     if a != 0 and MP.mag(a) > 64:
-        raise UnreadableError
+        raise TooLargeError
     result = function(a)
     if not MP.isfinite(result):
         raise UnreadableError
@@ -283,7 +285,9 @@ def _call(node: Node, point: int, sign: int) -> Value:
 
 
 def _whole(value: Value, most: int) -> int:
-    if not value.rational or value.number.denominator != 1 or not 0 <= value.number <= most:
+    if value.rational and value.number > most:
+        raise TooLargeError
+    if not value.rational or value.number.denominator != 1 or value.number < 0:
         raise UnreadableError
     return int(value.number)
 
