@@ -206,35 +206,37 @@ class Grader:
 
     def _verdict(self, answer: str | None, gold: str) -> bool | Future[bool]:
         """A verdict, or the one that is to come. Verdicts are remembered under the texts as they are, so that a known
-        one takes one look-up."""
+        one takes one look-up, and those of math-verify also under what it was asked."""
         if answer is None or len(answer) > 2 * LONGEST or len(gold) > 2 * LONGEST:
             return False
         key = gold, answer
         with self.lock:
-            if (known := self.verdicts.get(key)) is not None:
+            if (known := self._known(key)) is not None:
                 return known
         compared = compare(answer, gold)
+        if isinstance(compared, bool):
+            with self.lock:
+                self._remember(key, compared)
+            return compared
         with self.lock:
-            if (known := self.verdicts.get(key)) is not None:  # another thread was quicker
-                return known
-            result: bool | Future[bool] = compared if isinstance(compared, bool) else Future()
-            self.verdicts[key] = result
-            if len(self.verdicts) > KEPT:
-                self.verdicts.popitem(last=False)
-        if isinstance(result, Future) and not isinstance(compared, bool):
-            result.add_done_callback(lambda done: self._settle(key, done))
+            known = self._known(compared)
+            result = Future() if known is None else known
+            for pair in {key, compared}:
+                self._remember(pair, result)
+        if known is None and isinstance(result, Future):
             self.pool.submit(compared, result)
         return result
 
-    def _settle(self, key: Pair, done: Future[bool]) -> None:
-        """Remember a verdict that has come; forget one that failed."""
-        with self.lock:
-            if self.verdicts.get(key) is not done:
-                return
-            if done.exception() is None:
-                self.verdicts[key] = done.result()
-            else:
-                del self.verdicts[key]
+    def _known(self, key: Pair) -> bool | Future[bool] | None:
+        """A verdict that is remembered or on its way; None if there is none, or the comparison failed."""
+        known = self.verdicts.get(key)
+        failed = isinstance(known, Future) and known.done() and known.exception() is not None
+        return None if failed else known
+
+    def _remember(self, key: Pair, verdict: bool | Future[bool]) -> None:
+        self.verdicts[key] = verdict
+        if len(self.verdicts) > KEPT:
+            self.verdicts.popitem(last=False)
 
 
 def _end(jobs: SimpleQueue[Job | None], threads: list[Thread]) -> None:
