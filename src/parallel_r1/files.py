@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -121,14 +121,17 @@ def numbered_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     return ((number, line) for number, line in enumerate(lines, 1) if line.removeprefix(codecs.BOM_UTF8).strip())
 
 
-def parse_object(line: bytes) -> dict[str, Any]:
+def parse_object(line: bytes, parse_float: Callable[[str], Any] = float) -> dict[str, Any]:
     """Parse one line of JSON.
+
+    Args:
+        parse_float: makes a number of its text.
 
     Raises:
         ValueError: it is not UTF-8, not JSON, nested too deeply, not an object, or holds half a surrogate pair.
     """
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.decode("utf-8-sig"), parse_float=parse_float)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(row, dict):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 FORK_OPEN, FORK_CLOSE = "<Parallel>", "</Parallel>"
 PATH_OPEN, PATH_CLOSE = "<Path>", "</Path>"
@@ -72,22 +73,37 @@ class Tags:
         return (self.ids[FORK_CLOSE], *self.gap, self.ids[SUMMARY_OPEN])
 
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(\d+))|\\.|[{}]", re.DOTALL)
+_BARE = r"[-+]?\s*(?:[\d.(]|\\[a-zA-Z])(?:\{[^{}]*\}|[^\s${}]|\s*[-+*/^=<>]\s*(?=[^\s${}]))*"
+"""What a `\\boxed` without braces holds: all that no space or dollar sign ends, so that `\\boxed 3/4` is not 3."""
+_BOX = re.compile(rf"\\(?:boxed|fbox|framebox)(?:\s|\\n(?=\s*\{{))*(?:\{{|({_BARE}))|\\.|[{{}}]", re.DOTALL)
 
 
-def last_box(text: str) -> tuple[int, str] | None:
-    """The last closed `\\boxed{}` of a text: the character at which it begins, and its content; None if there is none.
-    Braces inside may nest."""
-    last: tuple[int, str] | None = None
+class Box(NamedTuple):
+    """A closed `\\boxed{}`: the characters at which it begins and ends, and its content."""
+
+    start: int
+    end: int
+    content: str
+
+
+def boxes(text: str) -> list[Box]:
+    """All closed `\\boxed{}` of a text, in the order in which they begin. Braces inside may nest."""
+    closed: list[Box] = []
     opened: list[tuple[int, int, bool]] = []
     for match in _BOX.finditer(text):
         token = match.group()
         if match[1]:  # \boxed 2
-            last = match.start(), match[1]
+            closed.append(Box(match.start(), match.end(), match[1]))
         elif token.endswith("{") and token != r"\{":
             opened.append((match.start(), match.end(), token != "{"))
         elif token == "}" and opened:
             start, inside, is_box = opened.pop()
-            if is_box and (last is None or start > last[0]):
-                last = start, text[inside : match.start()]
-    return last
+            if is_box:
+                closed.append(Box(start, match.end(), text[inside : match.start()]))
+    return sorted(closed)
+
+
+def last_box(text: str) -> tuple[int, str] | None:
+    """The last closed `\\boxed{}` of a text: the character at which it begins, and its content; None without one."""
+    last = max(boxes(text), default=None)
+    return None if last is None else (last.start, last.content)

@@ -1,10 +1,9 @@
-"""Commands that check answers and models: parity, format, final answers, visibility."""
+"""Commands that check answers and models: parity, format, visibility."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -66,7 +65,7 @@ def check(
 ) -> None:
     """Check the format of answers and show every defect with its place. Exit code 1 if any answer is invalid."""
     answers = invalid = 0
-    for line in lines(file):
+    for _, line in lines(file):
         report = _check_line(line)
         answers, invalid = answers + 1, invalid + (not report["valid"])
         if as_json:
@@ -84,12 +83,12 @@ def check(
     raise typer.Exit(1 if invalid else 0)
 
 
-def lines(file: str) -> Iterator[bytes]:
-    """The lines of a file, or of standard input if `file` is "-", without blank ones."""
+def lines(file: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, or of standard input if `file` is "-", with their numbers from 1 and without blank ones."""
     if file != "-" and not Path(file).is_file():
         raise UserError("a JSONL file, or - for standard input", f"no file {file}", "check the path")
     with sys.stdin.buffer if file == "-" else Path(file).open("rb") as stream:
-        yield from (line for _, line in numbered_lines(stream))
+        yield from numbered_lines(stream)
 
 
 def _check_line(line: bytes) -> dict[str, Any]:
@@ -113,50 +112,6 @@ def _check_line(line: bytes) -> dict[str, Any]:
         "paths": form.paths,
         "relative_positions": [round(at / len(text), 4) for at in form.fork_at],
     }
-
-
-@app.command()
-def grade(
-    file: Annotated[
-        str, typer.Argument(help='JSONL with {"text": .., "answer": ..} on every line, as rollouts are; - reads stdin.')
-    ],
-    as_json: options.AsJson = False,
-) -> None:
-    """Grade answers: compare the last `Final Answer:` or \\boxed{} outside all paths with the reference answer."""
-    from parallel_r1.tasks.grading.grader import grader
-
-    started = time.perf_counter()
-    rows = [_read_answer(line) for line in lines(file)]
-    verdicts = grader().grade([(row["found"], row["answer"]) for row in rows])
-    speed = len(rows) / (time.perf_counter() - started)
-    for row, correct in zip(rows, verdicts, strict=True):
-        row["correct"] = correct
-        if as_json:
-            print_json(row)
-    if not as_json:
-        silent = sum(row["found"] is None for row in rows)
-        console.print(
-            f"{sum(verdicts):,} of {len(rows):,} right; {silent:,} without a final answer; {speed:,.0f} answers/s",
-            highlight=False,
-        )
-
-
-def _read_answer(line: bytes) -> dict[str, Any]:
-    """The final answer and the reference answer of a line. A line that cannot be read counts as wrong; its `error` says
-    why."""
-    from parallel_r1.answers.parser import trunk
-    from parallel_r1.tasks.grading.extract import final_answer
-
-    try:
-        row = parse_object(line)
-        text, reference = row["text"], row["answer"]
-        if not isinstance(text, str) or not isinstance(reference, str):
-            raise TypeError(f"text is {type(text).__name__}, answer is {type(reference).__name__}")
-    except (ValueError, KeyError, TypeError) as error:
-        message = 'expected {"text": .., "answer": ..}, found ' + f"{type(error).__name__}: {error}"
-        return {"correct": False, "found": None, "answer": "", "error": message}
-    name = {"id": row["id"]} if "id" in row else {}
-    return {**name, "correct": False, "found": final_answer(trunk(text)), "answer": reference}
 
 
 @app.command()

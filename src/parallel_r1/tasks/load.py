@@ -7,10 +7,11 @@ from pathlib import Path
 
 from parallel_r1.tasks import countdown, countdown4  # noqa: F401  they register their tasks
 from parallel_r1.tasks.base import TASKS, Task, check_task
+from parallel_r1.tasks.grading.extract import Find
 from parallel_r1.tasks.math import load_mathematics
 
 
-def load_task(name: str | Task, hold_back: bool = False, data_dir: Path | None = None) -> Task:
+def load_task(name: str | Task, hold_back: bool = False, data_dir: Path | None = None, find: Find = "strict") -> Task:
     """Get a task by its name. Its data are read when problems are asked for.
 
     Args:
@@ -19,6 +20,7 @@ def load_task(name: str | Task, hold_back: bool = False, data_dir: Path | None =
         hold_back: keep the validation problems of a countdown task out of its training problems. All other tasks
             always do.
         data_dir: a folder with the files of the public sets. Default: the environment variable PARALLEL_R1_DATA.
+        find: how the final answers of a public set, a file or a data set are located; `lenient` for other models.
 
     Raises:
         UserError: no such task, no such file, an object that is no task, or math-verify is needed and not installed.
@@ -26,7 +28,7 @@ def load_task(name: str | Task, hold_back: bool = False, data_dir: Path | None =
     if not isinstance(name, str):
         return check_task(name)
     if name not in TASKS:
-        return load_mathematics(name, data_dir)
+        return load_mathematics(name, data_dir, find)
     registered = TASKS[name]()
     if hold_back and isinstance(registered, countdown.Countdown):
         return replace(registered, hold_back=True)

@@ -13,7 +13,7 @@ from parallel_r1.errors import UserError, nearest
 from parallel_r1.tasks.base import TASKS, epochs
 from parallel_r1.tasks.datasets.sources import Record, Source
 from parallel_r1.tasks.datasets.splits import Split
-from parallel_r1.tasks.grading.extract import final_answer
+from parallel_r1.tasks.grading.extract import Find, final_answer
 from parallel_r1.tasks.grading.grader import Grader, grader
 from parallel_r1.tasks.prompts import PARALLEL, PLAIN, WITHOUT_FORKS
 from parallel_r1.tasks.suites import SUITES, open_source
@@ -27,12 +27,14 @@ class Mathematics:
         name: the name of the source, with `@plain` behind it for the instruction that does not mention forks.
         instruction: the prompt, with `{problem}` where the statement goes.
         grader: compares final answers with references.
+        find: how final answers are located: `strict` for training on our format, `lenient` for other models.
     """
 
     name: str
     source: Source
     instruction: str
     grader: Grader
+    find: Find = "strict"
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
         """The problems of a split in an order that the seed decides. Training problems repeat for ever, in a new order
@@ -61,15 +63,19 @@ class Mathematics:
         """Whether the final answer of every trunk equals the reference. All of them are graded in one call, so that all
         processes of the grader work at once."""
         return self.grader.grade(
-            [(final_answer(answer), problem.answer) for problem, answer in zip(problems, answers, strict=True)]
+            [
+                (final_answer(answer, self.find), problem.answer)
+                for problem, answer in zip(problems, answers, strict=True)
+            ]
         )
 
 
-def load_mathematics(name: str, data_dir: Path | None = None) -> Mathematics:
+def load_mathematics(name: str, data_dir: Path | None = None, find: Find = "strict") -> Mathematics:
     """The task of a set of problems: a public one, a file or a data set of the hub.
 
     Args:
         data_dir: a folder with the files of the public sets. Default: the environment variable PARALLEL_R1_DATA.
+        find: how final answers are located.
 
     Raises:
         UserError: no such set, no such file, or math-verify is not installed.
@@ -80,4 +86,4 @@ def load_mathematics(name: str, data_dir: Path | None = None) -> Mathematics:
             "a known task, jsonl:PATH, parquet:PATH or hub:ID", f"'{name}'", nearest(source, [*TASKS, *SUITES])
         )
     instruction = PARALLEL if source == name else PLAIN
-    return Mathematics(name, open_source(source, data_dir), instruction, grader())
+    return Mathematics(name, open_source(source, data_dir), instruction, grader(), find)

@@ -13,7 +13,7 @@ from typing import Literal
 from parallel_r1.answers.syntax import last_box
 from parallel_r1.tasks.datasets.sources import Record
 from parallel_r1.tasks.datasets.splits import words
-from parallel_r1.tasks.grading.equal import spelling, tidy
+from parallel_r1.tasks.grading.text import spelling, tidy
 
 Kind = Literal[
     "truncated",

@@ -1,213 +1,305 @@
-"""Evaluate two answers at one point, to see in microseconds that they differ.
+"""The value of an expression at a point: exact for rational numbers, else to 85 digits with a bound of its error.
 
-Every variable has a fixed value of its own, the same in all answers; an answer that lists several things has the set of
-their values. Equal answers have equal values wherever they are evaluated, so answers with different values differ.
-Whether answers with equal values are equal is left to math-verify, and so is every text that cannot be read here, or
-can be read in several ways.
+Every variable has a fixed value of its own at every point, the same in all answers. Equal expressions have equal values
+wherever they are evaluated, and expressions that are equal at several such points, to that many digits, are the same
+(Schwartz and Zippel's test of identities).
+
+Source: Schwartz, "Fast probabilistic algorithms for verification of polynomial identities", J. ACM 27 (1980).
 """
 
 from __future__ import annotations
 
-import cmath
 import math
-import re
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, NamedTuple
 
-CLOSE = 1e-5
-"""Values that differ by no more than this may be equal and rounded."""
-EXACT = 1e-9
-"""The precision of a value, relative to the largest intermediate number of its computation."""
-DEEPEST = 50
-_NAME = re.compile(r"\\[a-zA-Z]+")
-_NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
-_GREEK = "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|lambda|mu|nu|xi|rho|sigma|tau|phi|chi|psi|omega|infty"
-_SYMBOL = re.compile(rf"\\(?:var)?(?:{_GREEK})(?![a-zA-Z])", re.IGNORECASE)
-_SEPARATOR = re.compile(r"\\begin\{[pb]matrix\}|\\end\{[pb]matrix\}|\\\\|[,;&]|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])")
-_AMBIGUOUS = re.compile(
-    r"\d,\s*\d{3}(?!\d)|\\frac\s*\d\d\d|"
-    r"(?<![a-zA-Z\\])(?:a?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp|sqrt|pi|inf\w*|pct|percent\w*|min|max|mod|deg)(?![a-zA-Z])"
-)
-_IN_TEXT = re.compile(r"\\(?:text|mbox)\{\(?([a-zA-Z ]+)\)?\}")
-_ASSIGNED = re.compile(r"^\s*[a-zA-Z]\s*=")
-_TIMES = re.compile(r"\\(?:cdot|times)(?![a-zA-Z])")
-_PI = re.compile(r"\\pi(?![a-zA-Z])")
-_DIGITS = re.compile(r"\s*\d\d")
+from mpmath import MPContext
 
+from parallel_r1.tasks.grading.tree import Node, TooLargeError, UnreadableError
 
-class _UnreadableError(Exception):
-    """A text is no expression, or can be read in several ways."""
+MP = MPContext()
+MP.prec = 300
+EPSILON = MP.mpf(2) ** -290
+"""Relative error of one operation, with some room."""
+SURE = MP.mpf(10) ** -40
+"""Error, relative to the values, below which values that agree are equal; sums that cancel may have a larger one."""
+BITS = 40_000
+"""Largest rational number that is kept exactly: numerator or denominator, in bits."""
+EXPONENT = 10**6
+"""Largest exponent, and largest binary exponent of what a function is asked for."""
+POINTS = 3
+"""Points at which expressions are compared. At the last one the variables are negative."""
 
 
-def differ(one: str, two: str) -> bool:
-    """Whether two answers certainly differ: one of them has a value that the other one does not have."""
-    if "=" not in one:
-        two = _ASSIGNED.sub("", two)
-    elif "=" not in two:
-        one = _ASSIGNED.sub("", one)
-    unions = [text for text in (one, two) if r"\cup" in text]
-    try:
-        if len(unions) == 1:  # a union of intervals is not one thing
-            return len(_values(one if unions[0] == two else two)) == 1
-        first, second = _values(one), _values(two)
-    except (_UnreadableError, ArithmeticError, ValueError):
+class Value(NamedTuple):
+    """A number: a Fraction, or a real or complex number of mpmath that is off by at most `error`. `exact` is False if a
+    rational number was too large to be kept exactly."""
+
+    number: Any
+    error: Any = 0
+    exact: bool = True
+
+    @property
+    def rational(self) -> bool:
+        """Whether it is an exact Fraction."""
+        return isinstance(self.number, Fraction)
+
+
+def _float(value: Value) -> tuple[Any, Any]:
+    """A value as a number of mpmath, with its error."""
+    if not value.rational:
+        return value.number, value.error
+    number = MP.mpf(value.number.numerator) / value.number.denominator
+    return number, abs(number) * EPSILON
+
+
+def _fits(value: Value) -> bool:
+    """Whether nothing that matters is lost when a value becomes a number of mpmath: 2^1000 + 1 does not fit."""
+    parts = (value.number.numerator, value.number.denominator) if value.rational else ()
+    return value.exact and all((part // (part & -part)).bit_length() < MP.prec for part in parts if part)
+
+
+def _small(number: Fraction) -> bool:
+    return number.numerator.bit_length() < BITS and number.denominator.bit_length() < BITS
+
+
+def _checked(number: Any, error: Any, exact: bool) -> Value:
+    if not MP.isfinite(number):
+        raise UnreadableError
+    return Value(number, error + abs(number) * EPSILON, exact)
+
+
+def _both(one: Value, two: Value, work: Callable[[Fraction, Fraction], Fraction]) -> Value | None:
+    """The exact result of an operation on two Fractions; None if one of them is none, or the result is too large."""
+    if not (one.rational and two.rational):
+        return None
+    result = work(one.number, two.number)
+    return Value(result) if _small(result) else None
+
+
+def add(one: Value, two: Value) -> Value:
+    """The sum of two values."""
+    if (result := _both(one, two, lambda a, b: a + b)) is not None:
+        return result
+    (a, ea), (b, eb) = _float(one), _float(two)
+    return _checked(a + b, ea + eb, _still(one, two))
+
+
+def mul(one: Value, two: Value) -> Value:
+    """The product of two values."""
+    if (result := _both(one, two, lambda a, b: a * b)) is not None:
+        return result
+    (a, ea), (b, eb) = _float(one), _float(two)
+    return _checked(a * b, abs(a) * eb + abs(b) * ea, _still(one, two))
+
+
+def div(one: Value, two: Value) -> Value:
+    """The quotient of two values."""
+    if (result := _both(one, two, lambda a, b: a / b)) is not None:
+        return result
+    (a, ea), (b, eb) = _float(one), _float(two)
+    if b == 0:
+        raise ZeroDivisionError
+    if abs(b) <= 4 * eb:
+        raise UnreadableError
+    return _checked(a / b, (ea + abs(a / b) * eb) / abs(b), _still(one, two))
+
+
+def power(base: Value, exponent: Value) -> Value:
+    """A power; the principal one of a complex number."""
+    lossy = False
+    if exponent.rational and exponent.number.denominator == 1 and base.rational:
+        size = abs(exponent.number.numerator)
+        if size * max(base.number.numerator.bit_length(), base.number.denominator.bit_length()) < BITS:
+            return Value(base.number**exponent.number.numerator)
+        lossy = True
+    (a, ea), (b, eb) = _float(base), _float(exponent)
+    if abs(b) > EXPONENT:
+        raise TooLargeError
+    if a == 0 and not MP.re(b) > 0:
+        raise UnreadableError
+    if a == 0:
+        return Value(Fraction(0))
+    if abs(a) <= 4 * ea:
+        raise UnreadableError
+    if exponent.rational and exponent.number.denominator == 1:
+        result = a ** int(exponent.number)
+    elif exponent.rational and exponent.number == Fraction(1, 2):
+        result = MP.sqrt(a)
+    else:
+        result = MP.exp(b * MP.log(a))
+    relative = abs(b) * ea / abs(a) + abs(MP.log(a)) * eb + EPSILON * (8 + abs(b))
+    return _checked(result, abs(result) * relative, _fits(base) and _fits(exponent) and not lossy)
+
+
+def _still(one: Value, two: Value) -> bool:
+    """Whether an operation whose result is no Fraction kept what could be kept: two Fractions could."""
+    return _fits(one) and _fits(two) and not (one.rational and two.rational)
+
+
+def apply(function: Callable[[Any], Any], value: Value) -> Value:
+    """A function of one value; its error from a second value nearby."""
+    a, ea = _float(value)
+    if a != 0 and MP.mag(a) > 64:
+        raise TooLargeError
+    result = function(a)
+    if not MP.isfinite(result):
+        raise UnreadableError
+    slope = abs(function(a + ea) - result)
+    return _checked(result, 2 * slope + EPSILON * (1 + abs(result)), _fits(value))
+
+
+def root(radicand: Value, degree: Value) -> Value:
+    """A root. The real one of a negative number if the degree is odd."""
+    if degree == Value(Fraction(2)):
+        return _square_root(radicand)
+    if not degree.rational or degree.number == 0:
+        raise UnreadableError
+    inverse = Value(1 / degree.number)
+    number, _ = _float(radicand)
+    negative = MP.im(number) == 0 and number < 0 and degree.number.denominator == 1 and degree.number.numerator % 2
+    if negative:
+        return mul(Value(Fraction(-1)), power(mul(Value(Fraction(-1)), radicand), inverse))
+    return power(radicand, inverse)
+
+
+def _square_root(radicand: Value) -> Value:
+    if radicand.rational and radicand.number >= 0:
+        above, below = (math.isqrt(part) for part in (radicand.number.numerator, radicand.number.denominator))
+        if Fraction(above, below) ** 2 == radicand.number:
+            return Value(Fraction(above, below))
+    return power(radicand, Value(Fraction(1, 2)))
+
+
+def variable(name: str, point: int) -> Value:
+    """The value of a name at a point, which no expression of other names has by chance."""
+    if name == "pi":
+        return _checked(+MP.pi, 0, True)
+    if name == "e":
+        return _checked(+MP.e, 0, True)
+    if name == "i":
+        return Value(MP.mpc(0, 1), EPSILON)
+    seed = sum((place + 2) * ord(letter) ** 2 for place, letter in enumerate(name)) * 97 + 31 * point + 7
+    fraction = MP.sqrt(seed * seed + seed + 1) % 1
+    number = (MP.mpf("0.25") + fraction, MP.mpf("1.5") + 3 * fraction, -MP.mpf("0.75") - fraction)[point]
+    return _checked(number, 0, True)
+
+
+def equal(one: Value, two: Value) -> bool | None:
+    """Whether two values are equal; None if they are equal as far as they are known, and could be known better."""
+    if one.rational and two.rational:
+        return bool(one.number == two.number)
+    (a, ea), (b, eb) = _float(one), _float(two)
+    error, size = ea + eb, max(abs(a), abs(b))
+    if abs(a - b) > 8 * error:
         return False
-    return not (_covered(first, second) and _covered(second, first))
+    sure = error < SURE * size or (size <= 8 * error and error < SURE)
+    return True if _fits(one) and _fits(two) and sure else None
 
 
-def _covered(some: list[tuple[complex, float]], others: list[tuple[complex, float]]) -> bool:
-    """Whether every value of `some` is near a value of `others`. Values come with their precision."""
-    return all(any(abs(a - b) <= max(CLOSE, near, far) for b, far in others) for a, near in some)
+_FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "sin": MP.sin,
+    "cos": MP.cos,
+    "tan": MP.tan,
+    "cot": MP.cot,
+    "sec": MP.sec,
+    "csc": MP.csc,
+    "arcsin": MP.asin,
+    "arccos": MP.acos,
+    "arctan": MP.atan,
+    "asin": MP.asin,
+    "acos": MP.acos,
+    "atan": MP.atan,
+    "sinh": MP.sinh,
+    "cosh": MP.cosh,
+    "tanh": MP.tanh,
+    "exp": MP.exp,
+    "ln": MP.log,
+    "log": MP.log,
+    "cis": lambda angle: MP.mpc(MP.cos(angle), MP.sin(angle)),
+}
+_OF_ANGLES = frozenset(str.split("sin cos tan cot sec csc cis"))
 
 
-def _values(text: str) -> list[tuple[complex, float]]:
-    """The values of the parts of an answer, with their precision."""
-    text = _IN_TEXT.sub(r" \1 ", text)
-    if _AMBIGUOUS.search(text):
-        raise _UnreadableError
-    pieces = [_unwrapped(piece.strip().replace(r"\{", "(").replace(r"\}", ")")) for piece in _SEPARATOR.split(text)]
-    if not any(pieces):
-        raise _UnreadableError
-    return [_Reader(piece).value() for piece in pieces if piece]
+def evaluate(node: Node, point: int, sign: int = 1) -> Value:
+    """The value of an expression at a point.
 
+    Args:
+        sign: which of the two signs of `\\pm` counts.
 
-def _unwrapped(piece: str) -> str:
-    """A part of a list without the brackets that belong to the list."""
-    spare = sum(map(piece.count, "([")) - sum(map(piece.count, ")]"))
-    while spare > 0 and piece[0] in "([ ":
-        spare -= piece[0] != " "
-        piece = piece[1:]
-    while spare < 0 and piece[-1] in ")] ":
-        spare += piece[-1] != " "
-        piece = piece[:-1]
-    return piece
-
-
-class _Reader:
-    """Evaluates one expression of numbers, letters, + - * / ^, roots, fractions and brackets. Products need no sign.
-
-    Attributes:
-        at: index of the next character.
-        deep: number of open brackets.
-        largest: the largest intermediate number, in absolute value; at least 1.
+    Raises:
+        UnreadableError: it is no number, has no value there, or is too large.
     """
-
-    def __init__(self, text: str) -> None:
-        self.text, self.at, self.deep, self.largest = text, 0, 0, 1.0
-
-    def value(self) -> tuple[complex, float]:
-        """The value of the whole text, and its precision."""
-        total = self.sum()
-        if self.peek():
-            raise _UnreadableError
-        return total, EXACT * self.largest
-
-    def peek(self) -> str:
-        """The next character that is no space, or an empty string at the end."""
-        while self.at < len(self.text) and self.text[self.at] == " ":
-            self.at += 1
-        return self.text[self.at : self.at + 1]
-
-    def take(self, words: str | re.Pattern[str]) -> str | None:
-        """Take the next character if it is one of some characters, or the text that matches a pattern; else None."""
-        here = self.peek()
-        if isinstance(words, str):
-            token = here if here and here in words else None
-        else:
-            match = words.match(self.text, self.at)
-            token = match.group() if match else None
-        self.at += len(token or "")
-        return token
-
-    def keep(self, number: complex) -> complex:
-        """Note the size of an intermediate number."""
-        if not cmath.isfinite(number):
-            raise _UnreadableError
-        self.largest = max(self.largest, abs(number))
-        return number
-
-    def sum(self) -> complex:
-        sign = self.take("+-")
-        total = -self.product() if sign == "-" else self.product()
-        while sign := self.take("+-"):
-            total = self.keep(total - self.product() if sign == "-" else total + self.product())
-        return total
-
-    def product(self) -> complex:
-        total, divided, was_number = self.power(), False, self.text[self.at - 1].isdigit()
-        while self.peek() and self.peek() not in "+-)]}":
-            sign = self.take("*/") or self.take(_TIMES)
-            mixed = was_number and (self.peek().isdigit() or self.text.startswith(r"\frac", self.at))
-            if sign is None and (divided or mixed):
-                raise _UnreadableError  # 1/2x; 2 1/2 or 2\frac12
-            factor = self.power()
-            divided, was_number = sign == "/", self.text[self.at - 1].isdigit()
-            total = self.keep(total / factor if divided else total * factor)
-        return total
-
-    def power(self) -> complex:
-        base = self.atom()
-        if not self.take("^"):
-            return base
-        if _DIGITS.match(self.text, self.at):
-            raise _UnreadableError
-        exponent = self.argument()
-        if self.peek() == "^":
-            raise _UnreadableError
-        return self.keep(base**exponent)
-
-    def atom(self) -> complex:
-        if number := self.take(_NUMBER):
-            return self.keep(float(number))
-        if symbol := self.take(_SYMBOL):
-            return _value_of(symbol.lower())
-        if (name := self.take(_NAME)) is not None:
-            return self.command(name)
-        return self.letter() if self.peek().isascii() and self.peek().isalpha() else self.bracket()
-
-    def letter(self) -> complex:
-        letter = self.text[self.at].lower()
-        self.at += 1
-        return {"e": math.e, "i": 1j}.get(letter) or _value_of(letter)
-
-    def bracket(self) -> complex:
-        closing = {"(": ")", "[": "]", "{": "}"}.get(self.take("([{") or "")
-        self.deep += 1
-        if closing is None or self.deep > DEEPEST:
-            raise _UnreadableError
-        inner = self.sum()
-        if not self.take(closing):
-            raise _UnreadableError
-        self.deep -= 1
-        return inner
-
-    def command(self, name: str) -> complex:
-        if name == r"\pi":
-            return math.pi
-        if name == r"\frac":
-            above, below = self.argument(), self.argument()
-            return self.keep(above / below)
-        if name == r"\sqrt":
-            root = self.bracket() if self.peek() == "[" else 2
-            radicand = self.argument()
-            if root != 2 and not (radicand.imag == 0 and radicand.real >= 0):
-                raise _UnreadableError  # the real root, or the first one
-            return self.keep(radicand ** (1 / root))
-        raise _UnreadableError
-
-    def argument(self) -> complex:
-        """The argument of a command: a group in braces, or one character."""
-        here = self.peek()
-        if here == "{":
-            return self.bracket()
-        if here.isdigit():
-            self.at += 1
-            return float(here)
-        if here.isascii() and here.isalpha():
-            return self.letter()
-        if self.take(_PI):
-            return math.pi
-        raise _UnreadableError
+    kind, parts = node.kind, node.parts
+    if kind == "num":
+        return Value(node.value)
+    if kind == "var":
+        return variable(node.name, point)
+    if kind == "call":
+        return _call(node, point, sign)
+    if kind in ("percent", "degree", "unit", "neg", "pm", "factorial", "det"):
+        return _changed(node, point, sign)
+    work = {"add": add, "mul": mul, "div": div, "pow": power}.get(kind)
+    if work is None:
+        raise UnreadableError
+    return work(evaluate(parts[0], point, sign), evaluate(parts[1], point, sign))
 
 
-def _value_of(name: str) -> float:
-    """The value of a variable, which no expression of other names has by chance."""
-    return 0.5 + math.sqrt(sum((place + 2) * ord(letter) ** 2 for place, letter in enumerate(name))) % 1
+def _changed(node: Node, point: int, sign: int) -> Value:
+    """The value of a node with one part, or of a determinant."""
+    if node.kind == "det":
+        return determinant([[evaluate(cell, point, sign) for cell in row.parts] for row in node.parts])
+    value = evaluate(node.parts[0], point, sign)
+    if node.kind == "neg" or (node.kind == "pm" and (sign if node.name == "pm" else -sign) < 0):
+        return mul(Value(Fraction(-1)), value)
+    if node.kind == "percent":
+        return mul(value, Value(Fraction(1, 100)))
+    if node.kind == "factorial":
+        return Value(Fraction(math.factorial(_whole(value, 3000))))
+    return value
+
+
+def _call(node: Node, point: int, sign: int) -> Value:
+    name, arguments = node.name, node.parts
+    if name in _OF_ANGLES and arguments[0].kind == "degree":
+        degrees = evaluate(arguments[0].parts[0], point, sign)
+        return apply(_FUNCTIONS[name], mul(degrees, div(variable("pi", 0), Value(Fraction(180)))))
+    values = [evaluate(argument, point, sign) for argument in arguments]
+    if name == "root":
+        return root(*values)
+    if name == "binom":
+        above, below = _whole(values[0], 5000), _whole(values[1], 5000)
+        return Value(Fraction(math.comb(above, below)))
+    if name == "log" and len(values) == 2:
+        return div(apply(MP.log, values[0]), apply(MP.log, values[1]))
+    if name == "lg":
+        return div(apply(MP.log, values[0]), apply(MP.log, Value(Fraction(10))))
+    if name == "abs":
+        return Value(abs(values[0].number)) if values[0].rational else apply(abs, values[0])
+    if name in ("floor", "ceil") and values[0].rational:
+        return Value(Fraction(getattr(math, name)(values[0].number)))
+    if name not in _FUNCTIONS:
+        raise UnreadableError
+    return apply(_FUNCTIONS[name], values[0])
+
+
+def _whole(value: Value, most: int) -> int:
+    if value.rational and value.number > most:
+        raise TooLargeError
+    if not value.rational or value.number.denominator != 1 or value.number < 0:
+        raise UnreadableError
+    return int(value.number)
+
+
+def determinant(rows: list[list[Value]]) -> Value:
+    """The determinant of a matrix of up to 4 rows."""
+    if len(rows) != len(rows[0]) or len(rows) > 4:
+        raise UnreadableError
+    if len(rows) == 1:
+        return rows[0][0]
+    total = Value(Fraction(0))
+    for column, first in enumerate(rows[0]):
+        minor = determinant([row[:column] + row[column + 1 :] for row in rows[1:]])
+        total = add(total, mul(mul(Value(Fraction((-1) ** column)), first), minor))
+    return total

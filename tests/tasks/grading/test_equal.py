@@ -1,0 +1,580 @@
+"""What counts as the same answer: examples of every kind, as `reference | answer`."""
+
+import operator
+from fractions import Fraction
+
+import pytest
+import sympy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel_r1.tasks.grading.equal import compare
+from parallel_r1.tasks.grading.grader import Grader
+
+RIGHT = r"""
+3i | 3\cdot i
+3i | 3\mathrm{i}
+3+i | 3+1i
+2-3i | -3i + 2
+2-3i | 2 - 3\,\mathrm{i}
+i\sqrt{3} | \sqrt{3}i
+i\sqrt{3} | \sqrt{3} \, i
+\frac{1+i}{2} | 0.5+0.5i
+9500 | x = 9,500
+9500\pi | 9,500\pi
+12345 | 12 345
+1234567 | 1,234,567
+1234567 | 1 234 567
+8\pi | 8\pi\text{ cm}^2
+8 | 8cm
+2.5 | 2 1/2 hours
+8\sqrt3 | 8\sqrt3 units
+8\sqrt{3} | 8\sqrt{3}\text{ square units}
+12 | 12 square meters
+12 | 12 m^2
+12 | 12 \text{ m}^2
+12 | 12\ \mathrm{m^2}
+12 | 12 sq ft
+5 hours | 5
+5 hours | 5 hours
+5\text{ minutes} | 300 seconds
+60 | 60 mph
+60 | 60 km/h
+60 | 60\text{ km/h}
+60 | 60 kilometers per hour
+\begin{pmatrix}2\\4\end{pmatrix} | 2\begin{pmatrix}1\\2\end{pmatrix}
+1000000 | 1e6
+0.000001 | 1e-6
+0.00005 | 5\times10^{-5}
+1500 | 1.5 \times 10^3
+Friday | The answer is Friday.
+B | Option B
+\text{(C)} | C.
+\text{(C)} | **(C)**
+\text{(C)} | The correct answer is (C).
+\text{(C)} | C) 15
+\text{(C)} | (C) 15 cm
+C | (c)
+C | Choice C
+C | The answer is option C
+7:30\text{ p.m.} | 7:30 PM
+7:30\text{ p.m.} | 7:30 P.M.
+7:30 | 07:30
+19:30 | 7:30 PM
+(a,b) \cup (c,d) | (a,b) U (c,d)
+(-1,2)\cup(3,5) | (-1,2) \text{ or } (3,5)
+(-1,2)\cup(3,5) | -1<x<2 or 3<x<5
+(-1,2)\cup(3,5) | (3,5) ∪ (-1,2)
+\begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix}1\\[6pt]2\end{pmatrix}
+72 | \mathbf{72}
+72 | `72`
+72 | \underline{72}
+\frac13 | 0.\overline{3}
+\frac13 | 0.333...
+\frac16 | 0.1\overline{6}
+0.\overline{27} | \frac{3}{11}
+\frac34 | ¾
+1.75 | 1¾
+1.75 | 1 ¾ cups
+[1,4] | 1 \le x \le 4
+[1,4] | \{x \mid 1 \leq x \leq 4\}
+[1,4] | x \in [1,4]
+[1,\infty) | x \ge 1
+(-\infty,1) | x<1
+(-\infty,1) | 1 > x
+x \ge 1 | [1,\infty)
+\sqrt{1/n} | \frac{1}{\sqrt n}
+2x | 2x for all x
+72 | seventy-two
+100 | one hundred
+3 | three
+four | 4
+1:2:3 | 1:2:3
+1:2 | 1/2
+3:4:5 | 6:8:10
+2:3 | 2 to 3
+2:3 | 2 : 3
+50\% | 50 percent
+50\% | 0.5
+50\% | 1/2
+12.5\% | 12.5
+25 | 25%
+\$12.50 | 12.50
+\$12.50 | $12.5
+\$12.50 | 12.50 dollars
+\$1,250 | 1250
+1250 | $1,250.00
+75\text{ cents} | 0.75
+75\text{ cents} | 75
+30^\circ | 30
+30^\circ | 30 degrees
+30 | 30°
+\frac{\pi}{6} | pi/6
+\frac{\pi}{6} | π/6
+1011_2 | 1011_{2}
+1011_2 | 1011
+1011_2 | (1011)_2
+1011_2 | 1011_{(2)}
+1011_2 | 1011 (base 2)
+1011_2 | 1011_{\text{base } 2}
+1011_2 | 1011 in base two
+\{1,2\} | \{2,1\}
+\{1,2\} | 1, 2
+\{1,2\} | {1,2}
+\{1,2\} | 1 and 2
+(1,2) | x = 1, y = 2
+(1,2) | (x,y) = (1,2)
+(1,2) | \left(1, 2\right)
+(1,2) | (1.0, 2.0)
+(1,2,3) | \langle 1,2,3\rangle
+(1,2,3) | \begin{pmatrix}1\\2\\3\end{pmatrix}
+\begin{pmatrix}1\\2\\3\end{pmatrix} | (1,2,3)
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | [[1, 2], [3, 4]]
+y=2x+3 | 2x+3
+y=2x+3 | y = 3 + 2x
+y=2x+3 | 2x - y + 3 = 0
+x=5 | 5
+5 | x=5
+x^2+y^2=1 | y^2 + x^2 - 1 = 0
+\sqrt{2} | 1.41421356
+\sqrt{2} | 2^{1/2}
+\sqrt{2} | sqrt(2)
+\sqrt{2} | √2
+\frac{\sqrt2}{2} | \sqrt{2}/2
+\frac{\sqrt2}{2} | \frac{1}{\sqrt{2}}
+\frac{\sqrt2}{2} | sqrt(2)/2
+10! | 3628800
+\binom{10}{3} | 120
+2^{10} | 1024
+\log_2 8 | 3
+\ln 2 | \log_e 2
+e^2 | e^{2}
+\pi | 3.14159265
+-\frac12 | \frac{-1}{2}
+-\frac12 | -0.5
+-\frac12 | −½
+\frac{3}{4} | \dfrac34
+\frac{3}{4} | 3/4
+\frac{3}{4} | 0.75
+x^2+2x+1 | (x+1)^2
+x^2-1 | (x-1)(x+1)
+3x+2 | 2+3x
+\frac{x+1}{2} | \frac{x}{2}+\frac{1}{2}
+\frac{x+1}{2} | (x+1)/2
+2^{n-1} | \frac{2^n}{2}
+n(n+1)/2 | \frac{n^2+n}{2}
+\text{Yes} | yes
+\text{Yes} | Yes.
+Alice | \text{Alice}
+\text{Wednesday} | Wednesday
+\text{even} | It is even.
+\text{increasing} | The function is increasing
+no solution | \emptyset
+\emptyset | \varnothing
+(-\infty,\infty) | \mathbb{R}
+(-\infty,\infty) | all real numbers
+\pm 3 | 3, -3
+\pm 3 | x = 3 or x = -3
+1,2,3 | 3, 2, 1
+1,2,3 | x = 1, 2, 3
+1,2,3 | x \in \{1,2,3\}
+1,2 | x = 1 \text{ or } x = 2
+1,2 | 1 \text{ or } 2
+72 | 72 km
+72 | $72$ km
+72 | 72 apples
+72 | 72 points
+72 | There are 72 apples.
+72 | The answer is $72$.
+72 | \(72\)
+72 | \[72\]
+72 | $$72$$
+72 | **72**
+72 | ≈ 72
+72 | x = 72
+72 | $x = 72$.
+72 | 72.0
+72 | 72.
+72 | 72,
+72 | +72
+72 | \text{72}
+72 | \boxed{72}
+72 | = 72
+72 | 72 \text{ ways}
+72 | \textbf{72}
+\frac{1}{20!} | \frac{1}{20!}
+2^{-60} | \frac{1}{2^{60}}
+0.0000014 | 1.4\times 10^{-6}
+1.5 | 1\frac12
+1.5 | 1 1/2
+1.5 | 3/2
+7\frac12 | 7.5
+2\frac{3}{4}\text{ cups} | 2.75 cups
+|x| | \sqrt{x^2}
+\sin^2 x | 1-\cos^2 x
+\tan x | \frac{\sin x}{\cos x}
+\sin 2x | 2\sin x\cos x
+f(x)=x^2 | x^2
+f(x)=x^2 | f(x) = x^2
+x=\frac12, y=3 | (\frac12, 3)
+\sqrt[3]{2} | 2^{1/3}
+\frac{1}{2},\frac{1}{3} | 1/2 and 1/3
+3.14 | 3.14
+a=1,b=2 | a = 1, b = 2
+15^\circ,75^\circ | 15, 75
+100,000 | 100000
+1,000 | 1000
+\text{A and B} | A and B
+(2,\infty) | x > 2
+10\text{ a.m.} | 10:00 AM
+3\text{ to }5 | 3:5
+\$2.50 | 250 cents
+6\text{ ft} | 72 inches
+0 | 0.0
+-1 | -1.0
+i | \mathrm{i}
+-i | -1i
+e^{i\pi/3} | \cos\frac{\pi}{3}+i\sin\frac{\pi}{3}
+x>2 | x > 2
+4.5 \text{ million} | 4500000
+2 \text{ dozen} | 24
+2\sqrt{2}+1 | 1 + 2 \sqrt 2
+\frac{a}{b} | a/b
+xy | x y
+xy | x \cdot y
+2xy | 2*x*y
+k\pi | \pi k
+3^{\frac12} | \sqrt3
+\left(\frac12,\frac13\right) | (1/2, 1/3)
+12\text{ cm} | 12 centimeters
+\text{12 cm} | 12
+5 | 5 \text{ units}
+5 | five
+12 | 12 people
+1\text{ hour} | 60 minutes
+\frac{5}{2}\text{ hours} | 2.5 hrs
+4\% | 4 \%
+(0,0) | (0, 0)
+(3, \frac{\pi}{2}) | (3, \pi/2)
+-\infty | -\infty
+\infty | ∞
+5 | 500%
+72 | 72
+72 | 072
+1234 | 1,234
+10080 | 10,\!080
+\frac12 | 0.5
+\frac{1}{3} | 0.333333
+0.75 | 3/4
+2.5 | 2 1/2
+\frac{388}{3} | 129\frac{1}{3}
+72 | The answer is 72.
+8 | 8\text{ cm}
+8 \mbox{ cm}^2 | 8 cm
+5.5 | $5.50 per pound
+75 | 75^\circ
+50\% | 50%
+50\% | 50
+\{1,2\} | \{2, 1\}
+1,2 | 2, 1
+1,2 | 1 or 2
+1 \text{ and } 2 | 1 and 2
+x = 2, x = 1 | $x = 1$ or $x = 2$
+(3,\infty)\cup(-\infty,2) | (-\infty, 2) \cup (3, \infty)
+\left[ 0, 1 \right) | [0, 1)
+\left( 1, 2, \frac{6}{2} \right) | (1, 2, 3)
+\begin{pmatrix} \frac{1}{3} \\ 2 \end{pmatrix} | \begin{pmatrix} 1/3 \\ 2 \end{pmatrix}
+\sqrt{18} | 3\sqrt{2}
+\sqrt{\frac{2}{3}} | \frac{\sqrt{6}}{3}
+(x+1)^2 | x^2 + 2x + 1
+1 | k = 1
+x = 7 | 7
+2x + 1 = y | y = 2x + 1
+2, 1 | 1 \text{ and } 2
+5i + 1 | 1 + 5i
+1024 | 2^{10}
+\text{(B)} | (B)
+\text{(B)} | B
+\text{Monday} | monday
+0.45\pi | \frac{9\pi}{20}
+\frac{3}{4} | It is $\frac34$ of it
+"""
+WRONG = r"""
+1011_2 | 1011_3
+1011_2 | 1011_{10}
+1011_2 | 11
+1011_2 | 1011 base 3
+1:2:3 | 1:3:2
+10:30 | 1:3
+2:3 | 3:2
+2:3 | 3/2
+2^{-60} | 2^{-61}
+\frac{1}{20!} | \frac{1}{21!}
+0.0000014 | 0.0000006
+0.0000014 | 0
+0 | 0.0000001
+\frac{2^{900}+1}{3\cdot2^{901}} | \frac{1}{3\cdot2^{901}}
+72 | It is not 72
+72 | at least 72
+72 | more than 72
+72 | \ge 72
+72 | > 72
+72 | x > 72
+72 | not 72
+72 | \neq 72
+72 | 72 or 73
+72 | 71, 72
+72 | 72, 73, 74
+72 | between 71 and 73
+(1,2) | \{1,2\}
+\{1,2\} | (1,2)
+(1,2) | (2,1)
+(1,2) | [1,2]
+[1,2) | [1,2]
+[1,4] | 1 < x < 4
+[1,4] | 1 \le x < 4
+(-\infty,1) | x \le 1
+(-\infty,1) | x > 1
+1.234567 | 1.234568
+0.1234567 | 0.1234568
+123456.7 | 123456.8
+1/3 | 0.333
+1/3 | 0.3334
+2/3 | 0.66667
+\sqrt2 | 1.414
+\pi | 3.14
+\pi | 22/7
+100 | 100.0001
+1000000 | 1000001
+10^{20} | 10^{20}+1
+10^{-20} | 10^{-21}
+3i | 3
+3i | -3i
+3+i | 3-i
+50\% | 5
+50\% | 0.05
+50\% | 500
+\$12.50 | 1250
+75\text{ cents} | \$75
+8\text{ m} | 8 cm
+1\text{ hour} | 1 minute
+30^\circ | \frac{\pi}{3}
+7:30\text{ p.m.} | 7:30 AM
+7:30\text{ p.m.} | 8:30 PM
+12:00 | 0:12
+\text{(B)} | C
+\text{(B)} | A or B
+\text{(B)} | (A) or (B)
+\text{(B)} | not B
+\text{(B)} | ABCD
+\text{Friday} | Thursday
+\text{Friday} | It is not Friday
+\text{Friday} | Monday, Tuesday, Wednesday, Thursday or Friday
+\text{even} | odd
+\text{even} | not even
+\text{even} | odd or even
+\text{Evelyn} | Eveyln
+\text{Yes} | No
+\begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix}1&2\end{pmatrix}
+\begin{pmatrix}2\\4\end{pmatrix} | 2\begin{pmatrix}1\\3\end{pmatrix}
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{pmatrix}1&3\\2&4\end{pmatrix}
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | 1,2,3,4
+x^2+2x+1 | x^2+2x
+y=2x+3 | y=2x-3
+y=2x+3 | x=2y+3
+x+y=3 | x-y=3
+x+y=3 | 3
+\pm 3 | 3
+\pm 3 | -3
+3 | \pm 3
+1,2 | 1
+1 | 1,2
+1,2,3 | 1,2
+\frac12 | \frac{1}{2}+\frac{1}{1000000000}
+2\frac12 | 2
+2\frac12 | 1
+11 | 1 1
+12 | 1,2
+\sqrt{2} | \sqrt{3}
+\sqrt{2} | -\sqrt{2}
+|x| | x
+\sqrt{x^2} | x
+(x-1)^2 | (x+1)^2
+2Rr | 2r^2
+n | N
+x | y
+3:4 | 3:4:5
+1/2 | 1/2/3
+9^9 | 9^9^9
+4210_5 | 4210_6
+2A5_{16} | 2A6_{16}
+A5_{16} | A5_{15}
+0.5 | 0.5%
+(0,1) | (0,1]
+(0,1)\cup(2,3) | (0,1)
+(0,1)\cup(2,3) | (0,3)
+(0,1) | (0,1)\cup(2,3)
+\emptyset | 0
+0 | \emptyset
+\infty | -\infty
+2 | 2x
+2x | 2
+2 | 2t
+10 | 1010_2
+1.5 | 15
+15 | 1.5
+1,234 | 1.234
+1234 | 1,23,4
+-3 | 3
+3 | -3
+7 | 7\sqrt{2}
+8\pi | 8
+8 | 8\pi
+8\pi | 8\pi^2
+2^{10} | 2^{11}
+5! | 5
+\log_2 3 | \log_3 2
+\ln 3 | \log_{10} 3
+e^2 | 2e
+i | 1
+i | -1
+x=5 | x=-5
+x>5 | x<5
+x>5 | x=5
+x \ge 5 | 5
+5 | x \ge 5
+72 | 72 is wrong
+72 | 72?? or 12
+100 | 99.99999
+100 | 100.0000001
+\frac{1}{1000000007} | \frac{1}{1000000009}
+0.00001 | 0.00002
+1\times 10^{-8} | 3\times 10^{-8}
+\frac{\pi}{10^{10}} | \frac{e}{10^{10}}
+\sqrt{2}\cdot 10^{-20} | \sqrt{3}\cdot 10^{-20}
+2^{1000} | 2^{1000}+1
+\sqrt{2^{1000}} | \sqrt{2^{1000}+1}
+\frac{1}{3} | \frac{333333}{1000000}
+\{(1,2),(3,4)\} | \{(1,2),(4,3)\}
+(1,2),(3,4) | (2,1),(4,3)
+1 + \frac{1}{10^{30}} | 1
+10^{30}+1 | 10^{30}
+\text{no solution} | 0
+A, C | A
+A, C | A, B
+72 | 73
+72 | -72
+\frac{1}{3} | 0.3333
+72 | 71 or 72
+72 | open('x', 'w').close() or 72
+72 | 12 apples and 72 pears
+72 | $71 and $72
+72 | 1 2 3 72
+3x + 2 | 3x + 2d
+72 | 72}
+72 | x = 71
+\text{odd} | even
+(1, 2) | (2, 1)
+[0, 1) | (0, 1]
+\{1,2\} | \{1, 2, 3\}
+\begin{pmatrix} 2 \\ 1 \end{pmatrix} | \begin{pmatrix} 1 \\ 2 \end{pmatrix}
+3\sqrt{2} | 2\sqrt{3}
+50\% | 5%
+\text{(B)} | A
+\text{Monday} | Tuesday
+(x+1)^2 | x^2 + 2x
+"""
+
+
+def pairs(table):
+    return [tuple(line.split(" | ")) for line in table.strip().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def grader():
+    with_one = Grader(size=1)
+    yield with_one
+    with_one.close()
+
+
+@pytest.mark.parametrize(("gold", "answer"), pairs(RIGHT))
+def test_the_same_answer_in_another_form_is_right(grader, gold, answer):
+    assert grader.right(answer, gold)
+
+
+@pytest.mark.parametrize(("gold", "answer"), [*pairs(WRONG), ("72", ""), ("", "72"), ("72", "72}")])
+def test_another_answer_is_wrong(grader, gold, answer):
+    assert not grader.right(answer, gold)
+
+
+def test_nearly_all_of_this_is_decided_by_our_own_rules():
+    asked = [compare(answer, gold) for gold, answer in pairs(RIGHT) + pairs(WRONG)]
+    assert sum(isinstance(verdict, tuple) for verdict in asked) <= 0.03 * len(asked)
+
+
+def spellings(value: Fraction) -> list[str]:
+    above, below = abs(value.numerator), value.denominator
+    sign = "-" if value < 0 else ""
+    texts = [
+        rf"${sign}\frac{{{above}}}{{{below}}}$",
+        f"{sign}{above}/{below}.",
+        rf"\[{sign}\dfrac{{{above}}}{{{below}}}\]",
+        rf"{sign}{above // below} \frac{{{above % below}}}{{{below}}}",
+    ]
+    if below == 1:
+        texts += [f"{value}", f"{value}.0", f"{sign}{above:,}", rf"\${value}", f"**{value}**"]
+    return texts
+
+
+values = st.fractions(-(10**20), 10**20, max_denominator=500)
+
+
+@given(values, values)
+def test_plain_numbers_are_compared_exactly(one, two):
+    for text in spellings(one):
+        assert compare(text, f"{one.numerator}/{one.denominator}") is True
+        assert compare(text, f"{two.numerator}/{two.denominator}") is (one == two)
+
+
+@given(st.fractions(-(10**9), 10**9, max_denominator=10**6), st.integers(6, 12))
+def test_six_digits_of_a_number_are_enough_and_a_wrong_sixth_is_not(value, digits):
+    if abs(value) < 1 or value.denominator == 1 or not set(range(2, 3)) or 10**12 % value.denominator == 0:
+        return
+    places = max(1, digits - len(str(int(abs(value)))))
+    if len(str(int(abs(value)))) + places < 7:
+        places = 7 - len(str(int(abs(value))))
+    gold = f"{value.numerator}/{value.denominator}"
+    rounded = round(value, places)
+    assert compare(decimal(rounded, places), gold) is True
+    assert compare(decimal(rounded + Fraction(20, 10 ** min(places, 6)), places), gold) is False
+
+
+def decimal(value: Fraction, places: int) -> str:
+    digits = f"{abs(round(value * 10**places)):0{places + 1}d}"
+    return f"{'-' if value < 0 else ''}{digits[:-places]}.{digits[-places:]}"
+
+
+SYMBOLS = sympy.symbols("x y")
+expressions = st.recursive(
+    st.integers(-9, 9).map(sympy.Integer) | st.sampled_from([*SYMBOLS, sympy.pi, sympy.I, sympy.sqrt(2)]),
+    lambda inner: (
+        st.builds(operator.add, inner, inner)
+        | st.builds(operator.mul, inner, inner)
+        | st.builds(lambda a, b: a / b if b != 0 else a, inner, inner)
+        | st.builds(lambda a: a**2, inner)
+        | st.builds(lambda a: sympy.sqrt(a**2 + 1), inner)
+    ),
+    max_leaves=6,
+)
+
+
+@given(expressions, expressions)
+def test_expressions_are_compared_as_sympy_compares_them(one, two):
+    """Forms of the same expression are equal, in a list too; and what we say of another one sympy says too."""
+    forms = [sympy.latex(form) for form in (one, sympy.expand(one), sympy.together(one), one + two - two)]
+    for form in forms:
+        assert compare(form, forms[0]) is not False
+        assert compare(f"({form}, 7)", f"({forms[0]}, 7)") is not False
+    verdict = compare(sympy.latex(two), forms[0])
+    if isinstance(verdict, bool):
+        assert verdict == (sympy.simplify(one - two) == 0)
