@@ -136,7 +136,7 @@ def parse_object(line: bytes, parse_float: Callable[[str], Any] = float) -> dict
         raise ValueError("nested too deeply") from error
     if not isinstance(row, dict):
         raise ValueError(f"a {type(row).__name__}")
-    if _SURROGATE.search(line) and (half := lone_surrogate(json.dumps(row, ensure_ascii=False))):
+    if _SURROGATE.search(line) and (half := lone_surrogate(json.dumps(row, ensure_ascii=False, default=str))):
         raise ValueError(f"{half}, half of a surrogate pair, which is no text")
     return row
 

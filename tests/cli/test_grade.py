@@ -56,7 +56,7 @@ def test_numbers_of_json_are_references_and_other_models_are_read_too(tmp_path):
     )
     rows = graded(path)
     assert [row["correct"] for row in rows] == [True] * 5 + [False]
-    assert [row["answer"] for row in rows] == ["72", "0.0000059", "0.10", "12345678901234567890.5", "3", "72"]
+    assert [row["answer"] for row in rows] == ["72", "0.0000059", "0.1", "12345678901234567890.5", "3", "72"]
     strict = graded(path, "--find", "strict")
     assert [row["found"] for row in strict][2:4] == [None, None]
 

@@ -92,8 +92,8 @@ def boxes(text: str) -> list[Box]:
     opened: list[tuple[int, int, bool]] = []
     for match in _BOX.finditer(text):
         token = match.group()
-        if match[1]:  # \boxed 2
-            closed.append(Box(match.start(), match.end(), match[1]))
+        if match[1]:  # \boxed 2, perhaps at the end of a sentence
+            closed.append(Box(match.start(), match.end(), match[1].rstrip(".,;:?")))
         elif token.endswith("{") and token != r"\{":
             opened.append((match.start(), match.end(), token != "{"))
         elif token == "}" and opened:

@@ -9,6 +9,7 @@ from typing import Any
 
 from parallel_r1.answers.syntax import last_box
 from parallel_r1.errors import UserError
+from parallel_r1.tasks.grading.reference import number_text
 
 PROBLEMS = ("problem", "question", "prompt")
 ANSWERS = ("answer", "final_answer", "ground_truth", "reward_model", "solution")
@@ -100,12 +101,6 @@ def reference_text(value: object, *, is_solution: bool = False) -> str | None:
         return None
     text = (_THOUSANDS.sub("", last) if marked else box[1] if box else value).strip()
     return text if text.casefold() not in {"", *NOTHING} else None
-
-
-def number_text(value: float | Decimal) -> str:
-    """A finite number in decimal digits, exactly as it is written in its shortest form, without an exponent."""
-    exact = Decimal(str(value))
-    return str(int(exact)) if exact == exact.to_integral_value() else format(exact, "f").rstrip("0")
 
 
 def _is_missing(value: object) -> bool:

@@ -24,14 +24,18 @@ def reference_text(value: Any) -> str:
         return value
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise ValueError("null" if value is None else f"a {_KINDS.get(type(value), type(value).__name__)}")
-    number = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
+    number = Decimal(str(value))
     if not number.is_finite():
         raise ValueError(f"{value}, which is no number" if number.is_nan() else f"{value}, which is not finite")
     if number and abs(number.adjusted()) > LARGEST:
         raise ValueError(f"a number of more than {LARGEST:,} digits")
-    if number == number.to_integral_value():
-        return str(int(number))
-    return f"{number:f}"
+    return number_text(number)
+
+
+def number_text(value: float | Decimal) -> str:
+    """A finite number in decimal digits, exactly as it is written in its shortest form, without an exponent."""
+    exact = Decimal(str(value))
+    return str(int(exact)) if exact == exact.to_integral_value() else format(exact, "f").rstrip("0")
 
 
 _KINDS = {bool: "truth value", list: "list", dict: "object"}
