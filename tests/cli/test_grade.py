@@ -91,17 +91,20 @@ def test_rollouts_are_judged_by_their_own_task(tmp_path):
         {"text": "<Parallel><Path>Final Answer: 3*5+7", "address": [[0, 0]]},
         {"text": "</Path></Parallel>\n<Summary>x</Summary>Final Answer: 22", "address": []},
     ]
+    cut = [{"text": "Final Answer: 3*5+7", "address": []}]
     path = written(
         tmp_path / "r.jsonl",
         rollout("Final Answer: 22", "22", identity),  # no number was used
         rollout("Final Answer: 3*5+7", "22", identity),
         rollout("".join(span["text"] for span in spans), "22", identity, spans=spans),
         rollout("**Final Answer**: 3*5+7", "22", identity),
+        rollout("Final Answer: 3*5+7", "22", identity, spans=cut, finish="length"),
+        rollout("Final Answer: 3*5+7", "22", identity, spans=cut, finish="stop"),
         {"text": "Final Answer: 22", "answer": 22},
     )
     rows = graded(path)
-    assert [row["correct"] for row in rows] == [False, True, False, False, True]
-    assert [row["found"] for row in rows] == ["22", "3*5+7", "22", None, "22"]
+    assert [row["correct"] for row in rows] == [False, True, False, False, False, True, True]
+    assert [row["found"] for row in rows] == ["22", "3*5+7", "22", None, None, "3*5+7", "22"]
 
 
 def test_a_task_of_ones_own_is_imported_and_one_that_is_missing_is_one_clear_line(tmp_path):

@@ -111,10 +111,13 @@ def _read(line: bytes, place: str) -> Row:
 def _trunk(row: dict[str, Any]) -> str:
     """The text outside all paths: by the spans of a rollout, else by the tags in the text."""
     from parallel_r1.answers.parser import trunk
+    from parallel_r1.tasks.grading.extract import without_cut_answer
 
     spans = row.get("spans")
     if isinstance(spans, list) and spans and all(isinstance(span, dict) and "text" in span for span in spans):
-        return "".join(str(span["text"]) for span in spans if not span.get("address"))
+        text = "".join(str(span["text"]) for span in spans if not span.get("address"))
+        cut = row.get("finish") == "length" and not spans[-1].get("address")
+        return without_cut_answer(text) if cut else text
     return trunk(row["text"])
 
 

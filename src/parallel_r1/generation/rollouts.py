@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from parallel_r1 import distributed as processes
 from parallel_r1.answers.rollout import Problem, Rollout
 from parallel_r1.answers.syntax import without_tags
-from parallel_r1.answers.trace import Trace
+from parallel_r1.answers.trace import TRUNK, Trace
 from parallel_r1.answers.visibility import latency
 from parallel_r1.errors import UserError
 from parallel_r1.generation.generator import Generator, make_generator
@@ -16,7 +16,7 @@ from parallel_r1.generation.settings import Sampling
 from parallel_r1.models.checks import positions
 from parallel_r1.models.policy import Policy
 from parallel_r1.tasks.base import Task, verdicts
-from parallel_r1.tasks.grading.extract import final_answer
+from parallel_r1.tasks.grading.extract import final_answer, without_cut_answer
 from parallel_r1.tasks.prompts import Prompt
 
 
@@ -46,7 +46,7 @@ def judge(
         anywhere: if the trunk has no final answer, let the verifier read the text of the paths too.
     """
     texts = [trace.texts(policy.decode) for _, trace in answers]
-    trunks = [policy.decode(trace.trunk_ids) for _, trace in answers]
+    trunks = [_trunk(trace, policy) for _, trace in answers]
     if anywhere:
         trunks = [
             without_tags("".join(parts), "\n") if final_answer(trunk) is None else trunk
@@ -57,6 +57,13 @@ def judge(
         Rollout(problem, trace, parts, verdict, latency(trace), len(trace.token_ids))
         for (problem, trace), parts, verdict in zip(answers, texts, correct, strict=True)
     ]
+
+
+def _trunk(trace: Trace, policy: Policy) -> str:
+    """The text of an answer outside its paths; if its budget ended there, without the final answer that it cut."""
+    text = policy.decode(trace.trunk_ids)
+    cut = trace.finish == "length" and bool(trace.spans) and trace.spans[-1].address == TRUNK
+    return without_cut_answer(text) if cut else text
 
 
 def answer(

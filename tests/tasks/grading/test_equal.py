@@ -298,6 +298,306 @@ x = 7 | 7
 \text{Monday} | monday
 0.45\pi | \frac{9\pi}{20}
 \frac{3}{4} | It is $\frac34$ of it
+11\frac{5}{6} | 11 5/6
+\frac{71}{6} | 11\ \frac{5}{6}
+\frac{5}{2} | 2 + 1/2
+2.5 | 2 and 1/2
+2.5 | 2½ hours
+-\frac{3}{2} | -1 1/2
+-\frac{3}{2} | -1\frac12
+\begin{pmatrix}1\\2\end{pmatrix} | \left(\begin{array}{c}1\\2\end{array}\right)
+\begin{pmatrix}1\\2\end{pmatrix} | \begin{bmatrix} 1 \\ 2 \end{bmatrix}
+\begin{pmatrix}1\\2\end{pmatrix} | [1, 2]^T
+\begin{pmatrix}1\\2\end{pmatrix} | [1,2]
+\begin{pmatrix} 0 & 1 \\ 1 & 0 \end{pmatrix} | \begin{pmatrix} 0 & 1 \\ 1 & 0 \\ \end{pmatrix}
+\begin{pmatrix} 1/2 \\ 0 \end{pmatrix} | \frac{1}{2}\begin{pmatrix} 1 \\ 0 \end{pmatrix}
+\begin{pmatrix} 1/2 \\ 0 \end{pmatrix} | A = \begin{pmatrix} 0.5 \\ 0 \end{pmatrix}
+\begin{pmatrix} 1 & 0 \\ 0 & 1 \end{pmatrix} | I = \begin{pmatrix} 1 & 0 \\ 0 & 1 \end{pmatrix}
+(-\infty, 3) | x \in (-\infty, 3)
+(-\infty, 3) | \{x : x < 3\}
+(-\infty, 3) | \{x \in \mathbb{R} : x < 3\}
+(-\infty,-1]\cup[1,\infty) | x \le -1 \text{ or } x \ge 1
+(-2, 2) | -2 < x and x < 2
+(-2, 2) | x > -2 \text{ and } x < 2
+(-\infty,0)\cup(0,\infty) | x \ne 0
+(-\infty,0)\cup(0,\infty) | \mathbb{R} \setminus \{0\}
+x \neq 3 | x \ne 3
+[0,\infty) | [0, +\infty)
+[0,\infty) | [0, inf)
+[0,\infty) | [0, infinity)
+x<2 | (-\infty,2)
+2<x<5 | (2,5)
+2<x<5 | 5 > x > 2
+\{-1, 1\} | x = \pm 1
+\{-1, 1\} | \pm 1
+\{1\} | 1
+\{1,2\} | x=1 or x=2
+1,2 | \{1, 2\}
+1,2 | [1, 2]
+1,2 | (1, 2)
+1,2 | 1; 2
+1,2 | x_1 = 2, x_2 = 1
+1,2 | 1, and 2
+1,2,3 | 1, 2, and 3
+(1,2) | 1, 2
+(1,2) | (2-1, 2)
+(x,y)=(1,2) | (1,2)
+(1,2),(3,4) | (3,4) and (1,2)
+(1,2),(3,4) | (x,y) = (1,2), (3,4)
+(1,2),(3,4) | \{(1,2),(3,4)\}
+5\% | 5 percent
+33\frac13\% | 33.33333\%
+33\frac13\% | \frac{100}{3}\%
+20\% | 20\ \%
+20\% | 0.20
+20\% | 20 percent increase
+20\% | an increase of 20%
+20\% | \frac15
+1\frac12\% | 1.5%
+0.05 | 5%
+1011_2 | 1011_{\text{two}}
+1011_2 | 1011 in binary
+1011_2 | 1011_2.
+1011_2 | \text{1011}_2
+1011_2 | 0b1011
+1011_2 | 1011 (binary)
+1011_2 | 1011 \text{ (base 2)}
+1011_2 | 1011\text{ base }2
+A5_{16} | a5_{16}
+3F_{16} | 0x3F
+12_5 | 12_{five}
+100_3 | (100)_3
+45^\circ | 45 deg
+45^\circ | \angle B = 45^\circ
+45^\circ | m\angle ABC = 45^\circ
+45^\circ | 45 ^\circ
+45^\circ | \theta=45°
+45^\circ | 45^{\circ}.
+45^\circ | 45.0°
+22.5^\circ | 22^\circ 30'
+22.5^\circ | 22°30′
+20 | 20°C
+20 | 20 degrees Celsius
+8 | 8 cm³
+8 | 8 cubic centimeters
+8 | 8 \text{cm}^3
+8 | 8\;\text{cm}
+8 | 8\,\mathrm{m/s}
+8 | 8\ \text{m s}^{-1}
+8 | 8 m/s^2
+8 | 8\text{ in}^2
+8 | 8 sq cm
+8 | 8 kg
+8 | 8kg
+8 | 8 L
+8 | 8 liters
+8 | 8 N
+8 | 8"
+8 | 8 inches
+8\pi | 8\pi \text{ units}
+8\pi | 8 pi
+8\pi | 8 \cdot \pi
+8\pi | 8\pi cm^2
+8\pi | 8π cm²
+8\pi | \pi \cdot 8
+8\pi | 25.132741
+2\sqrt{3} | 2\sqrt{3} \text{ cm}
+2\sqrt{3} | 2\sqrt3 inches
+2\sqrt{3} | 2*sqrt(3)
+2\sqrt{3} | 2√3 cm
+2\sqrt{3} | \sqrt{12}
+2\sqrt{3} | 3.4641016
+\$32.50 | 32.50
+\$32.50 | \$32.5
+\$32.50 | USD 32.50
+\$32.50 | 32.50 USD
+\$32.50 | 32 dollars and 50 cents
+\$18 | 18 dollars
+\$18 | \textdollar 18
+18 | €18
+18 | 18 euros
+18 | 18€
+18 | 18 £
+25\text{ cents} | 25 cents
+25\text{ cents} | 25¢
+25\text{ cents} | $0.25
+0.25 | 25 cents
+6.02\times10^{23} | 6.02 x 10^{23}
+6.02\times10^{23} | 6.02e23
+6.02\times10^{23} | 6.02E+23
+6.02\times10^{23} | 6.02 × 10²³
+6.02\times10^{23} | 6.02*10^23
+6.02\times10^{23} | 602000000000000000000000
+1.5\times10^{-3} | 0.0015
+1.5\times10^{-3} | 1.5e-3
+1500000 | 1.5 million
+2000 | 2 thousand
+3000000000 | 3 billion
+x^2+2x+1 | x² + 2x + 1
+x^2+2x+1 | x^{2}+2 x+1
+x^2+2x+1 | f(x) = x^2+2x+1
+x^2+2x+1 | (1+x)^2
+x^2+2x+1 | x*x + 2*x + 1
+x^2+2x+1 | p(x)=x^2+2x+1
+3x^2y | 3yx^2
+\frac{x}{x+1} | x/(x+1)
+\frac{x}{x+1} | 1 - \frac{1}{x+1}
+\frac{1}{x-1} | -\frac{1}{1-x}
+\frac{1}{2}bh | 0.5bh
+\frac{1}{2}bh | bh/2
+a^2-b^2 | (a-b)(a+b)
+e^{2x} | \left(e^x\right)^2
+e^{2x} | exp(2x)
+\ln x | \log x
+\sqrt{x}+1 | x^{1/2}+1
+\sqrt{x}+1 | 1 + sqrt(x)
+2^{n+1} | 2\cdot 2^n
+n! | n!
+\frac{n(n-1)}{2} | \binom{n}{2}
+\binom{n}{2} | \frac{n(n-1)}{2}
+\sum_{k=1}^n k | \frac{n(n+1)}{2}
+y=-2x+1 | 2x+y=1
+y=-2x+1 | y = -2 x + 1
+y=\frac{1}{2}x-3 | x - 2y = 6
+y=\frac{1}{2}x-3 | y=0.5x-3
+x=4 | 4
+x=4 | x = 4.0
+x^2+y^2=25 | x^2 + y^2 - 25 = 0
+(x-1)^2+y^2=4 | x^2-2x+y^2-3=0
+\frac{x^2}{4}+\frac{y^2}{9}=1 | 9x^2+4y^2=36
+xy=1 | y=\frac{1}{x}
+\text{(A)} | A
+\text{(A)} | (A)
+\text{(A)} | A.
+\text{(A)} | Answer: A
+\text{(A)} | Option (A)
+\text{(A)} | choice A
+\text{(A)} | The correct option is A.
+\text{(A)} | A: 5
+\text{(A)} | \boxed{A}
+\text{(A)} | **A**
+\text{(A)} | \mathrm{A}
+\text{(A)} | \textbf{(A)}\ 5
+A | (A)
+A | \text{A}
+A, B | B and A
+A, B | AB
+\text{B and C} | B, C
+\text{Tuesday} | tuesday
+\text{Tuesday} | Tuesday.
+\text{Tuesday} | The day is Tuesday
+\text{Tuesday} | on a Tuesday
+\text{Yes} | \text{yes}
+\text{Yes} | Yes, it is.
+\text{No} | no
+\text{odd} | f is odd
+\text{odd} | an odd function
+\text{True} | true
+Navin | \text{Navin}
+\text{red} | Red
+\text{ellipse} | an ellipse
+\text{ellipse} | It is an ellipse.
+3:2 | 3 : 2
+3:2 | 3 to 2
+3:2 | \frac{3}{2}
+3:2 | 6:4
+3:2 | 3/2
+1:\sqrt{3}:2 | 1:\sqrt3:2
+1:\sqrt{2} | 1 : \sqrt{2}
+4:30 | 4:30
+4:30 | 04:30
+4:30\text{ p.m.} | 4:30 pm
+4:30\text{ p.m.} | 4:30pm
+4:30\text{ p.m.} | 16:30
+10\text{ a.m.} | 10 am
+10\text{ a.m.} | 10:00 a.m.
+\frac16 | 0.1666...
+\frac16 | 0.1\bar{6}
+\frac16 | 0.166666\ldots
+\frac16 | 0.1(6)
+\frac16 | .16\overline{6}
+0.\overline{6} | \frac23
+0.\overline{6} | 0.666666667
+0.\overline{142857} | \frac17
+\sqrt[3]{4} | 4^{\frac{1}{3}}
+\sqrt[3]{4} | \sqrt[3]{4}
+\sqrt[3]{4} | 2^{2/3}
+\frac{\sqrt{3}}{3} | 1/\sqrt{3}
+\frac{\sqrt{3}}{3} | \sqrt{\frac13}
+\log_2 3 | \frac{\log 3}{\log 2}
+\log_2 3 | log_2(3)
+\log_2 3 | \log_{2}{3}
+\ln 2 | ln(2)
+120 | 5 \cdot 4 \cdot 3 \cdot 2 \cdot 1
+\frac{10!}{3!7!} | 120
+120 | {10 \choose 3}
+120 | C(10, 3)
+120 | \dbinom{10}{3}
+1+2i | 1 + 2i
+1+2i | 2i + 1
+1+2i | 1 + 2\mathrm{i}
+1+2i | 1 + 2 i
+\frac{1}{2}-\frac{\sqrt3}{2}i | \frac{1-i\sqrt{3}}{2}
+\frac{1}{2}-\frac{\sqrt3}{2}i | \frac{1}{2} - \frac{i\sqrt{3}}{2}
+3e^{i\pi/2} | 3i
+5\text{ cis }90^\circ | 5i
+5\text{ cis }90^\circ | 5(\cos 90^\circ + i \sin 90^\circ)
+\frac34 | 3⁄4
+\frac34 | 75\%
+\frac34 | three quarters
+\frac34 | three-fourths
+\frac34 | \frac{3}{4}\text{ of the class}
+1000 | 1,000
+1000 | 1 000
+1000 | 1\,000
+1000 | 1{,}000
+1000 | 1'000
+1000 | 10^3
+1000 | one thousand
+12 | twelve
+21 | twenty-one
+21 | Twenty one
+0 | zero
+-5 | negative five
+-5 | minus 5
+-5 | −5
+7 | \fbox{7}
+7 | ✔ 7
+7 | 7 ✅
+7 | "7"
+7 | '7'
+7 | <b>7</b>
+7 | \(7\).
+7 | $\boldsymbol{7}$
+7 | \color{red}{7}
+7 | \textcolor{blue}{7}
+7 | {\large 7}
+7 | \displaystyle 7
+7 | 7\quad
+7 | n = 7
+7 | Answer = 7
+7 | a_7 = 7
+7 | |x| = 7
+7 | f(2) = 7
+7 | AB = 7
+7 | S = 3 + 4 = 7
+7 | 3 + 4 = 7
+7 | x \approx 7
+7 | exactly 7
+7 | only 7
+7 | So the answer is 7.
+7 | Therefore, x = 7.
+7 | He has 7 left.
+7 | 7 more
+7 | 7 more apples
+7 | 7th
+7 | the 7th term
+7 | N=7
+7 | \text{The answer is } 7
+7 | It would take 7 days.
+7 | \therefore x = 7
+7 | \implies 7
+7 | 7%
 """
 WRONG = r"""
 1011_2 | 1011_3
@@ -483,6 +783,186 @@ A, C | A, B
 \text{(B)} | A
 \text{Monday} | Tuesday
 (x+1)^2 | x^2 + 2x
+7 | not equal to 7
+7 | it isn't 7
+7 | 7 is not the answer
+7 | less than 7
+7 | no more than 7
+7 | < 7
+7 | x < 7
+7 | \leq 7
+7 | 7+
+7 | 7 or more
+7 | anything but 7
+7 | 7x
+7 | 7, 8
+7 | 7 8
+7 | 7/1/1/2
+7 | 7.5
+7 | 77
+7 | -7
+7 | 7i
+7 | 7!
+7 | 7^7
+7 | 7:1
+7 | \sqrt{7}
+7 | \{7, 8\}
+7 | 7^\circ 30'
+7 | 6.9999
+7 | [7, 8]
+7 | 1/7
+7 | 7 \text{ or } 9
+7 | 5 + 3 = 7 = 8
+7 | 7 = 8
+7 | 8 = 7
+10:30 | 3:9
+1:2 | 2:4:6
+1:2 | 1:3
+1:2:3 | 1:2
+1:2 | 12
+0:1 | 0:2:3
+3:4 | 4:3
+2^{-50} | 0
+0 | 2^{-50}
+10^{-12} | 2\cdot10^{-12}
+10^{-12} | -10^{-12}
+\frac{1}{10^{12}} | \frac{1}{10^{12}+1}
+\frac{3^{500}+1}{3^{500}} | 1
+1 | \frac{3^{500}+1}{3^{500}}
+\left(\frac{1}{2}\right)^{100} | \left(\frac{1}{2}\right)^{101}
+\frac{100!}{102!} | \frac{100!}{101!}
+e^{-50} | e^{-51}
+e^{-50} | 0
+\frac{\sqrt{2}}{10^9} | \frac{\sqrt{3}}{10^9}
+0.00000123 | 0.00000124
+0.123456 | 0.123457
+3.1415926 | 3.1415927
+\frac{22}{7} | 3.14
+\frac{1}{7} | 0.142858
+\frac{1}{7} | 0.14
+\frac{2}{3} | 0.6666666666667666
+1011_2 | 1011_8
+1011_2 | 1011_{\text{three}}
+1011_2 | 1101
+77_8 | 77_9
+77_8 | 63
+77_8 | 63_{10}
+\{1,2,3\} | (1,2,3)
+(1,2,3) | \{1,2,3\}
+\{1,2\} | [1,2]
+\{(1,2)\} | \{(2,1)\}
+(0,1) | \{0,1\}
+(0,1) | [0,1]
+[0,1] | 0<x<1
+[0,1) | 0 \le x \le 1
+(-\infty,2) | (-\infty,2]
+(-\infty,2) | x>2
+(-\infty,2)\cup(3,\infty) | 2<x<3
+(-\infty,2)\cup(3,\infty) | (-\infty,3)\cup(2,\infty)
+(1,2) | (1,2,3)
+(1,2) | (1,3)
+(1,2) | 12
+12 | (1,2)
+\begin{pmatrix}1\\2\end{pmatrix} | (2,1)
+\begin{pmatrix}1\\2\end{pmatrix} | 3
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{pmatrix}1&2\\3&5\end{pmatrix}
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | -2
+3\sqrt2 | 2\sqrt3
+3\sqrt2 | \sqrt{6}
+3\sqrt2 | 4.2426
+\frac{\sqrt3}{2} | \frac{\sqrt2}{3}
+\pi/2 | \pi/3
+\pi | 3
+2\pi | 2
+x^2+1 | x^2-1
+x^2+1 | x+1
+x^2+1 | y^2+1
+2x+1 | 2x
+x+1=2 | x+1=3
+y=x^2 | y=x^3
+y=2x | x=2y
+x+y=1 | x+y=2
+\sin x | \cos x
+\sin 2x | 2\sin x
+\log 8 | \log 9
+\binom{10}{3} | \binom{10}{4}
+5! | 6!
+\text{(A)} | (B)
+\text{(A)} | B
+\text{(A)} | A and B
+\text{(A)} | A, B
+\text{(A)} | A or C
+\text{(A)} | (A) (B) (C) (D)
+\text{(A)} | not (A)
+A | BA
+\text{A, C} | A, B, C
+\text{Monday} | Monday or Tuesday
+\text{Monday} | Not Monday
+\text{Monday} | the day after Monday
+\text{Monday} | Sunday and Monday
+\text{odd} | neither even nor odd
+\text{odd} | not odd
+\text{Yes} | Yes and no
+\text{dog} | god
+\text{Adam} | Mada
+Alice | Bob
+7:30\text{ p.m.} | 7:30\text{ a.m.}
+7:30\text{ p.m.} | 7:31 PM
+7:30\text{ p.m.} | 19:31
+7:30 | 7.30
+10\text{ a.m.} | 10 p.m.
+50\% | 0.005
+50\% | 50.5%
+50\% | 5000\%
+50 | 0.5
+0.5 | 50
+\$5 | 5 cents
+\$5.00 | \$500
+5\text{ cm} | 5 m
+5\text{ hours} | 5 minutes
+45^\circ | 45'
+45^\circ | 45 radians
+45^\circ | 54^\circ
+i | -i
+2+3i | 2-3i
+2+3i | 3+2i
+2+3i | 2+3
+2+3i | 5i
+0.\overline{3} | 0.3
+0.\overline{3} | 0.33
+0.\overline{36} | 0.3\overline{6}
+2\frac12 | 2\cdot\frac12
+2\frac12 | \frac{2}{12}
+2\frac12 | 212
+\frac{1}{12} | 1\frac{1}{2}
+10^6 | 10^7
+10^6 | 106
+2^{10} | 2^{9}
+2^{10} | 210
+2^{10} | 20
+6\times10^{8} | 6\times10^{9}
+1.5e3 | 1.5e4
+seven | eight
+72 | seventy
+\emptyset | \{0\}
+\emptyset | (0,1)
+\text{no solution} | x=0
+\infty | 0
+\infty | 1000
+(-\infty,\infty) | (0,\infty)
+\pm 2 | 2, 3
+\pm 2 | 2, 2
+1 \pm \sqrt2 | 1+\sqrt2
+1 \pm \sqrt2 | 1 \pm \sqrt3
+1 \pm \sqrt2 | \pm 1 + \sqrt 2
+1,1,2 | 1,2,3
+x_1 | x_2
+a_1+a_2 | a_1+a_3
+2,3 | 23
+23 | 2,3
+1,000 | 1, 000, 1
+1,000 | 1.000
+1.000 | 1,000
 """
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from parallel_r1.answers.syntax import boxes, last_box
 from parallel_r1.tasks.grading.equal import compare
-from parallel_r1.tasks.grading.extract import final_answer
+from parallel_r1.tasks.grading.extract import final_answer, without_cut_answer
 
 BOTH = [
     ("so\nFinal Answer: 72", "72"),
@@ -81,6 +81,21 @@ def test_other_models_write_it_in_other_ways(text, answer):
     assert final_answer(text, "lenient") == answer
     if r"\boxed" not in text:
         assert final_answer(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("so\nFinal Answer: 7", "so\n"),
+        ("so\nFinal Answer:\n7", "so\n"),
+        ("Final Answer: 5\nno, Final Answer: 7.", "Final Answer: 5\nno, "),
+        ("so\nFinal Answer: 7\n", "so\nFinal Answer: 7\n"),
+        (r"Final Answer: so \boxed{7} and", r"Final Answer: so \boxed{7} and"),
+        ("the answer is 7", "the answer is 7"),
+    ],
+)
+def test_an_answer_that_the_budget_cut_does_not_count(text, rest):
+    assert without_cut_answer(text) == rest
 
 
 @given(

@@ -41,6 +41,7 @@ SPECIAL: tuple[Callable[[str, str], bool | None], ...] = (
 _ONLY_OURS = re.compile(r"\d\s*:\s*\d|\d\s*_|\bbase\b|\\frac\s*(?:\{[^{}]*\}|\d)\s*\d\d")
 """What math-verify drops, takes for a division, or cuts."""
 _PRICE = re.compile(r"\\\$\s*[\d.]|^[^$]*\$\s*[\d.][^$]*$|[£€]")
+_NEGATIVE = re.compile(r"^(?:negative|minus)\s+", re.IGNORECASE)
 _A_WORD = re.compile(r"\\text\s*\{[a-zA-Z ]{2,}\}")
 _HOLLOW = re.compile(r"(?:\\frac|\\sqrt|\^|_|\\frac\s*\{[^{}]*\})\s*\{\s*\}|^\^")
 """An argument is missing."""
@@ -62,16 +63,16 @@ def compare(answer: str | None, gold: str) -> bool | tuple[str, str]:
     reference, written = _in_digits(reference), _in_digits(written)
     bare = LEAD.sub("", written, count=1)
     for rule in SPECIAL:
-        verdict = rule(reference, bare)
-        if verdict is None and bare != written:
-            verdict = rule(reference, written)
-        if verdict is not None:
-            return verdict
+        verdicts = {rule(reference, text) for text in (written, bare)} - {None}
+        if verdicts:
+            return True in verdicts
     return _by_trees(answer, gold, written, reference)
 
 
 def _in_digits(text: str) -> str:
     """A text with digits in the place of numbers in words."""
+    if negative := _NEGATIVE.match(text):
+        return f"-{_in_digits(text[negative.end() :])}"
     number = number_in_words(text)
     return with_digits(text) if number is None else str(number)
 

@@ -57,6 +57,15 @@ def final_answer(trunk: str, find: Find = "strict") -> str | None:
     return _located(trunk, find)
 
 
+def without_cut_answer(trunk: str) -> str:
+    """A trunk that a budget ended, without a final answer that runs up to its end: 7 may be the beginning of 72."""
+    at = trunk.rfind(FINAL_ANSWER)
+    box = max(boxes(trunk), default=None)
+    if at < 0 or (box is not None and box.start > at) or "\n" in trunk[at + len(FINAL_ANSWER) :].lstrip():
+        return trunk
+    return trunk[:at]
+
+
 def _located(text: str, find: Find) -> str | None:
     closed = boxes(text)
     box = None if not closed else closed[-1] if find == "strict" else _joined(text, closed)

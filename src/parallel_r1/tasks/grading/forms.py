@@ -7,21 +7,16 @@ is no point; an interval may be given as inequalities; of an equation `x = 5` th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from fractions import Fraction
 from itertools import pairwise
 
-from parallel_r1.tasks.grading.decimals import rounded
 from parallel_r1.tasks.grading.intervals import FLIPPED, Bound, is_name, region
+from parallel_r1.tasks.grading.quantities import CONSTANTS, Verdict, same_scalars, summed
 from parallel_r1.tasks.grading.tree import Node, UnreadableError
-from parallel_r1.tasks.grading.units import SCALE
 from parallel_r1.tasks.grading.values import POINTS, equal, evaluate, mul
 
 MOST = 60
 """Most members of a list that are compared."""
-CONSTANTS = {"pi", "e", "i"}
 COMPOSED = ("tuple", "union", "matrix")
-Verdict = bool | None
-"""None: not decided here."""
 
 
 def same(gold: Node, answer: Node) -> Verdict:
@@ -30,6 +25,7 @@ def same(gold: Node, answer: Node) -> Verdict:
     Raises:
         UnreadableError: one of them has parts that cannot be compared here.
     """
+    gold, answer = summed(gold), summed(answer)
     regions = region(gold), region(answer, pairs=gold.kind == "union")
     if regions[0] is not None and regions[1] is not None:
         if not (gold.kind == answer.kind == "tuple"):
@@ -40,6 +36,8 @@ def same(gold: Node, answer: Node) -> Verdict:
         return _same_relations(gold, answer)
     if gold.kind == "tuple" and (moved := _coordinates(answer, len(gold.parts))) is not None:
         return _all(same(one, two) for one, two in zip(gold.parts, moved, strict=True))
+    if "ratio" in (gold.kind, answer.kind):
+        return _same_ratios(gold, answer)
     if (rows := (matrix(gold), matrix(answer))) != (None, None):
         return _same_matrices(gold, answer, *rows)
     if gold.kind == "tuple" and answer.kind == "tuple":
@@ -57,7 +55,7 @@ def same(gold: Node, answer: Node) -> Verdict:
         one, two = members[0][0], members[1][0]
         if (one.kind, two.kind) != (gold.kind, answer.kind):
             return same(one, two)
-        return _same_scalars(one, two)
+        return same_scalars(one, two)
     return _same_members(*members)
 
 
@@ -130,6 +128,17 @@ def _same_tuples(gold: Node, answer: Node) -> Verdict:
     return _all(map(same, gold.parts, answer.parts))
 
 
+def _same_ratios(gold: Node, answer: Node) -> Verdict:
+    """Ratios are equal if they are proportional."""
+    if gold.kind != answer.kind or len(gold.parts) != len(answer.parts):
+        return False
+    first, given = gold.parts[0], answer.parts[0]
+    return _all(
+        same_scalars(Node("mul", (one, given)), Node("mul", (two, first)))
+        for one, two in zip(gold.parts[1:], answer.parts[1:], strict=True)
+    )
+
+
 def _coordinates(answer: Node, count: int) -> list[Node] | None:
     """The values of `x=2, y=3`, or of numbers without brackets, in their order; None if they are something else."""
     if answer.kind != "list" or len(answer.parts) != count:
@@ -167,7 +176,7 @@ def _same_matrices(gold: Node, answer: Node, one: Rows | None, two: Rows | None)
     one, two = _rows_like(one, gold, two), _rows_like(two, answer, one)
     if one is None or two is None or len(one) != len(two) or len(one[0]) != len(two[0]):
         return False
-    return _all(_same_scalars(a, b) for rows in zip(one, two, strict=True) for a, b in zip(*rows, strict=True))
+    return _all(same_scalars(a, b) for rows in zip(one, two, strict=True) for a, b in zip(*rows, strict=True))
 
 
 def _rows_like(rows: Rows | None, node: Node, other: Rows | None) -> Rows | None:
@@ -183,8 +192,12 @@ def _rows_like(rows: Rows | None, node: Node, other: Rows | None) -> Rows | None
 # Equations and inequalities
 
 
-def _value_side(node: Node, other: Node) -> Node | None:
-    """The side of an equation that is compared with something that is no equation; None if it is none of these."""
+def _value_side(node: Node, *, quantities: bool = False) -> Node | None:
+    """The side of an equation that is compared with something that is no equation; None if there is none.
+
+    Args:
+        quantities: of `f(2) = 7`, `|x| = 7` and `a + b = 7` it is 7 too.
+    """
     signs, sides = node.name.split(), list(node.parts)
     if signs == ["in"]:
         return sides[1]
@@ -201,9 +214,20 @@ def _value_side(node: Node, other: Node) -> Node | None:
         return first
     if is_name(first):
         return last if all(_settled(a, b) for a, b in pairwise(sides[1:])) else None
+    if quantities and _is_quantity(first) and not last.names() - CONSTANTS:
+        return last if all(_settled(a, b) for a, b in pairwise(sides[1:])) else None
     if not first.names() - CONSTANTS:
         return last if all(_settled(a, b) for a, b in pairwise(sides)) else None
     return None
+
+
+def _is_quantity(node: Node) -> bool:
+    """Whether something stands for one value: |x|, f(2), sin A, a + b, but not 2x."""
+    if node.kind == "call":
+        return True
+    if node.kind == "add":
+        return all(map(is_name, node.parts)) or (_is_quantity(node.parts[0]) and is_name(node.parts[1]))
+    return node.kind == "mul" and is_name(node.parts[0]) and node.parts[1].kind == "num"
 
 
 def _settled(one: Node, two: Node) -> bool:
@@ -225,10 +249,10 @@ def is_polynomial(node: Node) -> bool:
 
 def _same_relations(gold: Node, answer: Node) -> Verdict:
     if gold.kind != "relation":
-        side = _value_side(answer, gold)
+        side = _value_side(answer, quantities=True)
         return False if side is None else same(gold, side)
     if answer.kind != "relation":
-        side = _value_side(gold, answer)
+        side = _value_side(gold)
         return False if side is None else same(side, answer)
     signs = gold.name.split(), answer.name.split()
     if signs[0] == signs[1] == ["="]:
@@ -237,7 +261,7 @@ def _same_relations(gold: Node, answer: Node) -> Verdict:
         return _all(map(same, gold.parts, answer.parts))
     if len(signs[0]) == len(signs[1]) == 1 and {signs[0][0], signs[1][0]} <= set(FLIPPED):
         return _same_inequalities(gold.parts, signs[0][0], answer.parts, signs[1][0])
-    if (one := _value_side(gold, answer)) is not None and (two := _value_side(answer, gold)) is not None:
+    if (one := _value_side(gold)) is not None and (two := _value_side(answer)) is not None:
         return same(one, two)
     return None
 
@@ -297,81 +321,3 @@ def _same_bounds(one: Bound, two: Bound) -> Verdict:
     if one[2:] != two[2:] or any((one[end] is None) != (two[end] is None) for end in (0, 1)):
         return False
     return _all(same(a, b) for a, b in zip(one[:2], two[:2], strict=True) if a is not None and b is not None)
-
-
-# Numbers and expressions
-
-
-def _same_scalars(gold: Node, answer: Node) -> Verdict:
-    """Compare two expressions, with their units and percent signs."""
-    readings = _readings(gold, answer)
-    verdicts = [_same_values(one, two) for one, two in readings]
-    if any(verdicts):
-        return True
-    return None if None in verdicts else False
-
-
-def _readings(gold: Node, answer: Node) -> list[tuple[Node, Node]]:
-    """The pairs of expressions, without units, of which one must be equal.
-
-    Units that measure the same are converted; all others are left out. Where only one of the two has a percent sign or
-    is in cents, the number may be meant as it stands or as a hundredth of it."""
-    units = _unit(gold), _unit(answer)
-    one, two = _bare(gold), _bare(answer)
-    known = [SCALE.get(unit, ("", Fraction(1))) for unit in units]
-    if known[0][0] and known[0][0] == known[1][0]:
-        return [(_times(one, known[0][1]), _times(two, known[1][1]))]
-    pairs = [(one, two)]
-    hundredths = [unit in ("percent", "cent", "penny", "pennies") for unit in units]
-    if hundredths[0] != hundredths[1]:
-        share = Fraction(1, 100)
-        pairs.append((_times(one, share), two) if hundredths[0] else (one, _times(two, share)))
-        if hundredths[1] and one.kind == "num" and abs(one.value) < 1:
-            del pairs[0]  # 0.5 is not 0.5 %
-    return pairs
-
-
-def _unit(node: Node) -> str:
-    if node.kind == "neg":
-        return _unit(node.parts[0])
-    return {"percent": "percent", "degree": "degree", "unit": node.name}.get(node.kind, "")
-
-
-def _bare(node: Node) -> Node:
-    if node.kind == "neg" and _unit(node):
-        return Node("neg", (_bare(node.parts[0]),))
-    return _bare(node.parts[0]) if _unit(node) else node
-
-
-def _times(node: Node, factor: Fraction) -> Node:
-    return node if factor == 1 else Node("mul", (node, Node("num", value=factor)))
-
-
-def _same_values(gold: Node, answer: Node) -> Verdict:
-    if gold == answer:
-        return True
-    names = gold.names() | answer.names()
-    points = range(POINTS if names - CONSTANTS else 1)
-    first = evaluate(gold, 0), evaluate(answer, 0)
-    verdict = equal(*first)
-    if verdict is False:
-        return len(points) == 1 and rounded(gold, first[0], answer, first[1])
-    verdicts: list[Verdict] = [verdict]
-    for point in points[1:]:
-        try:
-            verdicts.append(equal(evaluate(gold, point), evaluate(answer, point)))
-        except (UnreadableError, ArithmeticError):
-            verdicts.append(None)
-        if verdicts[-1] is False and point < POINTS - 1:
-            return False
-    if verdicts[-1] is not True and True in verdicts and _is_unreal(gold, POINTS - 1):
-        verdicts.pop()  # the square root of 1/n asks for no negative n
-    return False if False in verdicts else None if None in verdicts else True
-
-
-def _is_unreal(node: Node, point: int) -> bool:
-    """Whether an expression without the imaginary unit has no real value at a point."""
-    try:
-        return "i" not in node.names() and getattr(evaluate(node, point).number, "imag", 0) != 0
-    except (UnreadableError, ArithmeticError):
-        return True

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from parallel_r1.tasks.grading.tree import Node
+from parallel_r1.tasks.grading.values import Value, add, evaluate, mul
 
 FLIPPED = {"<": ">", ">": "<", "le": "ge", "ge": "le"}
 Bound = tuple[Node | None, Node | None, bool, bool]
@@ -35,10 +38,23 @@ def region(node: Node, *, pairs: bool = False) -> list[Bound] | None:
             regions = [_points(part) if one is None else one for one, part in zip(regions, node.parts, strict=True)]
         elif not pairs and any(part.kind == "tuple" for part in node.parts) and not _unbounded(regions):
             return None  # a list of points
-        return None if None in regions else [bound for one in regions for bound in one or ()]
+        if None in regions:
+            return None
+        bounds = [bound for one in regions for bound in one or ()]
+        return _intersection(*bounds) if node.kind == "list" and len(bounds) == 2 else bounds
     if node.kind == "relation":
         return _inequality(node)
     return None
+
+
+def _intersection(one: Bound, two: Bound) -> list[Bound]:
+    """The interval that `x > -2 and x < 2` stands for; two intervals if they do not overlap."""
+    low, high = (one, two) if one[1] is None else (two, one)
+    if low[0] is None or low[1] is not None or high[0] is not None or high[1] is None:
+        return [one, two]
+    gap = add(evaluate(high[1], 0), mul(Value(Fraction(-1)), evaluate(low[0], 0))).number
+    overlap = getattr(gap, "imag", 0) == 0 and gap > 0
+    return [(low[0], high[1], low[2], high[3])] if overlap else [one, two]
 
 
 def _unbounded(regions: list[list[Bound] | None]) -> bool:
@@ -60,6 +76,8 @@ def _inequality(node: Node) -> list[Bound] | None:
     signs, sides = node.name.split(), node.parts
     if signs == ["in"]:
         return region(sides[1])
+    if signs == ["ne"] and is_name(sides[0]) and not sides[1].names():
+        return [(None, sides[1], False, False), (sides[1], None, False, False)]
     if not set(signs) <= set(FLIPPED) or len(signs) > 2:
         return None
     if len(signs) == 1:

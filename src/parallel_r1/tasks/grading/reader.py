@@ -39,6 +39,7 @@ _NAMED = ("angle", "triangle", "overline")
 _CIS = re.compile(r"\\text\s*\{\s*cis\s*\}")
 _STOPS = frozenset("+-,;)]}=<>&:")
 _ENDING = (r"\}", r"\rangle", r"\rfloor", r"\rceil", r"\pm", r"\mp", r"\end", r"\text", r"\%", r"\deg")
+_TRANSPOSED = re.compile(r"\^\s*\{?\s*(?:T|\\top|\\intercal)\s*\}?")
 _DIGITS = re.compile(r"\d+")
 _MINUTES = re.compile(r"\s*(\d+(?:\.\d+)?)'(?:\s*(\d+(?:\.\d+)?)(?:''|\"))?")
 _THERMOMETER = re.compile(r"\s*(?:\\text\{\s*)?[CF](?:\s*\})?\s*$")
@@ -86,7 +87,12 @@ class _Reader(Cursor):
         return Node("relation", tuple(sides), " ".join(signs)) if signs else sides[0]
 
     def union(self) -> Node:
+        """A union of sets, a ratio, or one sum."""
         parts = [self.sum()]
+        if self.peek() == ":":
+            while self.take(":"):
+                parts.append(self.sum())
+            return Node("ratio", tuple(parts))
         while self.take(_UNION):
             parts.append(self.sum())
         return parts[0] if len(parts) == 1 else Node("union", tuple(parts))
@@ -154,6 +160,8 @@ class _Reader(Cursor):
 
     def power(self) -> Node:
         base = self.atom()
+        if base.kind == "tuple" and self.take(_TRANSPOSED):
+            return base  # a column
         while (here := self.peek()) and here in "^!%\\":
             if self.take("^"):
                 base = Node("pow", (base, self.exponent()))

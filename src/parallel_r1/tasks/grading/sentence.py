@@ -7,23 +7,28 @@ import re
 _DENIED = re.compile(
     r"\b(?:not|never|neither|nor|cannot|except|incorrect|wrong|false|unlike|instead of|rather than|other than|at least|"
     r"at most|more than|less than|fewer than|greater than|larger than|smaller than|no more|no less|no fewer|up to|over|"
-    r"above|below|under|exceeds?|almost|nearly|between|minimum of|maximum of|or more|or less|or fewer|or so)\b|n't\b",
+    r"above|below|under|exceeds?|almost|nearly|between|minimum of|maximum of|or more|or less|or fewer|or so|"
+    r"anything but|everything but|all but)\b|n't\b",
     re.IGNORECASE,
 )
 _BOUND = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt)(?:q|qslant)?(?![a-zA-Z])|[≤≥≠]")
+_MARKUP = re.compile(r"</?[a-zA-Z]+>")
 _INTERVAL = re.compile(r"[\[\]()<>]|\\(?:le|ge|ne|lt|gt|in|infty|cup|emptyset|mathbb)|[≤≥≠∞∪∈]|\b(?:or|all|no)\b")
 
 
 def denied(answer: str, gold: str) -> bool:
     """Whether an answer says what something is not, or a bound of it, where the reference says neither."""
+    answer = _MARKUP.sub("", answer)
     if _DENIED.search(answer) and not _DENIED.search(gold):
         return True
     return _BOUND.search(answer) is not None and not _INTERVAL.search(gold)
 
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,9}|\d{1,30})"
+_SO = r"(?:therefore|thus|hence|so|then|finally|we (?:get|have)|\\therefore|\\implies|\\Rightarrow)(?![a-zA-Z])[,:]?\s*"
 LEAD = re.compile(
-    r"^(?:[^\d$\\={}]*?\b(?:is|are|was|were|equals?)\b\s*:?\s*|(?:[A-Za-z]{4,}\s+)*[A-Za-z]{3,}\s*(?:=|:)\s*(?=[^=:]*$))",
+    rf"^(?:{_SO})*(?:[^\d$\\={{}}]*?\b(?:is|are|was|were|equals?)\b\s*:?\s*|"
+    r"(?:[A-Za-z]{4,}\s+)*[A-Za-z]{3,}\s*(?:=|:)\s*(?=[^=:]*$))?",
     re.IGNORECASE,
 )
 """What stands before the answer itself, such as `The answer is` or `Total cost =`."""

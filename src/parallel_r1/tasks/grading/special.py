@@ -14,20 +14,24 @@ _BASE_NAMES = {
     name: value for value, name in enumerate(str.split("two three four five six seven eight nine ten eleven twelve"), 2)
 } | {"sixteen": 16, "binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16, "hex": 16}
 _BASED = re.compile(
-    r"\(?\s*(-?[0-9A-Z][0-9A-Z, ]*(?:\.[0-9A-Z]+)?)\s*\)?\s*"  # the digits
-    r"(?:_\s*\{?\s*\(?|,?\s*\(?\s*(?:\\text\s*\{)?\s*(?:in\s+)?(?=base|bin|oct|dec|hex))\s*"
-    r"(?:\\text\s*\{)?\s*(?:base)?[\s\-}{~]*(\d+|[a-z]+)\s*\}?\s*\)?\s*\}?"  # the base
+    r"\s*(-?[0-9A-Za-f][0-9A-Za-f, ]*(?:\.[0-9A-Za-f]+)?)\s*"  # the digits
+    r"(?:_|,?\s*(?:in\s+)?(?=base|bin|oct|dec|hex))\s*(?:base)?[\s-]*(\d+|[a-z]+)\s*"  # the base
 )
-_DIGITS = re.compile(r"-?[0-9A-Z]+(?:\.[0-9A-Z]+)?")
+_PREFIXED = re.compile(r"0([box])([0-9a-f]+)", re.IGNORECASE)
+_DIGITS = re.compile(r"-?[0-9A-Za-f]+(?:\.[0-9A-Za-f]+)?")
+_AROUND = re.compile(r"\\text(?![a-z])|[{}()~]")
 
 
 def based(text: str) -> tuple[str, int | None] | None:
-    """The digits and the base of `1011_2` or `1011 base two`; a base of None for plain digits."""
-    if match := _BASED.fullmatch(text):
-        base = int(match[2]) if match[2].isdigit() else _BASE_NAMES.get(match[2])
-        return None if base is None else (re.sub("[, ]", "", match[1]), base)
+    """The digits and the base of `1011_2`, `1011 base two` or `0b1011`; a base of None for plain digits."""
+    if match := _PREFIXED.fullmatch(text):
+        return match[2].upper(), {"b": 2, "o": 8, "x": 16}[match[1].lower()]
+    text = _AROUND.sub(" ", text)
+    if (match := _BASED.fullmatch(text)) and re.search(r"\d", match[1]):
+        base = int(match[2]) if match[2].isdigit() else _BASE_NAMES.get(match[2], 0)
+        return (re.sub("[, ]", "", match[1]).upper(), base) if base > 1 else None
     plain = text.replace(",", "").replace(" ", "")
-    return (plain, None) if _DIGITS.fullmatch(plain) else None
+    return (plain.upper(), None) if _DIGITS.fullmatch(plain) else None
 
 
 def same_base(gold: str, answer: str) -> bool | None:
@@ -147,7 +151,8 @@ def same_choices(gold: str, answer: str) -> bool | None:
     """Compare several letters, such as `A, C, D`, in any order."""
     if not _LETTERS.fullmatch(gold):
         return None
-    return _LETTERS.fullmatch(answer) is not None and set(re.findall("[A-J]", gold)) == set(re.findall("[A-J]", answer))
+    listed = _LETTERS.fullmatch(answer) or re.fullmatch("[A-J]{2,}", answer)
+    return listed is not None and set(re.findall("[A-J]", gold)) == set(re.findall("[A-J]", answer))
 
 
 _UNWRAPPED = re.compile(r"\\text\s*\{([^{}]*)\}")
@@ -204,6 +209,9 @@ def same_words(gold: str, answer: str) -> bool | None:
     given = words(answer)
     if given == asked:
         return True
+    if asked in ("yes", "no") and re.match(rf"{asked}[,.] ", given):
+        return re.search(r"\b(?:yes|no|but)\b", given[len(asked) :]) is None
+    given = re.sub(rf"(?<=\ban )({re.escape(asked)}) [a-z]+$|(?<=\ba )({re.escape(asked)}) [a-z]+$", r"\1\2", given)
     if not given.endswith(asked) or re.search(r"[,;?]|\b(?:or|and|but|either|if)\b", given):
         return False
     before = given[: -len(asked)]

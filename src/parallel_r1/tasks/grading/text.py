@@ -71,6 +71,10 @@ _REWRITTEN: tuple[tuple[str, re.Pattern[str], str], ...] = (
     ("\\text", re.compile(r"\\text\{\s*(i|e|d|C|x|\d+(?:\.\d+)?)\s*\}"), r"\1"),  # \mathrm{i}, \text{2}
     ("array", re.compile(r"\\begin\{array\}\s*\{[lcr| ]*\}"), r"\\begin{matrix}"),
     ("\\", re.compile(r"\\(begin|end)\{(?:[pbB]|small)?(?:matrix|array)\}"), r"\\\1{matrix}"),
+    ("ox", re.compile(r"\\(?:boxed|fbox|framebox)\s*\{([^{}]*)\}"), r"\1"),
+    ("color", re.compile(r"\\(?:text)?color\s*\{\s*[a-zA-Z]+\s*\}"), ""),
+    (">", re.compile(r"</?(?:b|i|u|p|em|strong|code|span|sub|sup)>"), ""),
+    ("", re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![a-zA-Z])"), ""),  # the 7th
     ("\\hline", re.compile(r"\\hline"), ""),
     ("\\phantom", re.compile(r"\\phantom\s*(?:\{[^{}]*\}|.)"), ""),
     ("\\le", re.compile(r"\\le(?:q|qslant|qq)(?![a-zA-Z])"), r"\\le "),
@@ -145,10 +149,10 @@ def spelling(tidied: str) -> str:
     return text.casefold() if len(text) > 1 and text.replace(" ", "").isalpha() else text
 
 
-_BUILDER = re.compile(r"^\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?[:|](.*)\\\}$", re.DOTALL)
+_BUILDER = re.compile(r"^\\?\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?[:|](.*?)\\?\}$", re.DOTALL)
 _ALL_TEXT = re.compile(r"\\text\s*\{([^{}]*\d[^{}]*)\}")
 _REPEATING = (
-    re.compile(r"(?<![\d.])(\d*)\.(\d*)\\overline\s*\{\s*(\d+)\s*\}"),  # 0.8\overline{3}
+    re.compile(r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar)\s*\{\s*(\d+)\s*\}"),  # 0.8\overline{3}
     re.compile(r"(?<![\d.])(\d*)\.(\d*)\\dot\s*\{?\s*(\d)\s*\}?"),
     re.compile(r"(?<![\d.])(\d*)\.(\d*)\((\d+)\)"),  # 0.8(3)
     re.compile(r"(?<![\d.])(\d*)\.(\d*?)(\d{1,6}?)\3{2,}\s*\\ldots"),  # 0.8333...

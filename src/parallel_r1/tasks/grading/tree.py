@@ -12,7 +12,7 @@ class Node:
 
     Attributes:
         kind: `num`, `var`, `add`, `mul`, `div`, `pow`, `neg`, `pm` (plus or minus), `call`, `factorial`, `percent`,
-            `degree`, `unit`, `matrix`, `det`; `tuple`, `set`, `list`, `union`, `relation`.
+            `degree`, `unit`, `matrix`, `det`; `tuple`, `set`, `list`, `union`, `ratio`, `relation`.
         parts: the parts of it; of a matrix, its rows as lists.
         name: of a variable, function or unit; the brackets of a tuple; the operators of a relation.
         value: of a number.

@@ -32,7 +32,7 @@ _SCALES: dict[str, dict[str, str | int]] = {
     },
     "volume": {"ml mL milliliter millilitre": "1/1000", "l L liter litre": 1},
     "money": {"cent penny pennies": "1/100", "dollar buck USD": 1},
-    "angle": {"degree deg": 1, "prime arcminute": "1/60", "doubleprime arcsecond": "1/3600"},
+    "angle": {"degree deg": 1, "radian rad": 0, "prime arcminute": "1/60", "doubleprime arcsecond": "1/3600"},
 }
 SCALE: dict[str, tuple[str, Fraction]] = {
     name: (dimension, Fraction(scale))
@@ -40,7 +40,7 @@ SCALE: dict[str, tuple[str, Fraction]] = {
     for names, scale in units.items()
     for name in names.split()
 }
-"""Unit -> what it measures, and its size in the unit of that."""
+"""Unit -> what it measures, and its size in the unit of that; 0 for radians, whose size is no fraction."""
 
 _OTHER = frozenset(
     str.split(
@@ -121,8 +121,16 @@ def number_in_words(text: str) -> int | None:
     return total + group if words else None
 
 
+_PARTS = {"half": 2, "halves": 2, "quarter": 4} | {
+    name: value for value, name in enumerate(str.split("third fourth fifth sixth seventh eighth ninth tenth"), 3)
+}
+_IN_PARTS = re.compile(rf"([a-z]+)[- ]({'|'.join(_PARTS)})s?", re.IGNORECASE)
+
+
 def with_digits(text: str) -> str:
-    """A text in which `2.5 million` is written in digits."""
+    """A text in which `2.5 million` and `three quarters` are written in digits."""
+    if (parts := _IN_PARTS.fullmatch(text)) and (above := _SMALL.get(parts[1].lower())):
+        return f"{above}/{_PARTS[parts[2].lower()]}"
     return _DIGITS_LARGE.sub(_written_out, text)
 
 
