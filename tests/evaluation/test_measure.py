@@ -109,6 +109,23 @@ def test_a_recipe_says_where_the_answer_may_stand(frozen):
         assert found.correct == (final == "anywhere")
 
 
+@pytest.mark.parametrize(
+    ("text", "finish", "stop", "right"),
+    [
+        ("Final Answer: 3*5+7", "stop", (), True),
+        ("Final Answer: 3*5+7", "length", (), False),  # perhaps the beginning of 3*5+71
+        ("Final Answer: 3*5+7\nso", "length", (), True),
+        ("Final Answer: 3*5+7\n<Parallel><Path>7", "length", (), True),  # the budget ended in a path
+        ("Final Answer: 3*5+7 END", "stop", ("END",), True),
+        ("Final Answer: 3*5+7 END", "stop", (), False),
+        (r"\boxed{3*5+7}", "stop", ("}",), True),  # the stop text belongs to the answer
+    ],
+)
+def test_an_answer_that_was_cut_is_none_and_a_stop_text_is_no_part_of_it(frozen, text, finish, stop, right):
+    trace = replace(parse(frozen.encode(text), frozen.tags), finish=finish)
+    assert judge([(EASY.problem((3, 5, 7), 22), trace)], EASY, frozen, stop=stop)[0].correct == right
+
+
 def test_a_batch_is_verified_by_one_call_and_judged_as_one_by_one(frozen):
     calls = []
 

@@ -38,15 +38,21 @@ def check_length(policy: Policy, prompt: int, sampling: Sampling) -> None:
 
 
 def judge(
-    answers: Sequence[tuple[Problem, Trace]], task: Task, policy: Policy, *, anywhere: bool = False
+    answers: Sequence[tuple[Problem, Trace]],
+    task: Task,
+    policy: Policy,
+    *,
+    anywhere: bool = False,
+    stop: Sequence[str] = (),
 ) -> list[Rollout]:
     """Verify answers in one call of the task's verifier, and compute their critical path and number of tokens.
 
     Args:
         anywhere: if the trunk has no final answer, let the verifier read the text of the paths too.
+        stop: texts that end an answer. One that did is no part of the final answer.
     """
     texts = [trace.texts(policy.decode) for _, trace in answers]
-    trunks = [_trunk(trace, policy) for _, trace in answers]
+    trunks = [_trunk(trace, policy, stop) for _, trace in answers]
     if anywhere:
         trunks = [
             without_tags("".join(parts), "\n") if final_answer(trunk) is None else trunk
@@ -59,9 +65,14 @@ def judge(
     ]
 
 
-def _trunk(trace: Trace, policy: Policy) -> str:
-    """The text of an answer outside its paths; if its budget ended there, without the final answer that it cut."""
+def _trunk(trace: Trace, policy: Policy, stop: Sequence[str]) -> str:
+    """The text of an answer outside its paths, without the stop text that ended it; if its budget ended there, without
+    the final answer that it cut."""
     text = policy.decode(trace.trunk_ids)
+    for end in stop:
+        bare = text.removesuffix(end)
+        if bare != text and final_answer(bare) is not None:  # a stop text may be the brace that closes a box
+            return bare
     cut = trace.finish == "length" and bool(trace.spans) and trace.spans[-1].address == TRUNK
     return without_cut_answer(text) if cut else text
 
@@ -98,4 +109,6 @@ def answer(
     mine = processes.share(range(len(repeated)))
     traces = generator.traces([Request(prompt_ids[repeated[i].prompt], sampling, f"{seed}/{i}") for i in mine])
     answers = [(repeated[i], trace) for i, trace in zip(mine, traces, strict=True)]
-    return processes.gather(judge(answers, task, policy, anywhere=prompt.final_answer == "anywhere"))
+    return processes.gather(
+        judge(answers, task, policy, anywhere=prompt.final_answer == "anywhere", stop=sampling.stop)
+    )
