@@ -8,6 +8,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+from parallel_r1.tasks.load import load_task
+
 TASK = """
 from parallel_r1 import Problem, task
 from parallel_r1.tasks.grading.extract import final_answer
@@ -133,3 +135,15 @@ def test_a_file_task_of_rollouts_takes_the_setting(tmp_path):
     assert done.returncode == 2
     assert "put back its data" in done.stderr
     assert "lenient" in run("grade", path, "--find", "lenint").stderr
+
+
+def test_other_models_are_evaluated_leniently(tmp_path):
+    """`eval --find` reaches the task; a wrong value is refused before a model is loaded."""
+    data = written(tmp_path / "d.jsonl", {"problem": "1 + 1?", "answer": 2, "split": "test"})
+    for find, right in (("strict", False), ("lenient", True)):
+        task = load_task(f"jsonl:{data}", find=find)
+        (problem,) = task.problems("test", 0)
+        assert task.verify([problem], ["The answer is **2**."]) == [right]
+    done = run("eval", "nowhere", "--task", f"jsonl:{data}", "--find", "lenint")
+    assert done.returncode == 2
+    assert "did you mean 'lenient'" in done.stderr

@@ -11,7 +11,7 @@ import typer
 
 from parallel_r1 import distributed as processes
 from parallel_r1.cli import options
-from parallel_r1.cli.app import app, console, load_policy, print_json, quiet
+from parallel_r1.cli.app import app, console, load_policy, one_of, print_json, quiet
 from parallel_r1.errors import Missing, UserError
 from parallel_r1.files import whole, write_text, written
 
@@ -194,6 +194,9 @@ def evaluate(
     problems: Annotated[int, typer.Option(min=1, help="Held-out problems.")] = 200,
     samples: Annotated[int, typer.Option(min=1, help="Answers to every problem: the k of mean@k.")] = 8,
     seed: options.Seed = 1234,
+    find: Annotated[
+        str, typer.Option(help="How final answers to sets of problems are located: strict or lenient (other models).")
+    ] = "strict",
     rollouts: Annotated[Path | None, typer.Option(help="Write the answers to this JSONL file, for `show`.")] = None,
     shared_by: Annotated[
         int, typer.Option("--processes", min=1, help="Processes that share the work, started by torchrun.")
@@ -207,11 +210,13 @@ def evaluate(
     from parallel_r1.generation.generator import make_generator
     from parallel_r1.generation.rollouts import answer
     from parallel_r1.report.tables import print_results
+    from parallel_r1.tasks.grading.extract import Find
     from parallel_r1.tasks.load import load_task
 
     quiet()
     processes.start(shared_by)
-    tasks = [load_task(name) for name in task]
+    one_of("--find", find, Find)
+    tasks = [load_task(name, find=find) for name in task]  # type: ignore[arg-type]
     if rollouts is not None and rollouts.exists():
         raise UserError("a new file for --rollouts", f"{rollouts} exists", "give another name")
     policy = load_policy(model, engine)

@@ -35,16 +35,21 @@ def rounded(gold: Node, asked: Value, answer: Node, given: Value) -> bool:
     except for noise such as 0.1 + 0.2 = 0.30000000000000004."""
     places = resolution(gold), resolution(answer)
     if places[0] is not None and places[1] is not None:
-        return _near(asked, given, NOISE)
+        if not asked.rational or not given.rational:
+            return False
+        return _is_noise(abs(asked.number - given.number), abs(asked.number), min(places[0], places[1]))
     if places[1] is not None:
         return _rounds(given, places[1], asked)
     return places[0] is not None and _rounds(asked, places[0], given)
 
 
-def _near(one: Value, two: Value, share: Fraction) -> bool:
-    if not one.rational or not two.rational:
-        return False
-    return bool(abs(one.number - two.number) <= share * abs(one.number))
+def _is_noise(off: Fraction, size: Fraction, last: Fraction) -> bool:
+    """Whether two numbers differ by what floating-point arithmetic adds to one of 15 to 17 digits.
+
+    Args:
+        last: one unit in the last place of the number with more digits.
+    """
+    return off <= NOISE * size and size <= last * 10**17
 
 
 def _rounds(decimal: Value, last: Fraction, number: Value) -> bool:
@@ -56,7 +61,7 @@ def _rounds(decimal: Value, last: Fraction, number: Value) -> bool:
     if off > CLOSE * abs(exact):
         return False
     cut = off < last and abs(decimal.number) <= abs(exact)
-    return cut or 2 * off <= last or off <= NOISE * abs(exact)
+    return cut or 2 * off <= last or _is_noise(off, abs(exact), last)
 
 
 def _real(value: Value) -> Fraction | None:

@@ -17,24 +17,30 @@ Find = Literal["strict", "lenient"]
 """How a final answer is located."""
 _END = re.compile(
     r"<\|(?!im_start|start|begin|user|assistant|system|channel|message)[^|<>\n]{1,40}\|>|<｜(?!begin)[^｜<>\n]{1,40}｜>|"
-    r"</s>|<eos>|<pad>|<end_of_turn>|<EOS>|\[EOS\]|\[PAD\]"
+    r"</s>|<eos>|<bos>|<pad>|<unk>|<end_of_turn>|<EOS>|\[EOS\]|\[PAD\]|\[/INST\]"
 )
 """A token that ends a text."""
 _TAG = re.compile(r"(?:\s*</[a-zA-Z_]{1,20}>)+\s*$")
 _FENCE = re.compile(r"^```[a-zA-Z]*\s*\n?|\n?\s*```.*$", re.DOTALL)
+_RULE = re.compile(r"^[-=]{3,}\s*\n\s*")
+"""The line under a heading."""
 _DISPLAY = re.compile(r"(?<!\\)\\\[")
 _LONGEST = 4000
 """Most characters that are read behind a mark; an answer is shorter by far."""
 _TURNS = 8
 """Most tokens that end a text at which a final answer is looked for."""
 _STRICT = re.compile(re.escape(FINAL_ANSWER))
+_SIGN = r"[ \t]*[*_]*[ \t]*(?:is\b|[:：=—–→]|->)?[ \t]*[*_]*:?"
+"""What may stand between the name of an answer and the answer."""
 _STRONG = re.compile(
-    r"(?:^[ \t#*_>-]{0,20}(?:the\s+|my\s+)?final\s+answer\b|\bfinal\s+answer\b(?=\s*[*_]*\s*(?:[:：=]|is\b)))"
-    r"[ \t]*[*_]*[ \t]*(?:is\b|[:：=])?[ \t]*[*_]*:?",
+    r"(?:^[ \t#*_>-]{0,20}(?:the\s+|my\s+)?final[\s_]*answer\b|"
+    rf"\bfinal[\s_]*answer\b(?=\s*[*_]*\s*(?:[:：=—–→]|->|is\b)))>?{_SIGN}",
     re.IGNORECASE | re.MULTILINE,
 )
 _WEAK = re.compile(
-    r"<answer>|^[ \t]*####(?=[ \t]*\S)|\b(?:answer|solution|result)\b[ \t]*[*_]*[ \t]*(?:is\b|[:：=])[ \t]*[*_]*:?",
+    r"<(?:final_)?answer>|^[ \t]*####(?=[ \t]*\S)|^[ \t#*_>-]{0,20}answer[ \t]*[*_:]*[ \t]*$|"
+    rf"\banswer\b[^.\n:=]{{0,60}}?\bis\b{_SIGN}|"
+    rf"\b(?:answer|solution|result)\b(?=[ \t]*[*_]*[ \t]*(?:is\b|[:：=])){_SIGN}",
     re.IGNORECASE | re.MULTILINE,
 )
 _BETWEEN = re.compile(r"[\s$.]*(?:[,;&]|,?\s*(?:\\text\s*\{)?\s*(?:and|or)\s*\}?)(?:\\[,; ]|\\q?quad|[\s$])*")
@@ -101,7 +107,7 @@ def _joined(text: str, closed: list[Box]) -> Box:
 
 def _behind(rest: str, find: Find) -> str:
     """The answer at the beginning of a text: its first line, or all lines of a block that begins in it."""
-    lines = rest[:_LONGEST].lstrip(" \t\r\n*_:").split("\n")
+    lines = _RULE.sub("", rest[:_LONGEST].lstrip(" \t\r\n*_:")).split("\n")
     block = lines[0]
     for line in lines[1:]:
         if _is_closed(block):

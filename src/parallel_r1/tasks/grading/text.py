@@ -75,6 +75,8 @@ _REWRITTEN: tuple[tuple[str, re.Pattern[str], str], ...] = (
     ("color", re.compile(r"\\(?:text)?color\s*\{\s*[a-zA-Z]+\s*\}"), ""),
     (">", re.compile(r"</?(?:b|i|u|p|em|strong|code|span|sub|sup)>"), ""),
     ("", re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![a-zA-Z])"), ""),  # the 7th
+    ("\\", re.compile(r"\\(?:begin|end)\{(?:align|aligned|equation|gather|gathered|split)\*?\}"), " "),
+    ("&", re.compile(r"&\s*="), "="),
     ("\\hline", re.compile(r"\\hline"), ""),
     ("\\phantom", re.compile(r"\\phantom\s*(?:\{[^{}]*\}|.)"), ""),
     ("\\le", re.compile(r"\\le(?:q|qslant|qq)(?![a-zA-Z])"), r"\\le "),
