@@ -325,6 +325,7 @@ def test_rewards_and_tasks_of_ones_own_are_imported(finished, tmp_path):
 
 @pr.reward
 def own_half(outcome: pr.Outcome) -> float:
+    "Half of everything."
     return 0.5
 
 @pr.task("own-sums")

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,18 +34,14 @@ def grade(
             show_default="lenient; of rollouts, as their task does",
         ),
     ] = None,
-    imports: Annotated[
-        list[str] | None, typer.Option("--import", help="A Python file with a task of the rollouts. Repeatable.")
-    ] = None,
+    imports: options.Imports = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Grade answers: compare the final answer outside all paths with the reference, or ask the task of a rollout."""
-    from parallel_r1.registry import load_plugins
     from parallel_r1.tasks.grading import extract
 
     if find is not None:
         one_of("--find", find, extract.Find)
-    load_plugins(imports or (), Path())
     started = time.perf_counter()
     rows = [_read(line, f"{'standard input' if file == '-' else file}:{number}") for number, line in lines(file)]
     _grade_texts([row for row in rows if row.task is None], find or "lenient")  # type: ignore[arg-type]
