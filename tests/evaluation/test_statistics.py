@@ -54,8 +54,8 @@ def tables(problems, samples):
 @pytest.mark.parametrize(("problems", "samples"), [(100, 8), (300, 2)])
 def test_intervals_cover_what_they_should(problems, samples, monkeypatch):
     """95 % of the intervals hold the truth, of means and of paired differences."""
-    monkeypatch.setattr(statistics, "RESAMPLES", 2000)
-    rounds = list(islice(tables(problems, samples), 300))
+    monkeypatch.setattr(statistics, "RESAMPLES", 500)
+    rounds = list(islice(tables(problems, samples), 1000))
     for values, truth in (([ours for ours, _ in rounds], 0.5), ([ours - theirs for ours, theirs in rounds], 0.1)):
         covered = [low <= truth <= high for low, high in map(interval, values)]
         assert 0.93 <= fmean(covered) <= 0.97
