@@ -14,7 +14,8 @@ import slow_chains
 from parallel_r1.answers.parser import parse_text
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.measure import held_out
-from parallel_r1.tasks.countdown4 import EASY, HARD, MEDIUM, Ways, chain, key_of
+from parallel_r1.tasks.countdown import key_of
+from parallel_r1.tasks.countdown4 import EASY, HARD, MEDIUM, Ways, chain
 from parallel_r1.tasks.datasets.splits import Split
 from parallel_r1.tasks.load import load_task
 

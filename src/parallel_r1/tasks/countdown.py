@@ -115,9 +115,19 @@ def evaluate_expression(text: str) -> tuple[int, list[int]] | None:
     return None if result is None else (result, numbers)
 
 
+def key_of(numbers: Sequence[int], target: int) -> str:
+    """The identity of a problem: the same for every order of its numbers."""
+    return f"{sorted(numbers)}/{target}"
+
+
 def split_of(numbers: Sequence[int], target: int) -> Split:
-    """The split of a problem. A digest decides, so it is the same for every order of the numbers and in every task."""
-    digest = hashlib.blake2b(f"{sorted(numbers)}/{target}".encode(), digest_size=8).digest()
+    """The split of a problem, the same for every order of the numbers and in every task."""
+    return split_of_key(key_of(numbers, target))
+
+
+def split_of_key(key: str) -> Split:
+    """The split of the problem with a key. A digest decides."""
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     if digest[0] % HELD_OUT == 0:
         return "test"
     return "validation" if digest[1] % HELD_OUT == 0 else "train"

@@ -6,7 +6,6 @@ probability that the teacher's first guess is right.
 
 from __future__ import annotations
 
-import hashlib
 import operator
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from jaxtyping import Float, Int
 
 from parallel_r1.answers.rollout import Problem
 from parallel_r1.tasks.base import TASKS
-from parallel_r1.tasks.countdown import HELD_OUT, Chain, Countdown
+from parallel_r1.tasks.countdown import Chain, Countdown, key_of, split_of_key
 from parallel_r1.tasks.datasets.splits import SPLITS, Split
 
 PLUS, TIMES, MINUS, FROM = range(4)
@@ -106,19 +105,6 @@ _NEXT: tuple[Callable[[int, int], int], ...] = (
 def _results(numbers: tuple[int, ...], limit: int) -> Int[np.ndarray, " ways"]:
     """The result of every way to chain sorted numbers."""
     return Ways.of(len(numbers)).results(np.array([numbers]), limit)[0]
-
-
-def key_of(numbers: Sequence[int], target: int) -> str:
-    """The identity of a problem: the same for every order of its numbers."""
-    return f"{sorted(numbers)}/{target}"
-
-
-def _split_of(key: str) -> Split:
-    """The split of the problem with a key, the same in every family. A digest decides."""
-    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-    if digest[0] % HELD_OUT == 0:
-        return "test"
-    return "validation" if digest[1] % HELD_OUT == 0 else "train"
 
 
 @dataclass(frozen=True)
@@ -219,7 +205,7 @@ def _split(family: Tabulated) -> dict[Split, tuple[Int[np.ndarray, " problems"],
     wanted[:, : family.target_low] = False
     rows, targets = wanted.nonzero()
     sets = [f"{numbers}/" for numbers in _sets(family.count, family.low, family.high).tolist()]
-    splits = np.array([_split_of(f"{sets[row]}{target}") for row, target in zip(rows, targets, strict=True)])
+    splits = np.array([split_of_key(f"{sets[row]}{target}") for row, target in zip(rows, targets, strict=True)])
     return {split: (rows[splits == split], targets[splits == split]) for split in SPLITS}
 
 
