@@ -32,8 +32,11 @@ import torch
 from hypothesis import HealthCheck, settings
 from transformers.utils import logging
 
-from parallel_r1 import models
+from parallel_r1 import models, registry
 from parallel_r1.models.policy import Policy
+from parallel_r1.tasks.load import TASKS
+from parallel_r1.training.algorithms.base import ALGORITHMS
+from parallel_r1.training.rewards.base import REWARDS
 
 # No test is about time: a busy machine must not fail one.
 settings.register_profile("house", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
@@ -49,6 +52,15 @@ needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no problem sets in
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers, by a decorator or a plug-in file, is gone after it."""
+    monkeypatch.setattr(registry, "_plugins", {})
+    for entries in (REWARDS, TASKS, ALGORITHMS):
+        for column in ("_entries", "_places"):
+            monkeypatch.setattr(entries, column, dict(getattr(entries, column)))
 
 
 @pytest.fixture(scope="session")

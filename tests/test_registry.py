@@ -18,7 +18,6 @@ def write(folder, name, text):
 def importable(monkeypatch):
     """Plug-ins import this file; nothing that one test registers is there for the next."""
     monkeypatch.syspath_prepend(str(__import__("pathlib").Path(__file__).parent))
-    monkeypatch.setattr(registry, "_plugins", {})
     import test_registry
 
     test_registry.THINGS.__init__("thing")

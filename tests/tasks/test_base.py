@@ -15,28 +15,17 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel_r1 import registry
 from parallel_r1.answers.rollout import Problem
 from parallel_r1.coldstart.examples import examples
 from parallel_r1.coldstart.settings import Data
 from parallel_r1.errors import UserError
 from parallel_r1.registry import load_plugins
-from parallel_r1.tasks.base import TASKS, epochs, problem_stream, statement_of, task, verdicts
+from parallel_r1.tasks.base import epochs, problem_stream, statement_of, task, verdicts
 from parallel_r1.tasks.countdown import EASY, MEDIUM
 from parallel_r1.tasks.datasets.sources import DATA_DIR
 from parallel_r1.tasks.datasets.splits import Split
 from parallel_r1.tasks.load import load_task
 from parallel_r1.tasks.suites import SUITES, open_source
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    """What one test registers is not there for the next."""
-    for name in ("countdown-easy", "countdown-medium", "countdown-hard"):
-        assert load_task(name).name == name
-    monkeypatch.setattr(TASKS, "_entries", dict(TASKS._entries))
-    monkeypatch.setattr(TASKS, "_places", dict(TASKS._places))
-    monkeypatch.setattr(registry, "_plugins", {})
 
 
 class Sums:

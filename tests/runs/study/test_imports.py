@@ -6,15 +6,13 @@ import pytest
 from common import MICRO, make
 from conftest import small_model
 
-from parallel_r1 import models, registry
+from parallel_r1 import models
 from parallel_r1.models.policy import Policy
 from parallel_r1.registry import plugin_error
 from parallel_r1.runs.curriculum import train
 from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.study import jobs, keys
 from parallel_r1.runs.study.rows import expand, load_study
-from parallel_r1.training.rewards.base import REWARDS
-from parallel_r1.training.rewards.language import parse_reward
 
 PLUGIN = """import parallel_r1 as pr
 
@@ -31,15 +29,6 @@ def overflowing(outcome):
     raise FloatingPointError("overflow")
 """
 ROW = '[rows.broken]\npart = "plain-ones"\nlike = "plain"\nset = ["stages.hard.reward=broken()"]\n'
-
-
-@pytest.fixture(autouse=True)
-def fresh_registry(monkeypatch):
-    """Rewards that a test registers are gone after it."""
-    parse_reward("accuracy()")  # the shipped rewards are registered first
-    monkeypatch.setattr(registry, "_plugins", {})
-    monkeypatch.setattr(REWARDS, "_entries", dict(REWARDS._entries))
-    monkeypatch.setattr(REWARDS, "_places", dict(REWARDS._places))
 
 
 @pytest.fixture

@@ -22,14 +22,6 @@ from parallel_r1.training.batch import collate
 from parallel_r1.training.sample import Sample
 
 
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch):
-    """Nothing that one test registers is there for the next."""
-    monkeypatch.setattr(registry, "_plugins", {})
-    for column in ("_entries", "_places"):
-        monkeypatch.setattr(base.ALGORITHMS, column, dict(getattr(base.ALGORITHMS, column)))
-
-
 class Coin:
     """Countdown whose every third answer is right."""
 

@@ -10,13 +10,12 @@ from typing import Optional
 
 import pytest
 
-from parallel_r1 import registry
 from parallel_r1.answers.rollout import Group, Problem, Rollout
 from parallel_r1.answers.trace import Trace
 from parallel_r1.errors import UserError
 from parallel_r1.registry import load_plugins, plugin_error
 from parallel_r1.training.rewards import base
-from parallel_r1.training.rewards.base import REWARDS, apply_reward, as_reward, check_forks, reward
+from parallel_r1.training.rewards.base import apply_reward, as_reward, check_forks, reward
 from parallel_r1.training.rewards.language import check_reward, parse_reward
 from parallel_r1.training.rewards.outcome import Outcome, Reward, Terms
 from parallel_r1.training.rewards.terms import accuracy, additive, bonus
@@ -26,14 +25,6 @@ HEAD = """from __future__ import annotations
 from parallel_r1.training.rewards.base import reward
 from parallel_r1.training.rewards.outcome import Outcome, Reward, Terms
 """
-
-
-@pytest.fixture(autouse=True)
-def fresh_registry(monkeypatch):
-    """What a test registers is gone after it."""
-    monkeypatch.setattr(registry, "_plugins", {})
-    monkeypatch.setattr(REWARDS, "_entries", dict(REWARDS._entries))
-    monkeypatch.setattr(REWARDS, "_places", dict(REWARDS._places))
 
 
 def plugin(folder, text, name="my_rewards.py"):
