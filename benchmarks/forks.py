@@ -156,7 +156,7 @@ def without_tags(policy: Policy, tags: Tags) -> None:
     """Give the tags and the end of text probability 0."""
     never = torch.tensor([*tags.ids.values(), *tags.eos])
     policy.model.get_output_embeddings().register_forward_hook(
-        lambda module, inputs, logits: logits.index_fill(-1, never, torch.finfo(logits.dtype).min)
+        lambda module, inputs, logits: logits.index_fill(-1, never.to(logits.device), torch.finfo(logits.dtype).min)
     )
 
 

@@ -91,10 +91,13 @@ def generate(policy: Policy, prompts: Sequence[Sequence[int]], tokens: int, copi
     are padded on the left."""
     longest = max(map(len, prompts))
     padding = [longest - len(prompt) for prompt in prompts]
-    batch = torch.tensor([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)])
+    device = policy.model.device
+    batch = torch.tensor(
+        [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)], device=device
+    )
     drawn = policy.model.generate(
         batch,
-        attention_mask=(torch.arange(longest) >= torch.tensor(padding)[:, None]).long(),
+        attention_mask=(torch.arange(longest) >= torch.tensor(padding)[:, None]).long().to(device),
         max_new_tokens=tokens,
         num_return_sequences=copies,
         do_sample=True,

@@ -16,6 +16,7 @@ install_import_hook(
         for module in (
             "answers.visibility",
             "models.attention",
+            "models.flex",
             *(["generation.local"] if os.environ.get("SHAPES") == "all" else []),
             "generation.backend",
             "training.batch",

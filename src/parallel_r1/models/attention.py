@@ -26,15 +26,15 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, and_masks, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask, and_masks
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from parallel_r1.answers.visibility import Stretch, stretches
 from parallel_r1.errors import UserError
+from parallel_r1.models import flex
 
 ATTENTION = "parallel_r1"
 """The name of `attend` in transformers: `config._attn_implementation` of every model that this package loads."""
@@ -93,9 +93,8 @@ class Sight:
     def blocks(self, window: int | None) -> BlockMask:
         """The mask as FlexAttention's block mask."""
         if ("blocks", window) not in self.forms:
-            rows, n = self.address_ids.shape
-            self.forms["blocks", window] = create_block_mask(
-                self.mask_mod(window), rows, None, n, n, device=self.sees.device
+            self.forms["blocks", window] = flex.block_mask(
+                self.address_ids, self.positions, self.sees, window, self.mask_mod(window)
             )
         return self.forms["blocks", window]
 
@@ -174,7 +173,7 @@ def attend(
     if attention is not None:
         return attention(module, query, key, value, scale, sliding_window, softcap), None
     if sight is not None:
-        return _related(module, query, key, value, sight, scale, sliding_window, softcap), None
+        return _related(query, key, value, sight, scale, sliding_window, softcap), None
     # The soft cap is why some architectures have no SDPA; transformers then takes the function of their own module.
     usual = sdpa_attention_forward if softcap is None else sys.modules[type(module).__module__].eager_attention_forward
     return usual(
@@ -201,7 +200,6 @@ AttentionMaskInterface.register(ATTENTION, _mask)
 
 
 def _related(
-    module: torch.nn.Module,
     query: Float[Tensor, "b h n d"],
     key: Float[Tensor, "b k n d"],
     value: Float[Tensor, "b k n e"],
@@ -215,8 +213,7 @@ def _related(
     if torch.is_autocast_enabled(device):  # as torch does for its own attention
         query, key, value = (part.to(torch.get_autocast_dtype(device)) for part in (query, key, value))
     if device == "cuda":
-        blocks = sight.blocks(window)
-        return flex_attention_forward(module, query, key, value, blocks, scaling=scale, softcap=softcap)[0]
+        return flex.attend(query, key, value, sight.blocks(window), scale, softcap)[0].transpose(1, 2)
     if softcap is not None:
         out = capped(query, key, value, sight.bias(window, torch.float32), scale, softcap)
     elif device == "cpu" and window is None and query.shape[-1] == value.shape[-1] and sight.is_long():
