@@ -6,7 +6,7 @@ DONE := .venv/.installed
 # The tests start the command many times: the compiled modules are kept, whatever the shell says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test test-slow lint types bench bench-vllm base
+.PHONY: setup demo test test-slow test-gpu lint types bench bench-vllm base
 
 setup: $(DONE)
 
@@ -25,6 +25,13 @@ test: lint types
 
 test-slow: $(DONE)
 	SHAPES=all OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+
+# On a machine with a GPU; needs torch >= 2.11 with CUDA, transformers and pytest, in .venv or in PYTHON.
+GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+test-gpu:
+	PYTHONPATH=src:$(PYTHONPATH) $(GPU_PYTHON) -m pytest -m gpu tests/gpu tests/models/test_attention.py \
+		tests/generation/local/test_engine.py
 
 lint: $(DONE)
 	$(BIN)/ruff check .

@@ -118,23 +118,13 @@ def learn(policy: Policy, batch: Batch, way: str) -> None:
     model = policy.model
     model.zero_grad()
     with torch.autocast("cuda", torch.bfloat16):
-        if way == "dense mask":
-            hidden = model.get_decoder()(
-                input_ids=batch.token_ids,
-                attention_mask=batch.sight.mask(),
-                position_ids=batch.positions,
-                use_cache=False,
-            ).last_hidden_state
-            loss = hidden.float().square().mean()
+        body = model.get_decoder()
+        if way == "block mask":
+            out = attend.forward(body, batch.token_ids, batch.sight)
         else:
-            arguments = {"use_cache": False} if way == "causal" else {}
-            body = model.get_decoder()
-            hidden = (
-                body(input_ids=batch.token_ids, **arguments)
-                if way == "causal"
-                else attend.forward(body, batch.token_ids, batch.sight)
-            ).last_hidden_state
-            loss = hidden.float().square().mean()
+            mask = batch.sight.mask() if way == "dense mask" else None
+            out = body(batch.token_ids, attention_mask=mask, position_ids=batch.positions, use_cache=False)
+        loss = out.last_hidden_state.float().square().mean()
     loss.backward()
 
 
