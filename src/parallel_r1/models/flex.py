@@ -90,7 +90,10 @@ def attend(
 
     Returns the output, and with `with_sums` the log-sum-exp of the scores, which is -inf for a query that sees nothing.
     """
-    capped = None if softcap is None else lambda score, b, h, q, kv: softcap * torch.tanh(score / softcap)
+    capped = None
+    if softcap is not None:
+        cap = torch.full((), softcap, device=query.device)  # FlexAttention does not compile with a float of the caller
+        capped = lambda score, b, h, q, kv: cap * torch.tanh(score / cap)  # noqa: E731
     compute: Any = _compiled() if query.is_cuda else flex_attention
     found = compute(
         query,
@@ -107,5 +110,11 @@ def attend(
 
 @cache
 def _compiled() -> Any:
-    """FlexAttention for any number of rows and places; torch would compile it anew for every length."""
-    return torch.compile(flex_attention, dynamic=True)
+    """FlexAttention for any number of rows and places; torch would compile it anew for every length.
+
+    It is still compiled once per precision, per shape of the heads, with and without a gradient, for one row and for
+    several. Beyond 8 kinds torch would fall back to a kernel with a mask of n x n places without a word, so it may have
+    more, and beyond these it is an error.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
