@@ -16,6 +16,7 @@ from conftest import ROOT, TINY
 from rich.console import Console
 
 import parallel_r1 as pr
+from parallel_r1.errors import UserError
 from parallel_r1.generation.training_card import read_card
 from parallel_r1.runs.recipe_file import load_recipe
 
@@ -240,3 +241,23 @@ def test_a_mistake_is_one_clear_line(tiny, call, message):
     with pytest.raises(pr.UserError, match=message) as caught:
         call(tiny)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (lambda policy: pr.generate(policy, 3), "expected a prompt, or a list of prompts, as text; found 3"),
+        (lambda policy: pr.generate(policy, {"role": "user"}), "expected a prompt, or a list of prompts, as text"),
+        (lambda policy: pr.generate(policy, [{"role": "user"}]), "expected a prompt, or a list of prompts, as text"),
+        (
+            lambda policy: pr.generate(policy, "Use 1", engine={"rows": 4}),
+            "expected an Engine object; found {'rows': 4}",
+        ),
+        (lambda policy: pr.parity(policy, engine=4), "expected an Engine object; found 4"),
+        (lambda policy: pr.evaluate(policy, "countdown-hard", prompt={}), "expected a Prompt object; found {}"),
+    ],
+)
+def test_settings_of_another_kind_are_one_line(tiny, call, line):
+    with pytest.raises(UserError) as error:
+        call(tiny)
+    assert str(error.value).startswith(line)

@@ -122,7 +122,11 @@ def generate(
     """
     _check_count("samples", samples)
     settings, _ = _settings(policy, sampling, None, options)
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, Sequence) or not all(isinstance(text, str) for text in prompts):
+        raise UserError(
+            "a prompt, or a list of prompts, as text", f"{prompt!r:.60}", "give generate(policy, 'Use 1, ..')"
+        )
     encoded = [policy.encode(text) for text in prompts]
     for ids in encoded:
         check_length(policy, len(ids), settings)
@@ -363,6 +367,8 @@ def _settings(
         raise UserError(
             "a Sampling object", f"{sampling!r:.60}", "give sampling=pr.Sampling(..), or its fields by name"
         )
+    if prompt is not None and not isinstance(prompt, Prompt):
+        raise UserError("a Prompt object", f"{prompt!r:.60}", "give prompt=pr.Prompt(instruction=..)")
     card = read_card(policy.source) if policy.source else None
     if card is None:
         return _changed(sampling or Sampling(), options), prompt or Prompt()

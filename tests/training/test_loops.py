@@ -16,7 +16,6 @@ import torch
 import victim
 from common import RECIPE, STAGE, Forcing, force_forks, make
 from conftest import small_model
-from pydantic import ValidationError
 
 from parallel_r1 import models
 from parallel_r1.answers.rollout import Group, read_jsonl
@@ -452,5 +451,5 @@ def test_a_mismatch_is_measured_at_every_step(policy, monkeypatch):
 
 
 def test_rl_refuses_greedy_answers():
-    with pytest.raises(ValidationError, match="above 0"):
+    with pytest.raises(UserError, match="above 0"):
         RL(kind="rl", task="countdown-easy", steps=1, sampling=Sampling(temperature=0))

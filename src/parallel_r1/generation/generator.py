@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from parallel_r1.answers.trace import Trace
+from parallel_r1.errors import UserError
 from parallel_r1.generation.backend import Counts
 from parallel_r1.generation.request import OnToken, OnTrace, Request
 from parallel_r1.generation.settings import Engine
@@ -54,7 +55,13 @@ def make_generator(policy: Policy, engine: Engine | None = None) -> Generator:
     Args:
         policy: the model to generate with; call `Generator.sync` when its weights have changed.
         engine: engine settings; the defaults if None.
+
+    Raises:
+        UserError: something else in place of engine settings.
     """
     from parallel_r1.generation.local.generator import LocalGenerator
+
+    if engine is not None and not isinstance(engine, Engine):
+        raise UserError("an Engine object", f"{engine!r:.60}", "give engine=pr.Engine(rows=..)")
 
     return LocalGenerator(policy, engine or Engine())
