@@ -132,7 +132,7 @@ def test_reinforcement_learning_with_a_function_of_ones_own(tiny):
     def near(outcome):
         assert outcome.problem.answer in outcome.problem.prompt
         assert outcome in outcome.group or len(outcome.group) == 2
-        return 1.0 if outcome.correct else -outcome.total / 100
+        return 1.0 if outcome.correct else -len(set(outcome.trace.token_ids)) / 100
 
     settings = {"sampling": SHORT, "optimizer": {"lr": 1e-3}}
     steps = list(pr.rl(tiny, "countdown-easy", near, steps=2, problems=2, group=2, **settings))

@@ -246,7 +246,7 @@ def rl(
             raised unchanged.
     """
     _refuse_recipe_keys(settings)
-    chosen = load_task(task, bool(settings.get("hold_back")))
+    chosen = load_task(task)
     earn = parse_reward(reward) if isinstance(reward, str) else as_reward(reward)
     values = {**settings, "kind": "rl", "task": chosen.name, "reward": repr(earn), "steps": steps}
     stage = _section(RL, {**values, "problems": problems, "group": group})

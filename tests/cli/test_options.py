@@ -188,7 +188,7 @@ def test_traceback_and_log():
     assert done.stderr.splitlines()[-1].startswith("error: expected ")
     assert "Traceback" not in run(*words).stderr
     done = run("-v", "parity", TINY, "--answers", 1, "--json")
-    assert f"loaded {TINY}: 946,304 parameters in torch.float32 on cpu" in done.stderr
+    assert f"loaded {TINY}: 944,128 parameters in torch.float32 on cpu" in done.stderr
     assert json.loads(done.stdout)
     assert run("--version").stdout == "0.2.0.dev0\n"
 
@@ -221,7 +221,7 @@ def test_recipes_are_listed_printed_and_copied(tmp_path):
 def test_a_plan_as_json(tmp_path):
     plan = json.loads(run("train", "recipes/tiny/demo.toml", "--dry-run", "--json", cwd=tmp_path).stdout)
     assert [stage["name"] for stage in plan["stages"]][:2] == ["cold-start", "easy"]
-    assert plan["parameters"] == 946_304  # the model that ships, from any folder
+    assert plan["parameters"] == 944_128  # the model that ships, from any folder
     assert plan["stages"][0]["memory"]["peak"] > 0
     assert plan["missing"] == []
     assert not (tmp_path / "runs").exists()

@@ -295,9 +295,12 @@ def test_parity_tells_exact_pairs_from_mismatches(frozen, paths):
 
 
 def test_where_the_mismatches_are(frozen):
-    """What re-reading changes comes after the join, what blindness changes comes after the fork."""
+    """What re-reading changes comes after the join, what blindness changes comes after the fork. With this seed the
+    policy draws no tag of its own, so all forks are those that are forced."""
     found = {
-        (each.sampler, each.scorer): each for s in get_args(Sampler) for each in measure(frozen, s, get_args(Scorer), 3)
+        (each.sampler, each.scorer): each
+        for sampler in get_args(Sampler)
+        for each in measure(frozen, sampler, get_args(Scorer), 3, seed=1)
     }
     assert found["causal_join", "causal"].after_join <= 1e-4 < found["causal_join", "causal"].after_fork
     assert found["sequential", "replay"].after_join <= 1e-4 < found["sequential", "replay"].after_fork

@@ -1,6 +1,7 @@
 """When a stage stops, which weights it hands over, and what it may learn from."""
 
 import copy
+import itertools
 import re
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from parallel_r1.evaluation.measure import Result, held_out
 from parallel_r1.runs import curriculum
 from parallel_r1.runs.curriculum import Watch, check, train
 from parallel_r1.runs.folder import RunFolder
-from parallel_r1.tasks.countdown import EASY, split_of
+from parallel_r1.tasks.countdown import EASY, key_of, split_of
 from parallel_r1.training.settings import SFT, Stop
 
 RULE = "stages.rl.stop={every=2,patience=2,problems=5,samples=1}"
@@ -133,7 +134,7 @@ def test_a_rule_changes_nothing_but_the_end_and_the_problems(tmp_path, policy):
     """With validations that draw answers, the steps are those of a run without."""
 
     def rows(name, *changes):
-        recipe = make(tmp_path, NO_TASKS, "stages.sft.hold_back=true", "stages.rl.hold_back=true", *changes)
+        recipe = make(tmp_path, NO_TASKS, *changes)
         run = RunFolder.create(tmp_path / name, recipe)
         train(recipe, copy.deepcopy(policy), run, lambda row: None)
         timed = ("seconds", "sampling_seconds", "tokens_per_second")
@@ -166,7 +167,7 @@ def test_nothing_is_learnt_from_what_chooses(tmp_path, policy, monkeypatch):
 
     def split(prompt):
         *numbers, target = map(int, re.findall(r"\d+", prompt))
-        return split_of(numbers, target)
+        return split_of(key_of(numbers, target))
 
     assert {split(prompt) for prompt in found | set(learnt)} == {"train"}
     for name in ("validation", "test"):
@@ -176,11 +177,8 @@ def test_nothing_is_learnt_from_what_chooses(tmp_path, policy, monkeypatch):
 def test_what_a_stop_rule_asks_of_a_recipe(tmp_path):
     recipe = make(tmp_path, RULE)
     assert recipe.stages["rl"].stop.task == "countdown-easy"
-    assert all(stage.hold_back for stage in recipe.stages.values())
-    assert all(stage.hold_back for stage in recipe.only("sft").stages.values())
-    assert not any(stage.hold_back for stage in make(tmp_path).stages.values())
     for change, said in (
-        ("stages.sft.hold_back=false", "stages.sft.hold_back must be true"),
+        ("stages.sft.hold_back=true", "no key any more: no stage trains on validation problems"),
         ("stages.sft.stop={every=2}", "stages.sft.stop.task"),
         ("stages.rl.stop.metric=loss", "'mean', 'passed' or 'parallel_ratio'"),
         ("stages.rl.stop.patence=1", "did you mean 'patience'"),
@@ -193,7 +191,7 @@ def test_what_a_stop_rule_asks_of_a_recipe(tmp_path):
 
 def test_a_task_without_validation_problems_is_refused(tmp_path, monkeypatch):
     test_only = SimpleNamespace(name="exam", problems=lambda split, seed: iter(()))
-    monkeypatch.setattr(curriculum, "load_task", lambda name, *_: test_only if name == "exam" else EASY)
+    monkeypatch.setattr(curriculum, "load_task", lambda name: test_only if name == "exam" else EASY)
     check(make(tmp_path, RULE))
     with pytest.raises(UserError, match="a task with validation problems; found exam without; name another task"):
         check(make(tmp_path, RULE, "stages.rl.stop.task=exam"))
@@ -254,3 +252,21 @@ def test_every_metric_is_in_the_docs(tmp_path, policy):
     for name in documented().keys() - {"reward_TERM", "spread_TERM"} - {name for row in rows for name in row}:
         assert f'"{name.removeprefix("mismatch_")}"' in source, name
     assert undocumented([{"kind": "rl", "mystery": 1, "task": "x"}]) == {("rl", "mystery"), ("rl", "task")}
+
+
+def test_stages_on_one_task_draw_problems_of_their_own(tmp_path, policy):
+    """And the same ones again in a run with the same seed; those of another run are others."""
+    changes = [NO_TASKS, *(f"stages.{name}.steps=1" for name in ("rl", "plain"))]
+    changes += [f"stages.{name}.save_rollouts_every=1" for name in ("rl", "plain")]
+    drawn = []
+    for number, seed in enumerate((0, 0, 1)):
+        recipe = make(tmp_path, *changes, "stages.rl.problems=8", "stages.plain.problems=8", f"seed={seed}").only("rl")
+        run = RunFolder.create(tmp_path / str(number), recipe)
+        train(recipe, policy, run, lambda row: None)
+        files = (run.path / "rollouts" / f"step-{step}.jsonl" for step in (1, 2))
+        drawn.append([list(dict.fromkeys(one.problem.id for one in read_jsonl(file))) for file in files])
+    assert drawn[0] == drawn[1]
+    orders = [drawn[0][0], drawn[0][1], drawn[2][0], drawn[2][1]]
+    assert all(len(set(one) & set(other)) < 4 for one, other in itertools.combinations(orders, 2))
+    assert recipe.seed_of("rl") == recipe.seed_of("rl") != recipe.seed_of("plain")
+    assert 0 <= recipe.seed_of("rl") < 2**31

@@ -21,7 +21,7 @@ from parallel_r1.coldstart.settings import Data
 from parallel_r1.errors import UserError
 from parallel_r1.registry import load_plugins
 from parallel_r1.tasks.base import epochs, problem_stream, statement_of, task, verdicts
-from parallel_r1.tasks.countdown import EASY, MEDIUM
+from parallel_r1.tasks.countdown import EASY
 from parallel_r1.tasks.datasets.sources import DATA_DIR
 from parallel_r1.tasks.datasets.splits import Split
 from parallel_r1.tasks.load import load_task
@@ -64,7 +64,7 @@ def test_a_registered_class_is_constructed_once_and_found_by_its_name():
     assert not made
     loaded = load_task("sums")
     assert (loaded.name, type(loaded)) == ("sums", Counted)
-    assert load_task("sums", hold_back=True) is loaded
+    assert load_task("sums") is loaded
     assert made == [loaded]
 
     # A cell of a notebook that is run again replaces the task.
@@ -330,11 +330,6 @@ def test_two_tasks_of_one_name_from_two_folders_do_not_share_anything(tmp_path):
         (tmp_path / f"{number}" / "amc23.jsonl").write_text(json.dumps(row) + "\n")
     one, two = (next(load_task("amc23", data_dir=tmp_path / f"{number}").problems("test", 0)) for number in (1, 2))
     assert (one.answer, two.answer) == ("1", "2")
-
-
-def test_holding_back_is_countdowns_alone():
-    assert load_task("countdown-medium", hold_back=True) != MEDIUM
-    assert load_task("countdown-medium") == MEDIUM
 
 
 def test_tasks_need_no_torch():

@@ -17,6 +17,7 @@ import victim
 from common import RECIPE, STAGE, Forcing, force_forks, make
 from conftest import small_model
 
+import parallel_r1 as pr
 from parallel_r1 import models
 from parallel_r1.answers.rollout import Group, read_jsonl
 from parallel_r1.errors import UserError
@@ -423,12 +424,27 @@ def repeating(task, problems):
     return SimpleNamespace(name=task.name, verify=task.verify, problems=lambda split, seed: cycle(problems))
 
 
+def test_a_problem_that_is_drawn_twice_makes_two_groups(policy):
+    """3 problems, 6 in a step: six groups of 3, never three of 6."""
+    sizes, short = [], Sampling(budget={"total": 40, "critical_path": 40})
+
+    @pr.algorithm("test-groups")
+    class Noting(pr.PolicyGradient):
+        def advantages(self, groups):
+            sizes.extend(map(len, groups))
+            return groups
+
+    task = repeating(EASY, list(islice(EASY.problems("train", 0), 3)))
+    (step,) = pr.rl(policy, task, steps=1, problems=6, group=3, algorithm={"name": "test-groups"}, sampling=short)
+    assert sizes == [3] * 6
+    assert len({rollout.problem.key for rollout in step.rollouts}) == 3
+
+
 def test_a_mismatch_is_measured_at_every_step(policy, monkeypatch):
     """The paper's Seen variant: sampled blind, scored causally. What differs is logged, and where."""
     monkeypatch.setattr(train_room, "make_generator", lambda policy, engine: Forcing(policy, force_forks(policy.tags)))
     problems = list(islice(EASY.problems("train", 0), 2))
-    # A problem that comes three times in a step makes one larger group.
-    monkeypatch.setattr(train_room, "load_task", lambda name, _: repeating(EASY, [problems[0]] * 3 + [problems[1]]))
+    monkeypatch.setattr(train_room, "load_task", lambda name: repeating(EASY, [problems[0]] * 3 + [problems[1]]))
     stage = {
         "kind": "rl",
         "task": "countdown-easy",

@@ -142,7 +142,7 @@ def coldstart(
 
         quiet()
         respondent = Own(load_policy(model, engine), model, sampling, seed, engine, prompt)
-    tasks = {name.strip(): load_task(name.strip(), hold_back=True, data_dir=data_dir) for name in problems.split(",")}
+    tasks = {name.strip(): load_task(name.strip(), data_dir=data_dir) for name in problems.split(",")}
     statements = [(one, statement_of(task, one)) for task in tasks.values() for one in problems_of(task, seed, limit)]
     asks = [Ask(problem, statement, sample) for sample in range(samples) for problem, statement in statements]
     with Journal(out, respondent.settings) as journal:

@@ -62,11 +62,8 @@ class Teacher(Protocol):
         ...
 
 
-def examples(data: Data, seed: int, hold_back: bool = False) -> Iterator[Example]:
+def examples(data: Data, seed: int) -> Iterator[Example]:
     """Prompts and answers without end, the same for the same seed.
-
-    Args:
-        hold_back: whether the validation problems of countdown tasks are left out.
 
     Raises:
         UserError: a task without a teacher, or a file that cannot be read.
@@ -75,7 +72,7 @@ def examples(data: Data, seed: int, hold_back: bool = False) -> Iterator[Example
         yield from epochs(read_examples(Path(data.file)), seed)
     rng = random.Random(f"coldstart/{seed}")
     sources = {
-        name: (_teacher(name), problem_stream(load_task(name, hold_back), "train", seed))
+        name: (_teacher(name), problem_stream(load_task(name), "train", seed))
         for name in {**data.tasks, **data.rehearse}
     }
     while True:

@@ -138,7 +138,7 @@ class Curriculum:
         stage, start = self.recipe.stages[name], self.recipe.start_of(name)
         before = self.state["update"] if self.state and self.state["stage"] == name else None
         moments = self.run.moments(start) if stage.optimizer.carry else None
-        seed, shard = self.recipe.seed, self.recipe.processes.shard
+        seed, shard = self.recipe.seed_of(name), self.recipe.processes.shard
         if isinstance(stage, SFT):
             updates = run_sft(policy, stage, seed, before, moments, shard=shard)
         else:
@@ -310,7 +310,7 @@ def check(
         if isinstance(stage, RL):
             check_reward(stage.reward, forks=stage.sampling.opens_forks)
             with _there(missing):
-                next(problem_stream(load_task(stage.task, stage.hold_back), "train", recipe.seed))
+                next(problem_stream(load_task(stage.task), "train", recipe.seed_of(name)))
         else:
             with _there(missing):
                 coldstart.check(stage.data)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import hashlib
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,6 +34,7 @@ class Recipe(Section):
     """A whole run: a model, stages in order, and an evaluation.
 
     Attributes:
+        seed: of the run; every stage derives one of its own.
         compare: pairs (stage, other stage) that the result table compares, paired by problem.
         save_every: steps between saved states, from which a run resumes; every validation saves one too.
         tracking: trackers that get the metrics in addition to metrics.jsonl.
@@ -50,25 +52,6 @@ class Recipe(Section):
     tracking: tuple[Tracker, ...] = ()
     processes: Processes = Processes()
     imports: tuple[str, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def hold_back_validation_problems(cls, tree: Any) -> Any:
-        """With a stop rule in any stage, `hold_back` is on by default in all of them."""
-        stages = tree.get("stages") if isinstance(tree, dict) else None
-        if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
-            return tree
-        default = {"hold_back": True} if any("stop" in stage for stage in stages.values()) else {}
-        return {**tree, "stages": {name: {**default, **stage} for name, stage in stages.items()}}
-
-    @model_validator(mode="after")
-    def validation_is_held_back(self) -> Recipe:
-        leaking = [name for name, stage in self.stages.items() if not stage.hold_back]
-        if leaking and any(stage.stop for stage in self.stages.values()):
-            raise ValueError(
-                f"stages.{leaking[0]}.hold_back must be true: no stage may train on the problems of a stop rule"
-            )
-        return self
 
     @model_validator(mode="after")
     def memory_holds_an_answer(self) -> Recipe:
@@ -105,6 +88,11 @@ class Recipe(Section):
         """The stage whose weights a stage starts from; `base` is the model itself."""
         names = ["base", *self.stages]
         return self.stages[name].start or names[names.index(name) - 1]
+
+    def seed_of(self, name: str) -> int:
+        """The seed of a stage, 0 .. 2**31 - 1. Stages on one task must not draw the same problems in the same order, so
+        it depends on the name of the stage beside the seed of the run."""
+        return int.from_bytes(hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=4).digest()) >> 1
 
     @property
     def carried(self) -> set[str]:

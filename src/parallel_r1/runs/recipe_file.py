@@ -26,9 +26,10 @@ MOVED = {
     "sampling.instruction": "prompt.instruction",
     "sampling.final": "prompt.final_answer",
     "grpo": "algorithm",
+    "hold_back": "no key any more: no stage trains on validation problems",
     "allow_mismatch": "no key any more: the scorer that a recipe names is used unchanged",
 }
-"""Keys of a stage in version 0.2 -> their present place."""
+"""Keys of a stage in earlier versions -> their present place."""
 GONE = {"model.attention": "model", "model.lora.dropout": "model.lora"}
 """Removed keys that had only one legal value -> their table."""
 
@@ -109,11 +110,11 @@ def _refuse_old_keys(tree: dict[str, Any], path: Path) -> None:
         where = "defaults" if table == "defaults" else f"stages.{table}"
         for key, new in MOVED.items():
             if _holds(stage, key):
-                raise UserError(f"the keys of version 0.2 in {path}", f"{where}.{key}", f"it is {new} now")
+                raise UserError(f"the keys of this version in {path}", f"{where}.{key}", f"it is {new} now")
     for key, table in GONE.items():
         if _holds(tree, key):
             raise UserError(
-                f"the keys of version 0.2 in {path}", key, f"leave it out of [{table}]: it had one legal value"
+                f"the keys of this version in {path}", key, f"leave it out of [{table}]: it had one legal value"
             )
 
 

@@ -1,30 +1,37 @@
 """Countdown: reach a target from a few numbers with + - *, using every number once.
 
-Problems, their verification in exact integers, and a procedural teacher. The teacher guesses: it draws chains of steps
-with weight exp(-|result - target| / distance), so it has a noisy sense of which chains come near, and it notes after
-every try whether the try reached the target. `sequential_answer` tries one chain after the other; `parallel_answer`
-opens a fork whose paths are independent draws. Both are honest: an answer in which no try reached the target is thrown
-away, and no try is rigged to succeed.
+Problems of more than 100,000 different kinds in every family, which no model memorises; their verification in exact
+integers; and a procedural teacher. The teacher guesses: it draws chains of steps with weight
+exp(-|result - target| / distance), so it has a noisy sense of which chains come near, and it notes after every try
+whether the try reached the target. `sequential_answer` tries one chain after the other; `parallel_answer` opens a fork
+whose paths are independent draws. Both are honest: an answer in which no try reached the target is thrown away, and no
+try is rigged to succeed.
+
+All problems are tabulated: a search over every chain says which targets can be reached, and how hard a problem is: the
+probability that the teacher's first guess is right.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import math
 import operator
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from itertools import combinations_with_replacement
+
+import numpy as np
+from jaxtyping import Float, Int
 
 from parallel_r1.answers.rollout import Problem
 from parallel_r1.answers.syntax import fork_text
 from parallel_r1.tasks.base import TASKS
-from parallel_r1.tasks.datasets.splits import Split
+from parallel_r1.tasks.chains import Chain, Ways, chain, results
+from parallel_r1.tasks.datasets.splits import SPLITS, Split
 from parallel_r1.tasks.grading.extract import final_answer
 
-OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _NODES: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -32,63 +39,6 @@ _NODES: dict[type[ast.operator], Callable[[int, int], int]] = {
 }
 HELD_OUT = 8
 """One problem in this many is for testing, and one in this many of the others for validation."""
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A way to combine all numbers: steps like `3*5=15, 15+7=22`, the expression `3*5+7`, and its value."""
-
-    steps: tuple[str, ...]
-    expression: str
-    value: int
-
-    @property
-    def line(self) -> str:
-        """The steps as a try spells them."""
-        return ", ".join(self.steps)
-
-
-@lru_cache(maxsize=4096)
-def chains(numbers: tuple[int, ...], limit: int) -> tuple[Chain, ...]:
-    """All chains over sorted numbers whose intermediate values lie in 1..limit. A chain combines two numbers, then
-    joins one number after the other to the result, on either side."""
-    by_steps: dict[tuple[str, ...], Chain] = {}
-
-    def grow(steps: tuple[str, ...], text: str, last: str, value: int, rest: tuple[int, ...]) -> None:
-        if not rest:
-            by_steps[steps] = Chain(steps, text, value)
-        for index, number in enumerate(rest):
-            if index and number in rest[:index]:
-                continue
-            remaining = rest[:index] + rest[index + 1 :]
-            for sign, result, flipped in (
-                ("+", value + number, False),
-                ("*", value * number, False),
-                ("-", value - number, False),
-                ("-", number - value, True),
-            ):
-                if not 1 <= result <= limit:
-                    continue
-                wrap = (sign == "*" and last in "+-") or (flipped and last in "+-")
-                inner = f"({text})" if wrap else text
-                step = f"{number}{sign}{value}={result}" if flipped else f"{value}{sign}{number}={result}"
-                whole = f"{number}{sign}{inner}" if flipped else f"{inner}{sign}{number}"
-                grow((*steps, step), whole, sign, result, remaining)
-
-    for index, number in enumerate(numbers):
-        # Combining a and b from a first step covers both orders, so the start never comes after its partner.
-        rest = numbers[:index] + numbers[index + 1 :]
-        for partner_index, partner in enumerate(numbers):
-            if partner_index <= index:
-                continue
-            remaining = rest[: partner_index - 1] + rest[partner_index:]
-            high, low = max(number, partner), min(number, partner)
-            for sign, first, second in (("+", number, partner), ("*", number, partner), ("-", high, low)):
-                result = OPERATORS[sign](first, second)
-                if 1 <= result <= limit:
-                    text = f"{first}{sign}{second}"
-                    grow((f"{text}={result}",), text, sign, result, remaining)
-    return tuple(by_steps.values())
 
 
 def evaluate_expression(text: str) -> tuple[int, list[int]] | None:
@@ -120,13 +70,8 @@ def key_of(numbers: Sequence[int], target: int) -> str:
     return f"{sorted(numbers)}/{target}"
 
 
-def split_of(numbers: Sequence[int], target: int) -> Split:
-    """The split of a problem, the same for every order of the numbers and in every task."""
-    return split_of_key(key_of(numbers, target))
-
-
-def split_of_key(key: str) -> Split:
-    """The split of the problem with a key. A digest decides."""
+def split_of(key: str) -> Split:
+    """The split of the problem with a key, the same in every task. A digest decides."""
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     if digest[0] % HELD_OUT == 0:
         return "test"
@@ -135,50 +80,46 @@ def split_of_key(key: str) -> Split:
 
 @dataclass(frozen=True)
 class Countdown:
-    """A family of countdown problems.
+    """A family of countdown problems by difficulty: the probability that the teacher's first guess is right.
 
     Attributes:
+        hardest, chance: the difficulty lies above `hardest` and is at most `chance`.
         count: how many numbers a problem has.
         low, high: their range, both ends included.
         target_low, target_high: the range of targets.
         distance: the teacher's sense of distance in units of the target; small means sharp.
-        chance: the largest probability that the teacher's first guess reaches the target, 0 .. 1; problems that are
-            easier are left out.
-        hold_back: whether validation problems are kept out of training. Countdown has few problems, so runs that
-            validate nothing train on them too.
     """
 
     name: str
-    count: int
-    low: int
-    high: int
-    target_low: int
-    target_high: int
-    distance: float
+    hardest: float = 0.0
     chance: float = 1.0
-    hold_back: bool = False
+    count: int = 4
+    low: int = 1
+    high: int = 25
+    target_low: int = 10
+    target_high: int = 99
+    distance: float = 5.0
 
     def problem(self, numbers: tuple[int, ...], target: int) -> Problem:
         """The problem with some numbers, in their order, and a target."""
         listed = ", ".join(map(str, numbers))
-        return Problem(f"{self.name}/{listed}/{target}", f"Use {listed} to make {target}.\n", str(target), self.name)
+        prompt = f"Use {listed} to make {target}.\n"
+        return Problem(f"{self.name}/{listed}/{target}", prompt, str(target), self.name, key_of(numbers, target))
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        """Solvable problems of a split without end, the same for the same seed. No problem is in two splits, except
-        that training has the validation problems too unless `hold_back`."""
+        """Problems of a split without end, the same for the same seed: drawn with replacement, their numbers in random
+        order. No problem is in two splits."""
         rng = random.Random(f"{self.name}/{split}/{seed}")
+        sets, (rows, targets) = _sets(self.count, self.low, self.high), _split(self)[split]
         while True:
-            numbers = tuple(rng.randint(self.low, self.high) for _ in range(self.count))
-            values = {chain.value for chain in chains(tuple(sorted(numbers)), self.limit)}
-            targets = sorted(v for v in values if self.target_low <= v <= self.target_high)
-            if not targets:
-                continue
-            target = rng.choice(targets)
-            if self.chance < 1.0 and self.first_guess(numbers, target) > self.chance:
-                continue
-            own = split_of(numbers, target)
-            if own == split or (own == "validation" and split == "train" and not self.hold_back):
-                yield self.problem(numbers, target)
+            drawn = rng.randrange(len(rows))
+            numbers = sets[rows[drawn]].tolist()
+            rng.shuffle(numbers)
+            yield self.problem(tuple(numbers), int(targets[drawn]))
+
+    def size(self, split: Split) -> int:
+        """How many different problems a split has."""
+        return len(_split(self)[split][0])
 
     @property
     def limit(self) -> int:
@@ -207,15 +148,15 @@ class Countdown:
         _, listed, target = problem.id.split("/")
         return tuple(map(int, listed.split(", "))), int(target)
 
-    def weight(self, chain: Chain, target: int) -> float:
-        """The weight with which the teacher draws a chain."""
-        return math.exp(-abs(chain.value - target) / self.distance)
+    def weights(self, numbers: Sequence[int], target: int) -> Float[np.ndarray, " ways"]:
+        """The weights with which the teacher draws the ways to chain some numbers."""
+        reached = results(tuple(sorted(numbers)), self.limit)
+        return np.where(reached, np.exp(-np.abs(reached - target) / self.distance), 0.0)
 
     def first_guess(self, numbers: tuple[int, ...], target: int) -> float:
         """The probability that the teacher's first guess reaches the target."""
-        pool = chains(tuple(sorted(numbers)), self.limit)
-        hits = sum(self.weight(chain, target) for chain in pool if chain.value == target)
-        return hits / sum(self.weight(chain, target) for chain in pool)
+        weights = self.weights(numbers, target)
+        return float(weights[results(tuple(sorted(numbers)), self.limit) == target].sum() / weights.sum())
 
     def tries(
         self, problem: Problem, rng: random.Random, most: int, tried: Sequence[Chain] = ()
@@ -223,14 +164,16 @@ class Countdown:
         """Up to `most` different chains in the order of the teacher's guesses, with whether they reached the target;
         only the last one may have. Chains in `tried` are not tried again."""
         numbers, target = self.parse(problem)
-        pool = [chain for chain in chains(tuple(sorted(numbers)), self.limit) if chain not in tried]
-        weights = [self.weight(chain, target) for chain in pool]
+        weights = self.weights(numbers, target)
+        weights[[way.index for way in tried]] = 0.0
         tries: list[tuple[Chain, bool]] = []
-        while any(weights) and len(tries) < most:
-            (index,) = rng.choices(range(len(pool)), weights)
-            chain = pool.pop(index)
-            weights.pop(index)
-            tries.append((chain, chain.value == target))
+        while len(tries) < most and weights.any():
+            # Of two ways with the border between them at the draw, the one above counts, whose weight is not 0.
+            sums = weights.cumsum()
+            index = int(sums.searchsorted(rng.random() * sums[-1], side="right"))
+            weights[index] = 0.0
+            guess = chain(tuple(sorted(numbers)), index)
+            tries.append((guess, guess.value == target))
             if tries[-1][1]:
                 break
         return tries
@@ -253,7 +196,7 @@ class Countdown:
             rest: str | None = f"Final Answer: {best}"
         else:
             best = "None"
-            rest = _conclude(self.tries(problem, rng, after, [chain for tries in drawn for chain, _ in tries]))
+            rest = _conclude(self.tries(problem, rng, after, [one for tries in drawn for one, _ in tries]))
         fork = fork_text(map(_write, drawn), f"{best} reached {problem.answer}.")
         return None if rest is None else f"{fork}\n{rest}"
 
@@ -269,9 +212,43 @@ def _write(tries: list[tuple[Chain, bool]]) -> str:
     return "\n".join(f"{chain.line} yes: {chain.expression}" if hit else f"{chain.line} no" for chain, hit in tries)
 
 
-EASY = Countdown("countdown-easy", count=3, low=1, high=9, target_low=10, target_high=99, distance=10.0)
-MEDIUM = Countdown("countdown-medium", count=3, low=2, high=12, target_low=20, target_high=149, distance=20.0)
-HARD = Countdown("countdown-hard", count=3, low=2, high=12, target_low=20, target_high=149, distance=20.0, chance=0.12)
+@cache
+def _sets(count: int, low: int, high: int) -> Int[np.ndarray, "sets numbers"]:
+    """All sets of so many numbers, a number as often as it likes; sorted."""
+    return np.array(list(combinations_with_replacement(range(low, high + 1), count)), dtype=np.int16)
+
+
+@cache
+def _chances(count: int, low: int, high: int, limit: int, distance: float) -> Float[np.ndarray, "sets targets"]:
+    """The probability that the teacher's first guess reaches a target, 0 .. limit, for every set of numbers."""
+    sets, ways = _sets(count, low, high), Ways.of(count)
+    values = np.arange(limit + 1)
+    near = np.exp(-np.abs(values[:, None] - values) / distance)
+    found = []
+    for part in np.array_split(sets, max(1, len(sets) // 500)):  # at once, all results would take gigabytes
+        places = np.arange(0, len(part) * (limit + 1), limit + 1)[:, None] + ways.results(part, limit)
+        counts = np.bincount(places.ravel(), minlength=len(part) * (limit + 1)).reshape(len(part), limit + 1)
+        counts[:, 0] = 0  # ways that are not possible
+        found.append(counts / np.maximum(counts @ near, 1e-300))
+    return np.concatenate(found)
+
+
+@cache
+def _split(family: Countdown) -> dict[Split, tuple[Int[np.ndarray, " problems"], Int[np.ndarray, " problems"]]]:
+    """Split -> all its problems: the index of their numbers among all sets, and their targets."""
+    chances = _chances(family.count, family.low, family.high, family.limit, family.distance)
+    chances = chances[:, : family.target_high + 1]
+    wanted = (chances > family.hardest) & (chances <= family.chance)
+    wanted[:, : family.target_low] = False
+    rows, targets = wanted.nonzero()
+    sets = [f"{numbers}/" for numbers in _sets(family.count, family.low, family.high).tolist()]
+    splits = np.array([split_of(f"{sets[row]}{target}") for row, target in zip(rows, targets, strict=True)])
+    return {split: (rows[splits == split], targets[splits == split]) for split in SPLITS}
+
+
+EASY = Countdown("countdown-easy", hardest=0.25)
+MEDIUM = Countdown("countdown-medium", hardest=0.12, chance=0.25)
+HARD = Countdown("countdown-hard", hardest=0.08, chance=0.18)
 TASKS.add(EASY.name, lambda: EASY, Countdown)
 TASKS.add(MEDIUM.name, lambda: MEDIUM, Countdown)
 TASKS.add(HARD.name, lambda: HARD, Countdown)

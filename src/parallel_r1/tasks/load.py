@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-from parallel_r1.tasks import countdown, countdown4  # noqa: F401  they register their tasks
+from parallel_r1.tasks import countdown  # noqa: F401  it registers its tasks
 from parallel_r1.tasks.base import TASKS, Task, check_task
 from parallel_r1.tasks.grading.extract import Find
 from parallel_r1.tasks.math import load_mathematics
 
 
-def load_task(name: str | Task, hold_back: bool = False, data_dir: Path | None = None, find: Find = "strict") -> Task:
+def load_task(name: str | Task, data_dir: Path | None = None, find: Find = "strict") -> Task:
     """Get a task by its name. Its data are read when problems are asked for.
 
     Args:
         name: of a registered task or a public set of problems, `jsonl:PATH`, `parquet:PATH` or `hub:ID`; the last four
             with `@plain` behind them for prompts that do not mention forks. A task object is returned as it is.
-        hold_back: keep the validation problems of a countdown task out of its training problems. All other tasks
-            always do.
         data_dir: a folder with the files of the public sets. Default: the environment variable PARALLEL_R1_DATA.
         find: how the final answers of a public set, a file or a data set are located; `lenient` for other models.
 
@@ -29,7 +26,4 @@ def load_task(name: str | Task, hold_back: bool = False, data_dir: Path | None =
         return check_task(name)
     if name not in TASKS:
         return load_mathematics(name, data_dir, find)
-    registered = TASKS[name]()
-    if hold_back and isinstance(registered, countdown.Countdown):
-        return replace(registered, hold_back=True)
-    return registered
+    return TASKS[name]()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from parallel_r1 import distributed as processes
-from parallel_r1.answers.rollout import Group, Problem, Rollout, group
+from parallel_r1.answers.rollout import Group, Problem, Rollout
 from parallel_r1.coldstart import examples as coldstart
 from parallel_r1.coldstart.examples import Example
 from parallel_r1.generation.backend import Counts
@@ -114,7 +114,7 @@ def run_sft(
     """
     learner = Learner(policy.model, stage, stage.updates, tag_ids=policy.tags.ids.values(), shard=shard)
     done, taken = resume(policy, learner, state, moments)
-    endless = epochs(examples, seed) if examples else coldstart.examples(stage.data, seed, stage.hold_back)
+    endless = epochs(examples, seed) if examples else coldstart.examples(stage.data, seed)
     source = Source(endless, taken)
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
@@ -155,7 +155,7 @@ def run_rl(
         engine: what draws the answers; the defaults if None.
         task, reward: used instead of the task and the reward that the stage names.
     """
-    task = task or load_task(stage.task, stage.hold_back)
+    task = task or load_task(stage.task)
     reward = reward or parse_reward(stage.reward)
     algorithm, tag_ids = stage.algorithm, policy.tags.ids.values()
     learner = Learner(policy.model, stage, stage.updates, decoding(stage.sampling), tag_ids=tag_ids, shard=shard)
@@ -220,7 +220,9 @@ def draw_groups(
             prompt=stage.prompt,
             generator=generator,
         )
-        groups = [rewarded(members) for members in group(drawn)]
+        # By draw, not by problem: one that is drawn twice makes two groups of the size that was asked for.
+        members = (tuple(drawn[at : at + stage.group]) for at in range(0, len(drawn), stage.group))
+        groups = [rewarded(Group(each[0].problem, each)) for each in members]
         live = [members for members in groups if len({rollout.reward for rollout in members.rollouts}) > 1]
         last = attempt == refill
         kept += groups if last else live

@@ -72,8 +72,6 @@ class Stage(Section):
         start: the stage whose weights it continues, or "base"; the stage before it if None.
         steps: number of steps.
         stop: when it ends earlier; never if None.
-        hold_back: keep the validation problems of its tasks out of training. All stages of a recipe with a stop rule
-            do.
         scorer: how answers are scored; the sampler's exact partner if left out. Another one asks for a mismatch, which
             is then measured at every step.
         prompt: text around every problem, and where its final answer may stand.
@@ -88,7 +86,6 @@ class Stage(Section):
     start: str | None = None
     steps: Count
     stop: Stop | None = None
-    hold_back: bool = False
     scorer: Scorer = "isolated"
     sampling: Sampling = Sampling()
     prompt: Prompt = Prompt()

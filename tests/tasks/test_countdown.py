@@ -1,7 +1,8 @@
-"""Countdown with four numbers: tabulated families, checked against a recursive search and reasoning-gym."""
+"""Countdown: tabulated families, checked against a recursive search and reasoning-gym."""
 
 import random
 from dataclasses import replace
+from fractions import Fraction
 from itertools import islice, permutations
 from math import exp
 from typing import get_args
@@ -10,13 +11,16 @@ import numpy as np
 import pytest
 import reasoning_gym
 import slow_chains
+from hypothesis import given
+from hypothesis import strategies as st
 
 from parallel_r1.answers.parser import parse_text
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.measure import held_out
-from parallel_r1.tasks.countdown import key_of
-from parallel_r1.tasks.countdown4 import EASY, HARD, MEDIUM, Ways, chain
+from parallel_r1.tasks.chains import Ways, chain
+from parallel_r1.tasks.countdown import EASY, HARD, MEDIUM, evaluate_expression, key_of, split_of
 from parallel_r1.tasks.datasets.splits import Split
+from parallel_r1.tasks.grading.extract import final_answer
 from parallel_r1.tasks.load import load_task
 
 TASKS = pytest.mark.parametrize("task", [EASY, MEDIUM, HARD], ids=lambda task: task.name)
@@ -87,6 +91,14 @@ def test_a_problem_is_the_same_in_every_order(task):
         assert problem.key == key_of(numbers, target)
 
 
+@pytest.mark.parametrize("split", get_args(Split))
+def test_a_problem_has_one_split_in_every_task_and_order(split):
+    for task in (EASY, MEDIUM, HARD):
+        for problem in islice(task.problems(split, 0), 50):
+            numbers, target = task.parse(problem)
+            assert {split_of(key_of(order, target)) for order in permutations(numbers)} == {split}
+
+
 @TASKS
 def test_answers_agree_with_reasoning_gym(task):
     judge = reasoning_gym.create_dataset("countdown", size=1, seed=0)
@@ -119,3 +131,90 @@ def test_the_teacher_is_honest(task):
         assert not {one.line for one, _ in first} & {one.line for one, _ in again}
     assert written > 100
     assert failed > 100
+
+
+@TASKS
+def test_every_chain_is_what_it_says(task):
+    """Its expression and each of its steps have the value that they name, and it uses every number once."""
+    for problem in islice(task.problems("train", 5), 5):
+        numbers, target = numbers_and_target(task, problem)
+        ways = task.weights(numbers, target).nonzero()[0]
+        for written in (chain(numbers, int(way)) for way in ways):
+            value, used = evaluate_expression(written.expression)
+            assert (value, sorted(used)) == (written.value, sorted(numbers))
+            for step in written.steps:
+                left, right = step.split("=")
+                assert evaluate_expression(left)[0] == int(right)
+
+
+@TASKS
+def test_every_try_says_truly_whether_it_reached_the_target(task):
+    rng, tries = random.Random(0), []
+    for problem in islice(task.problems("train", 2), 100):
+        for text in (task.sequential_answer(problem, rng, 4), task.parallel_answer(problem, rng, 4, 2, 3)):
+            body = (text or "").split("</Parallel>")[0].split("\nFinal")[0].replace("<Path>", "\n")
+            for line in body.replace("</Path>", "\n").replace("<Parallel>", "").split("\n"):
+                if line:
+                    value = int(line.split(" ")[-2 if line.endswith("no") else -3].split("=")[1])
+                    assert (value == int(problem.answer)) == (" yes" in line)
+                    tries.append(line.endswith("no"))
+    assert 50 < sum(tries) < len(tries) - 50
+
+
+@TASKS
+def test_problems_repeat_for_a_seed_and_differ_between_seeds(task):
+    first, again, other = (list(islice(task.problems("train", seed), 50)) for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
+
+
+def test_paths_of_a_fork_are_independent_draws():
+    """The second path's first try does not depend on the first path's: the joint frequency is near the product."""
+    problem = next(EASY.problems("train", 0))
+    rng = random.Random(0)
+    pairs = [[EASY.tries(problem, rng, 1)[0][0].line for _ in range(2)] for _ in range(4000)]
+    common = max({line for line, _ in pairs}, key=[first for first, _ in pairs].count)
+    first = sum(a == common for a, _ in pairs) / len(pairs)
+    second = sum(b == common for _, b in pairs) / len(pairs)
+    both = sum(a == common and b == common for a, b in pairs) / len(pairs)
+    assert abs(both - first * second) < 0.03
+
+
+def test_verification_is_exact_arithmetic():
+    def verify(answer):
+        (verdict,) = EASY.verify([EASY.problem((3, 5, 7), 22)], [answer])
+        return verdict
+
+    for right in ("3*5+7", "7 + 5*3", "(5*3)+7"):
+        assert verify(f"so\nFinal Answer: {right}")
+    for wrong in ("22", "3*5+6", "3*5+7+0", "3*5", "3**5", "", "(3*5+7", "3*5+7 = 22", "7+15", "3*5+7.0", "3*5+7j"):
+        assert not verify(f"Final Answer: {wrong}")
+    assert not verify("3*5+7")
+    assert verify("Final Answer: 1\nFinal Answer: 3*5+7")
+    assert not verify("Final Answer: 3*5+7\nFinal Answer: 1")
+
+
+@given(
+    st.recursive(
+        st.integers(0, 50).map(str),
+        lambda inner: st.tuples(inner, st.sampled_from("+-*"), inner).map(
+            lambda parts: f"({parts[0]}{parts[1]}{parts[2]})"
+        ),
+        max_leaves=8,
+    )
+)
+def test_expressions_equal_fractions(text):
+    found = evaluate_expression(text)
+    if len(text) <= 120:
+        assert Fraction(found[0]) == Fraction(eval(text))  # our own digits and operators only
+
+
+@given(st.text(max_size=200) | st.text(alphabet="0123456789+-*() ", max_size=300))
+def test_no_expression_breaks_the_verifier(text):
+    evaluate_expression(text)
+    final_answer(text)
+
+
+@pytest.mark.parametrize("hostile", ["9" * 10_000, "9**9**9**9", "(" * 1000, "1+" * 5000 + "1", "()" * 50, "\x00"])
+def test_hostile_expressions_are_wrong_and_cheap(hostile):
+    assert EASY.verify([EASY.problem((3, 5, 7), 22)], [f"Final Answer: {hostile}"]) == [False]
