@@ -38,12 +38,9 @@ def stepper(model: PreTrainedModel, rows: int, context: int, steps: int) -> Call
     some steps and returns the seconds of one."""
     engine = LocalEngine(model)
     branches = engine.open([[10]] * rows, [False] * rows)
-    memory = engine.answers
-    memory.place((branch, context - 1) for branch in branches)
-    memory.visible[:rows, 0, : context - 1] = True
-    memory.positions[:rows, : context - 1] = torch.arange(context - 1)
+    engine.pool.place((branch, context - 1) for branch in branches)
     engine.step([(branch, 10) for branch in branches])
-    for part in memory.parts():
+    for part in (part for pair in engine.pool.layers.values() for part in pair):
         part.fill_(0.01)
 
     def run() -> float:

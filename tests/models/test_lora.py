@@ -86,7 +86,7 @@ def test_an_adapter_changes_nothing_until_it_learns_and_merges_into_an_ordinary_
 def test_what_is_sampled_is_what_is_scored(lora, sampler):
     sampling = Sampling(sampler=sampler, paths=3, budget=Budget(total=150, critical_path=50, path=15))
     traces = draw(LocalEngine(lora.model), lora.tags, prompts_of(lora, 6), sampling, 0, force=force_forks(lora.tags))
-    assert max(trace.forks for trace in traces) > 1
+    assert max(trace.forks for trace in traces) > (sampler != "sequential")  # there nothing closes a forced fork
     assert mismatch(lora, traces, EXACT_SCORER[sampler]) <= 1e-4
 
 

@@ -10,6 +10,7 @@ from conftest import ROOT, TINY
 
 from parallel_r1.errors import UserError
 from parallel_r1.generation.local.engine import LocalEngine
+from parallel_r1.generation.local.kv_pool import BLOCK
 from parallel_r1.generation.settings import Budget, Sampling
 from parallel_r1.models import attention as attend
 from parallel_r1.models import lora as adapters
@@ -65,8 +66,7 @@ def test_the_cache_is_what_the_engine_holds(tiny, tmp_path):
     recipe = load_recipe(write(tmp_path, SMALL), ["engine.rows=7", "stages.two.sampling.budget.total=33"])
     engine = LocalEngine(tiny.model)
     draw(engine, tiny.tags, [[10, 11]], Sampling(budget=Budget(total=4)), 0)
-    columns = engine.answers.visible.shape[2]
-    token = sum(part[0].nbytes for part in engine.answers.parts()) // columns
+    token = engine.pool.bytes // (len(engine.pool) * BLOCK)
     found = plan.make(recipe, {}).stages[1]
     assert found.memory.cache == 7 * 33 * token
     bounded = plan.make(load_recipe(write(tmp_path, SMALL), ["engine.memory=1000"]), {})

@@ -94,7 +94,7 @@ def attend(
     if softcap is not None:
         cap = torch.full((), softcap, device=query.device)  # FlexAttention does not compile with a float of the caller
         capped = lambda score, b, h, q, kv: cap * torch.tanh(score / cap)  # noqa: E731
-    compute: Any = _compiled() if query.is_cuda else flex_attention
+    compute: Any = compiled() if query.is_cuda else flex_attention
     found = compute(
         query,
         key,
@@ -109,7 +109,7 @@ def attend(
 
 
 @cache
-def _compiled() -> Any:
+def compiled() -> Any:
     """FlexAttention for any number of rows and places; torch would compile it anew for every length.
 
     It is still compiled once per precision, per shape of the heads, with and without a gradient, for one row and for

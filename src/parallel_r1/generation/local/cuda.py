@@ -1,130 +1,161 @@
-"""Attention of the local engine on CUDA: FlexAttention over the KV cache, without dense masks.
+"""Attention of the local engine on CUDA: FlexAttention over the blocks of the pool, by block tables.
 
-Own columns and shared prompts are two calls whose results are merged by their log-sum-exp.
+The blocks of a branch are cut into chunks of 256 tokens. A chunk is a row of FlexAttention's batch, its blocks are the
+only ones that the kernel reads, and the chunks of a branch are merged by their log-sum-exp. So the work follows the
+tokens that are held, it is spread over the card whatever the lengths are, and one compiled kernel does for all of them:
+only the number of chunks changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any
+from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, and_masks, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, and_masks
 
-from parallel_r1.generation.local.passes import Layer, Read, Step
-from parallel_r1.models.attention import merge
+from parallel_r1.generation.local.passes import Layer, Step
+from parallel_r1.models.flex import compiled
 
-Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+CHUNK = 16
+"""Blocks of a chunk."""
+OPTIONS = {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 2}
+"""How FlexAttention's kernel is cut: few queries, and one block of the pool at a time."""
+
+
+@dataclass
+class Chunks:
+    """The blocks of n branches in c chunks of w blocks.
+
+    Attributes:
+        branch: by chunk, whose it is.
+        sizes: by chunk, how many blocks it has.
+        blocks: by chunk, its blocks, filled up with 0.
+        of: by branch, its chunks, at most m, filled up with 0.
+        missing: where `of` is filled up.
+    """
+
+    branch: Int[Tensor, " c"]
+    sizes: Int[Tensor, " c"]
+    blocks: Int[Tensor, "c w"]
+    of: Int[Tensor, "n m"]
+    missing: Bool[Tensor, "n m"]
+
+
+def chunks(plan: Step) -> Chunks:
+    """The chunks of a step. Computed once for all layers."""
+    if "chunks" in plan.cache:
+        return plan.cache["chunks"]
+    lists = [branch.read for branch in plan.branches]
+    counts = np.array([-(-len(blocks) // CHUNK) for blocks in lists])
+    ends = counts.cumsum()
+    table = np.zeros((ends[-1], CHUNK), dtype=np.int32)
+    sizes = np.full(ends[-1], CHUNK, dtype=np.int32)
+    for blocks, count, end in zip(lists, counts, ends, strict=True):
+        table[end - count : end].reshape(-1)[: len(blocks)] = blocks
+        sizes[end - 1] = len(blocks) - (count - 1) * CHUNK
+    places = np.arange(counts.max())
+    missing = places >= counts[:, None]
+    of = np.where(missing, 0, (ends - counts)[:, None] + places)
+    parts = (np.repeat(np.arange(len(lists)), counts), sizes, table, of, missing)
+    branch, *others = (torch.from_numpy(part).to(plan.pool.device) for part in parts)
+    plan.cache["chunks"] = Chunks(branch, *others)
+    return plan.cache["chunks"]
+
+
+def sees(plan: Step, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Whether the query of a chunk sees a place of one of its blocks, as a function of chunk, head, query and place."""
+    pool, size = plan.pool, plan.pool.block
+    fill = torch.from_numpy(pool.fill).to(pool.device)
+    filled = lambda c, h, q, at: at % size < fill[at // size]  # noqa: E731
+    if window is None:
+        return filled
+    now, positions = plan.positions[chunks(plan).branch], torch.from_numpy(pool.positions).to(pool.device).flatten()
+    return and_masks(filled, lambda c, h, q, at: positions[at] > now[c] - window)
 
 
 def attend_step(
     query: Float[Tensor, "h n d"],
-    keys: Float[Tensor, "_ k _ d"],
-    values: Float[Tensor, "_ k _ d"],
-    far: tuple[Tensor, Tensor] | None,
+    keys: Float[Tensor, "b k t d"],
+    values: Float[Tensor, "b k t e"],
     plan: Step,
     layer: Layer,
-) -> Float[Tensor, "n h d"]:
-    """Attention of a step: one query per branch."""
-    (rows, slots, reach), memory, (heads, _, head) = plan.shape, plan.at.memory, query.shape
-    laid, now, window = plan.lay(query), plan.now, layer.window
-    visible, positions = memory.visible, memory.positions
-    sees: Sees = lambda b, h, q, kv: visible[b, q, kv]  # noqa: E731
-    if window is not None:
-        sees = and_masks(sees, lambda b, h, q, kv: positions[b, kv] > now[b, q] - window)
-    near = _mask(plan, ("near", window), sees, rows, slots, reach)
-    out, total = _attend(laid.transpose(1, 2), keys[:rows, :, :reach], values[:rows, :, :reach], near, layer)
-    if plan.members is not None and far is not None:
-        assert plan.prompt is not None
-        assert plan.place is not None
-        assert plan.lengths is not None
-        answers, longest = 1 + int(plan.place.max()), int(plan.lengths.max())
-        by_prompt = query.new_zeros(plan.prompts, answers, slots, heads, head)
-        by_prompt[plan.prompt, plan.place] = laid[plan.members]
-        then = now.new_zeros(plan.prompts, answers, slots)
-        then[plan.prompt, plan.place] = now[plan.members]
-        lengths = now.new_zeros(plan.prompts)
-        lengths[plan.prompt] = plan.lengths
-        mask = _prompts(plan, window, lengths, then.flatten(1), longest)
-        old_keys, old_values = (part[: plan.prompts, :, :longest] for part in far)
-        asking = by_prompt.flatten(1, 2).transpose(1, 2)
-        more, sums = _attend(asking, old_keys, old_values, mask, layer)
-        more = more.unflatten(2, (answers, slots)).transpose(1, 2)[plan.prompt, plan.place]
-        sums = sums.unflatten(2, (answers, slots)).transpose(1, 2)[plan.prompt, plan.place]
-        out[plan.members], _ = merge(out[plan.members], total[plan.members], more, sums)
-    return out.transpose(1, 2)[plan.at.rows, plan.slots]
+) -> Float[Tensor, "n h e"]:
+    """Attention of a step. The queries of the heads that share a key head are queries of one row."""
+    (heads, count, head), key_heads, window = query.shape, keys.shape[1], layer.window
+    asking = query.transpose(0, 1).view(count, key_heads, heads // key_heads, head)
+    keys, values = (part.transpose(0, 1).flatten(1, 2)[None] for part in (keys, values))
+    # FlexAttention does not compile with a number of the caller.
+    cap = None if layer.softcap is None else torch.full((), layer.softcap, device=query.device)
+    if ("sees", window) not in plan.cache:
+        plan.cache["sees", window] = sees(plan, window)
+    compute = _on_cuda if query.is_cuda else _slowly
+    out, sums = compute(asking, keys, values, plan, layer, plan.cache["sees", window], cap)
+    return _merged(out, sums, chunks(plan)).flatten(1, 2)
 
 
-def attend_read(
-    query: Float[Tensor, "h n d"],
-    keys: Float[Tensor, "_ k _ d"],
-    values: Float[Tensor, "_ k _ d"],
-    far: tuple[Tensor, Tensor] | None,
-    plan: Read,
+def _on_cuda(
+    asking: Float[Tensor, "n k g d"],
+    keys: Float[Tensor, "1 k _ d"],
+    values: Float[Tensor, "1 k _ e"],
+    plan: Step,
     layer: Layer,
-) -> Float[Tensor, "n h d"]:
-    """Attention of a read, with the queries padded to the longest branch."""
-    count, reach = plan.order.shape
-    asking, now, window = plan.lay(query), plan.now, layer.window
-    positions, order = plan.at.memory.positions[plan.rows], plan.order
-    sees: Sees = lambda b, h, q, kv: order[b, kv] <= q + 1  # noqa: E731
-    if window is not None:
-        sees = and_masks(sees, lambda b, h, q, kv: positions[b, kv] > now[b, q] - window)
-    near = _mask(plan, ("near", window), sees, count, plan.longest, reach)
-    out, total = _attend(asking, keys[plan.rows, :, :reach], values[plan.rows, :, :reach], near, layer)
-    if plan.prompts is not None and far is not None:
-        rows, lengths = plan.prompts
-        longest = int(lengths.max())
-        mask = _prompts(plan, window, lengths, now, longest)
-        more, sums = _attend(asking, far[0][rows, :, :longest], far[1][rows, :, :longest], mask, layer)
-        out, _ = merge(out, total, more, sums)
-    return out.transpose(1, 2)[plan.feed, plan.offset]
-
-
-def _prompts(
-    plan: Step | Read, window: int | None, lengths: Int[Tensor, " b"], now: Int[Tensor, "b q"], longest: int
-) -> BlockMask:
-    """The mask of the queries at positions `now` over the shared prompt of `lengths[b]` tokens of their row."""
-    sees: Sees = lambda b, h, q, kv: kv < lengths[b]  # noqa: E731
-    if window is not None:
-        sees = and_masks(sees, lambda b, h, q, kv: kv > now[b, q] - window)
-    return _mask(plan, ("far", window), sees, now.shape[0], now.shape[1], longest)
-
-
-def _mask(plan: Step | Read, key: object, sees: Sees, rows: int, queries: int, reach: int) -> BlockMask:
-    """Create a block mask, or take it from the plan's cache: one for all layers with the same window."""
+    within: Callable[..., Tensor],
+    cap: Float[Tensor, ""] | None,
+) -> tuple[Float[Tensor, "c k g e"], Float[Tensor, "c k g"]]:
+    """Attention of every chunk, and the log-sum-exp of its scores."""
+    table, key = chunks(plan), ("blocks", layer.window)
     if key not in plan.cache:
-        plan.cache[key] = create_block_mask(sees, rows, None, queries, reach, device=str(plan.positions.device))
-    return plan.cache[key]
-
-
-def _attend(
-    query: Float[Tensor, "b h q d"],
-    keys: Float[Tensor, "b k c d"],
-    values: Float[Tensor, "b k c d"],
-    mask: BlockMask,
-    layer: Layer,
-) -> tuple[Float[Tensor, "b h q d"], Float[Tensor, "b h q"]]:
-    """The output of attention, and the log-sum-exp of the scores, which is -inf for a query that sees nothing."""
-    softcap = layer.softcap
-    capped = None if softcap is None else lambda score, b, h, q, kv: softcap * torch.tanh(score / softcap)
-    compute: Any = _compiled() if query.is_cuda else flex_attention
-    out, more = compute(
-        query,
+        plan.cache[key] = BlockMask.from_kv_blocks(
+            table.sizes[:, None, None],
+            table.blocks[:, None, None],
+            BLOCK_SIZE=(128, plan.pool.block),
+            mask_mod=within,
+            seq_lengths=(asking.shape[2], keys.shape[2]),
+            compute_q_blocks=False,
+        )
+    capped = None if cap is None else lambda score, c, h, q, at: cap * torch.tanh(score / cap)
+    out, more = compiled()(
+        asking[table.branch],
         keys,
         values,
         score_mod=capped,
-        block_mask=mask,
+        block_mask=plan.cache[key],
         scale=layer.scale,
-        enable_gqa=query.shape[1] != keys.shape[1],
         return_aux=AuxRequest(lse=True),
+        kernel_options=OPTIONS,
     )
     return out, more.lse
 
 
-@cache
-def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=True)
+def _slowly(
+    asking: Float[Tensor, "n k g d"],
+    keys: Float[Tensor, "1 k _ d"],
+    values: Float[Tensor, "1 k _ e"],
+    plan: Step,
+    layer: Layer,
+    within: Callable[..., Tensor],
+    cap: Float[Tensor, ""] | None,
+) -> tuple[Float[Tensor, "c k g e"], Float[Tensor, "c k g"]]:
+    """The same elsewhere: FlexAttention that is not compiled reads no block tables, but all keys."""
+    table, size = chunks(plan), plan.pool.block
+    count, width = table.blocks.shape
+    at = (table.blocks[:, :, None] * size + torch.arange(size)).view(count, -1)
+    seen = within(torch.arange(count)[:, None], None, None, at)
+    seen &= torch.arange(width * size) // size < table.sizes[:, None]
+    scores = (asking[table.branch] @ keys[0][:, at].transpose(0, 1).mT).float() * layer.scale
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
+    scores.masked_fill_(~seen[:, None, None], -torch.inf)
+    return scores.softmax(-1).to(values.dtype) @ values[0][:, at].transpose(0, 1), scores.logsumexp(-1)
+
+
+def _merged(out: Float[Tensor, "c k g e"], sums: Float[Tensor, "c k g"], table: Chunks) -> Float[Tensor, "n k g e"]:
+    """The outputs of all chunks, by branch, weighted by the log-sum-exp of their scores."""
+    weights = sums[table.of].masked_fill(table.missing[:, :, None, None], -torch.inf).softmax(1)
+    # A chunk whose tokens all lie outside a window gives something that is not a number; its weight is 0.
+    parts = out[table.of].float().masked_fill((weights == 0)[..., None], 0.0)
+    return (weights[..., None] * parts).sum(1).to(out.dtype)
