@@ -29,10 +29,14 @@ def demo(
     out: options.Out = None,
     overrides: options.Overrides = None,
     track: options.Track = None,
-    recipe: Annotated[Path, typer.Option(help="The recipe to run.")] = Path("recipes/tiny/demo.toml"),
+    recipe: Annotated[Path | None, typer.Option(help="Another recipe to run.")] = None,
+    quick: Annotated[bool, typer.Option(help="A few steps of every stage, in two minutes.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Watch a tiny model learn to think in parallel: the whole curriculum and plain GRPO, in minutes on a CPU."""
+    if recipe is not None and quick:
+        raise UserError("--recipe or --quick", "both", "leave one out")
+    recipe = recipe or Path(f"recipes/tiny/{'quick' if quick else 'demo'}.toml")
     _run(recipe, out, _changes(overrides, track), None, as_json)
 
 

@@ -15,9 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+from torch.nn.functional import pad
 
 BLOCK = 128
 """Places of a block: the size for which the kernels of FlexAttention are made."""
+LEAST = 16
+"""The smallest head that the kernels of FlexAttention take."""
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Row, head, query and key -> whether the query sees the key, for indices of any shape."""
 
@@ -94,6 +97,8 @@ def attend(
     if softcap is not None:
         cap = torch.full((), softcap, device=query.device)  # FlexAttention does not compile with a float of the caller
         capped = lambda score, b, h, q, kv: cap * torch.tanh(score / cap)  # noqa: E731
+    wide = value.shape[-1]
+    query, key, value = (widened(part) for part in (query, key, value))
     compute: Any = compiled() if query.is_cuda else flex_attention
     found = compute(
         query,
@@ -105,7 +110,14 @@ def attend(
         enable_gqa=query.shape[1] != key.shape[1],
         return_aux=AuxRequest(lse=True) if with_sums else None,
     )
-    return (found[0], found[1].lse) if with_sums else (found, None)
+    out, sums = (found[0], found[1].lse) if with_sums else (found, None)
+    return out[..., :wide], sums
+
+
+def widened(part: Float[Tensor, "*_ d"]) -> Float[Tensor, "*_ e"]:
+    """Queries, keys or values with zeros at the end if their heads are smaller than FlexAttention's kernels take: these
+    change no score, and the output has as many columns too many."""
+    return pad(part, (0, LEAST - part.shape[-1])) if part.shape[-1] < LEAST else part
 
 
 @cache

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, and_masks
 
 from parallel_r1.generation.local.passes import Layer, Step
-from parallel_r1.models.flex import compiled
+from parallel_r1.models.flex import compiled, widened
 
 CHUNK = 16
 """Blocks of a chunk."""
@@ -119,16 +119,16 @@ def _on_cuda(
         )
     capped = None if cap is None else lambda score, c, h, q, at: cap * torch.tanh(score / cap)
     out, more = compiled()(
-        asking[table.branch],
-        keys,
-        values,
+        widened(asking[table.branch]),
+        widened(keys),
+        widened(values),
         score_mod=capped,
         block_mask=plan.cache[key],
         scale=layer.scale,
         return_aux=AuxRequest(lse=True),
         kernel_options=OPTIONS,
     )
-    return out, more.lse
+    return out[..., : values.shape[-1]], more.lse
 
 
 def _slowly(
