@@ -162,7 +162,7 @@ def _conclude(recipe: Recipe, run: RunFolder, results: list[Result]) -> None:
         print_results(console, results, recipe.compare)
     for line in chosen:
         console.print(line, soft_wrap=True, highlight=False)
-    if not picture(run.metrics(), run.path / "curves.png"):
+    if not picture(run.metrics(), run.path / "curves.png", {name: recipe.start_of(name) for name in recipe.stages}):
         console.print("no picture: it needs an RL stage and `pip install 'parallel-r1[plot]'`", markup=False)
 
 

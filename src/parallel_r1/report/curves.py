@@ -1,17 +1,21 @@
-"""Curves of a run: reward, accuracy and parallel ratio against the step."""
+"""Curves of a run: reward, accuracy and parallel ratio against the RL steps since its start."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from parallel_r1.files import whole
 
 
-def picture(metrics: Sequence[dict[str, Any]], path: Path) -> bool:
+def picture(metrics: Sequence[dict[str, Any]], path: Path, starts: Mapping[str, str] | None = None) -> bool:
     """Draw reward, accuracy and parallel ratio of the RL stages into an image file.
+
+    Args:
+        starts: stage -> the stage whose weights it continues. A stage is drawn after the RL steps of those before it, so
+            that policies which part ways at the base begin at one point; without `starts`, one stage after the other.
 
     Returns:
         False, and no file, if matplotlib is not installed or the run had no RL stage.
@@ -21,14 +25,23 @@ def picture(metrics: Sequence[dict[str, Any]], path: Path) -> bool:
         return False
     from matplotlib.figure import Figure
 
+    by_stage = {stage: [row for row in metrics if row["stage"] == stage and row["kind"] == "rl"] for stage in stages}
+
+    def begin(stage: str) -> int:
+        """RL steps before a stage."""
+        if starts is None:
+            return by_stage[stage][0]["step"] - 1 if stage in by_stage else 0
+        before = starts.get(stage)
+        return 0 if before is None else begin(before) + len(by_stage.get(before, ()))
+
     figure = Figure(figsize=(9, 7), layout="constrained")
     panels = figure.subplots(3, 1, sharex=True)
     for panel, key, label in zip(
         panels, ("reward", "accuracy", "parallel_ratio"), ("reward", "accuracy", "parallel ratio"), strict=True
     ):
         for index, stage in enumerate(stages):
-            mine = [row for row in metrics if row["stage"] == stage and row["kind"] == "rl"]
-            steps, values = [row["step"] for row in mine], [row[key] for row in mine]
+            values = [row[key] for row in by_stage[stage]]
+            steps = range(begin(stage) + 1, begin(stage) + 1 + len(values))
             panel.plot(steps, values, color=f"C{index}", alpha=0.25, linewidth=1)
             panel.plot(steps, _smooth(values), color=f"C{index}", linewidth=2, label=stage)
         panel.set_ylabel(label)
@@ -36,7 +49,7 @@ def picture(metrics: Sequence[dict[str, Any]], path: Path) -> bool:
         panel.spines[["top", "right"]].set_visible(False)
     panels[2].set_ylim(-0.03, 1.03)
     panels[0].legend(ncols=len(stages), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    panels[2].set_xlabel("step (thin: each step; thick: moving average)")
+    panels[2].set_xlabel("RL steps since the base (thin: each step; thick: moving average)")
     with whole(path) as part:
         figure.savefig(part, dpi=120, format=path.suffix[1:])
     return True
