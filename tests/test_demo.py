@@ -11,7 +11,7 @@ from conftest import ROOT
 
 @pytest.mark.slow
 def test_the_short_demo_learns(tmp_path):
-    short = {"easy": 10, "hard": 40, "grpo-easy": 1, "grpo-hard": 1}
+    short = {"easy": 4, "grpo-easy": 1, "grpo-hard": 1}
     words = [word for stage, steps in short.items() for word in ("--set", f"stages.{stage}.steps={steps}")]
     done = subprocess.run(
         [sys.executable, "-m", "parallel_r1", "demo", "--out", str(tmp_path / "run"), *words],
@@ -23,11 +23,12 @@ def test_the_short_demo_learns(tmp_path):
     )
     assert done.returncode == 0, done.stderr
 
-    def result(stage, task="countdown-hard"):
-        return json.loads((tmp_path / "run" / "eval" / f"{stage}.{task}.json").read_text())
+    def result(stage):
+        return json.loads((tmp_path / "run" / "eval" / f"{stage}.countdown-hard.json").read_text())
 
-    assert result("base")["mean"] < result("base", "countdown-easy")["mean"] - 0.1
+    assert result("base")["mean"] < 0.2
     assert result("base")["parallel_ratio"] == 0
     assert result("cold-start")["parallel_ratio"] > 0.5
-    assert result("hard")["mean"] > result("cold-start")["mean"] + 0.05
-    assert result("hard")["well_formed"] > 0.9
+    assert result("hard")["low"] > result("base")["high"]
+    assert result("hard")["mean"] > result("cold-start")["mean"] + 0.03
+    assert result("hard")["parallel_ratio"] > 0.8

@@ -14,8 +14,8 @@ def picture(metrics: Sequence[dict[str, Any]], path: Path, starts: Mapping[str, 
     """Draw reward, accuracy and parallel ratio of the RL stages into an image file.
 
     Args:
-        starts: stage -> the stage whose weights it continues. A stage is drawn after the RL steps of those before it, so
-            that policies which part ways at the base begin at one point; without `starts`, one stage after the other.
+        starts: stage -> the stage whose weights it continues. A stage is drawn after the RL steps of those before it,
+            so that policies which part ways at the base begin at one point; without, one stage after the other.
 
     Returns:
         False, and no file, if matplotlib is not installed or the run had no RL stage.
