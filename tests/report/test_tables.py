@@ -4,7 +4,7 @@ from rich.console import Console
 
 from parallel_r1.evaluation import tables as report
 from parallel_r1.evaluation.measure import Result
-from parallel_r1.report.curves import picture
+from parallel_r1.report.curves import picture, steps_before
 from parallel_r1.report.tables import print_parity, rich_table
 from parallel_r1.table import Table
 from parallel_r1.training.mismatch import Mismatch
@@ -52,6 +52,12 @@ def test_parity_is_printed():
     print_parity(console, pairs)
     words = console.export_text().splitlines()[-1].split()
     assert words == ["isolated", "isolated", "exact", "1.0e-06", "1.0e-07", "-", "2.0e-07", "300"]
+
+
+def test_policies_that_part_ways_are_drawn_from_a_common_start():
+    starts = {"sft": "base", "easy": "sft", "hard": "easy", "grpo": "base", "late": "grpo"}
+    steps = {"easy": 8, "hard": 30, "grpo": 5, "late": 2}
+    assert steps_before(steps, starts) == {"easy": 0, "hard": 8, "grpo": 0, "late": 5}
 
 
 def test_the_picture(tmp_path):

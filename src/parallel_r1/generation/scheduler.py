@@ -106,7 +106,8 @@ class Scheduler:
     def _cancel(self) -> list[Answer]:
         """End the cancelled answers and remove them from the KV cache. Returns the ones that had not ended."""
         ended = []
-        for answer in self.cancelled:
+        cancelled, self.cancelled = self.cancelled, []  # another thread may add to the list
+        for answer in cancelled:
             if answer.finish is not None:
                 continue
             answer.finish = "cancelled"
@@ -116,7 +117,6 @@ class Scheduler:
                 self.queue.remove(answer)
             self._forget(answer)
             ended.append(answer)
-        self.cancelled.clear()
         return ended
 
     def step(self) -> list[Answer]:

@@ -26,14 +26,8 @@ def picture(metrics: Sequence[dict[str, Any]], path: Path, starts: Mapping[str, 
     from matplotlib.figure import Figure
 
     by_stage = {stage: [row for row in metrics if row["stage"] == stage and row["kind"] == "rl"] for stage in stages}
-
-    def begin(stage: str) -> int:
-        """RL steps before a stage."""
-        if starts is None:
-            return by_stage[stage][0]["step"] - 1 if stage in by_stage else 0
-        before = starts.get(stage)
-        return 0 if before is None else begin(before) + len(by_stage.get(before, ()))
-
+    starts = dict(zip(stages[1:], stages, strict=False)) if starts is None else starts
+    before = steps_before({stage: len(rows) for stage, rows in by_stage.items()}, starts)
     figure = Figure(figsize=(9, 7), layout="constrained")
     panels = figure.subplots(3, 1, sharex=True)
     for panel, key, label in zip(
@@ -41,7 +35,7 @@ def picture(metrics: Sequence[dict[str, Any]], path: Path, starts: Mapping[str, 
     ):
         for index, stage in enumerate(stages):
             values = [row[key] for row in by_stage[stage]]
-            steps = range(begin(stage) + 1, begin(stage) + 1 + len(values))
+            steps = range(before[stage] + 1, before[stage] + 1 + len(values))
             panel.plot(steps, values, color=f"C{index}", alpha=0.25, linewidth=1)
             panel.plot(steps, _smooth(values), color=f"C{index}", linewidth=2, label=stage)
         panel.set_ylabel(label)
@@ -53,6 +47,19 @@ def picture(metrics: Sequence[dict[str, Any]], path: Path, starts: Mapping[str, 
     with whole(path) as part:
         figure.savefig(part, dpi=120, format=path.suffix[1:])
     return True
+
+
+def steps_before(steps: Mapping[str, int], starts: Mapping[str, str]) -> dict[str, int]:
+    """For stages with so many RL steps, the RL steps of the stages that each of them continues.
+
+    Args:
+        starts: stage -> the stage whose weights it continues; the base continues none.
+    """
+
+    def count(stage: str) -> int:
+        return count(starts[stage]) + steps.get(starts[stage], 0) if stage in starts else 0
+
+    return {stage: count(stage) for stage in steps}
 
 
 def _smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:

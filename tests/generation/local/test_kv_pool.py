@@ -1,6 +1,7 @@
 """The pool of keys and values: nothing is lost, nothing leaks, and it holds no more than it promises."""
 
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -9,9 +10,12 @@ from common import draw, force_forks, prompts_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parallel_r1.generation.generator import make_generator
+from parallel_r1.generation.local import engine as engine_room
 from parallel_r1.generation.local.engine import LocalEngine
 from parallel_r1.generation.local.kv_pool import BLOCK, Pool
-from parallel_r1.generation.settings import Budget, Sampling
+from parallel_r1.generation.request import Request
+from parallel_r1.generation.settings import Budget, Engine, Sampling
 
 HEADS, HEAD = 2, 3
 
@@ -167,7 +171,23 @@ def test_one_long_answer_does_not_make_the_others_large(frozen):
     assert sorted(len(trace.token_ids) for trace in traces)[-2:] == [4, 600]
 
 
-def test_a_fork_copies_nothing(frozen):
+def test_nothing_is_held_when_all_answers_are_drawn(frozen, monkeypatch):
+    """So a learner, or a validation, has the memory to itself."""
+    pools = []
+
+    class Noted(Pool):
+        def __init__(self, device):
+            super().__init__(device)
+            pools.append(weakref.ref(self))
+
+    monkeypatch.setattr(engine_room, "Pool", Noted)
+    generator = make_generator(frozen, Engine())
+    generator.traces([Request(prompt, Sampling(budget=Budget(total=20)), "0") for prompt in prompts_of(frozen, 3)])
+    assert len(pools) == 1
+    assert pools[0]() is None
+
+
+def test_a_fork_copies_nothing():
     pool = Pool(torch.device("cpu"))
     trunk = pool.open()
     table = torch.from_numpy(pool.place([(trunk, 100)]))
