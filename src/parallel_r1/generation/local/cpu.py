@@ -121,8 +121,9 @@ def _products(
         scores.append(_scores(laid, keys[route.shared].view(-1, size, head), far, layer))
         read.append(values[route.shared].view(-1, size, wide))
 
-    def by_row(parts: Sequence[Float[Tensor, "_ q f"]]) -> Float[Tensor, "_ hf"]:
-        """What the products gave, one row for each block of the pool, and for each shared block and reader."""
+    def by_row(parts: Sequence[Tensor]) -> Tensor:
+        """What the products gave, [_, q, f] or [_, q], one row for each block of the pool, and for each shared block
+        and reader: [rows, h f] or [rows, h]."""
         own = parts[0].view(blocks, -1)
         if not some:
             return own
