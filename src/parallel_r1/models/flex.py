@@ -93,10 +93,6 @@ def attend(
 
     Returns the output, and with `with_sums` the log-sum-exp of the scores, which is -inf for a query that sees nothing.
     """
-    capped = None
-    if softcap is not None:
-        cap = torch.full((), softcap, device=query.device)  # FlexAttention does not compile with a float of the caller
-        capped = lambda score, b, h, q, kv: cap * torch.tanh(score / cap)  # noqa: E731
     wide = value.shape[-1]
     query, key, value = (widened(part) for part in (query, key, value))
     compute: Any = compiled() if query.is_cuda else flex_attention
@@ -104,7 +100,7 @@ def attend(
         query,
         key,
         value,
-        score_mod=capped,
+        score_mod=score_mod(softcap, query.device),
         block_mask=mask,
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -112,6 +108,14 @@ def attend(
     )
     out, sums = (found[0], found[1].lse) if with_sums else (found, None)
     return out[..., :wide], sums
+
+
+def score_mod(softcap: float | None, device: torch.device) -> Callable[..., Tensor] | None:
+    """The soft cap of a layer as FlexAttention takes it; None without one."""
+    if softcap is None:
+        return None
+    cap = torch.full((), softcap, device=device)  # FlexAttention does not compile with a float of the caller
+    return lambda score, b, h, q, kv: cap * torch.tanh(score / cap)
 
 
 def widened(part: Float[Tensor, "*_ d"]) -> Float[Tensor, "*_ e"]:

@@ -150,7 +150,7 @@ def _scores(
     laid: Float[Tensor, "b q d"], keys: Float[Tensor, "b t d"], bias: Float[Tensor, "#b #q t"], layer: Layer
 ) -> Float[Tensor, "b q t"]:
     """Scores of q queries and t keys in fp32, scaled, capped, with the bias added, and to the base 2: `exp2` takes a
-    third of the time of `exp`, and a fortieth where scores are masked."""
+    third of the time of `exp`, and a twentieth where scores are masked."""
     if layer.softcap is None:
         return torch.baddbmm(bias, laid, keys.transpose(1, 2), alpha=layer.scale * LOG2E).float()
     scores = torch.bmm(laid, keys.transpose(1, 2)).mul_(layer.scale / layer.softcap)

@@ -17,12 +17,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, and_masks
 
+from parallel_r1.generation.local.kv_pool import BLOCK
 from parallel_r1.generation.local.passes import Layer, Step
-from parallel_r1.models.flex import compiled, widened
+from parallel_r1.models.flex import compiled, score_mod, widened
 
 CHUNK = 16
 """Blocks of a chunk."""
-OPTIONS = {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 2}
+OPTIONS = {"BLOCK_M": 16, "BLOCK_N": BLOCK, "num_warps": 2}
 """How FlexAttention's kernel is cut: few queries, and one block of the pool at a time."""
 
 
@@ -88,12 +89,10 @@ def attend_step(
     (heads, count, head), key_heads, window = query.shape, keys.shape[1], layer.window
     asking = query.transpose(0, 1).view(count, key_heads, heads // key_heads, head)
     keys, values = (part.transpose(0, 1).flatten(1, 2)[None] for part in (keys, values))
-    # FlexAttention does not compile with a number of the caller.
-    cap = None if layer.softcap is None else torch.full((), layer.softcap, device=query.device)
     if ("sees", window) not in plan.cache:
         plan.cache["sees", window] = sees(plan, window)
     compute = _on_cuda if query.is_cuda else _slowly
-    out, sums = compute(asking, keys, values, plan, layer, plan.cache["sees", window], cap)
+    out, sums = compute(asking, keys, values, plan, layer, plan.cache["sees", window])
     return _merged(out, sums, chunks(plan)).flatten(1, 2)
 
 
@@ -104,7 +103,6 @@ def _on_cuda(
     plan: Step,
     layer: Layer,
     within: Callable[..., Tensor],
-    cap: Float[Tensor, ""] | None,
 ) -> tuple[Float[Tensor, "c k g e"], Float[Tensor, "c k g"]]:
     """Attention of every chunk, and the log-sum-exp of its scores."""
     table, key = chunks(plan), ("blocks", layer.window)
@@ -117,12 +115,11 @@ def _on_cuda(
             seq_lengths=(asking.shape[2], keys.shape[2]),
             compute_q_blocks=False,
         )
-    capped = None if cap is None else lambda score, c, h, q, at: cap * torch.tanh(score / cap)
     out, more = compiled()(
         widened(asking[table.branch]),
         widened(keys),
         widened(values),
-        score_mod=capped,
+        score_mod=score_mod(layer.softcap, asking.device),
         block_mask=plan.cache[key],
         scale=layer.scale,
         return_aux=AuxRequest(lse=True),
@@ -138,7 +135,6 @@ def _slowly(
     plan: Step,
     layer: Layer,
     within: Callable[..., Tensor],
-    cap: Float[Tensor, ""] | None,
 ) -> tuple[Float[Tensor, "c k g e"], Float[Tensor, "c k g"]]:
     """The same elsewhere: FlexAttention that is not compiled reads no block tables, but all keys."""
     table, size = chunks(plan), plan.pool.block
@@ -147,8 +143,8 @@ def _slowly(
     seen = within(torch.arange(count)[:, None], None, None, at)
     seen &= torch.arange(width * size) // size < table.sizes[:, None]
     scores = (asking[table.branch] @ keys[0][:, at].transpose(0, 1).mT).float() * layer.scale
-    if cap is not None:
-        scores = cap * torch.tanh(scores / cap)
+    if layer.softcap is not None:
+        scores = layer.softcap * torch.tanh(scores / layer.softcap)
     scores.masked_fill_(~seen[:, None, None], -torch.inf)
     return scores.softmax(-1).to(values.dtype) @ values[0][:, at].transpose(0, 1), scores.logsumexp(-1)
 
