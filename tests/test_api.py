@@ -234,6 +234,7 @@ def test_parity(tiny):
         (lambda policy: pr.task(type("Foo", (), {})), "with a name"),
         (lambda policy: pr.sft(policy, "nowhere.jsonl", steps=1), "no file nowhere.jsonl"),
         (lambda policy: pr.load("nowhere/at/all"), "no folder"),
+        (lambda policy: pr.load("models/tiny-bsae"), "no folder models/tiny-bsae; did you mean 'models/tiny-base'"),
         (lambda policy: pr.load(str(TINY), device="cuda:9"), "a device of this machine"),
     ],
 )

@@ -79,6 +79,7 @@ def test_the_same_definition_may_be_run_again():
         ("x = 1\ny = missing\n", r"mine.py:3: NameError: name 'missing'"),
         ("def f(:\n", r"mine.py:2: SyntaxError"),
         ("import no_such_package\n", r"mine.py:2: ModuleNotFoundError"),
+        ("raise SystemExit(3)\n", r"mine.py:2: SystemExit: 3"),
     ],
 )
 def test_a_file_that_does_not_import_is_one_line_with_its_place(tmp_path, text, message):

@@ -12,7 +12,7 @@ from rich.console import Console
 from parallel_r1.cli import answers, checks, coldstart, data, grading, models, recipes, runs, study
 from parallel_r1.cli.app import DEBUG, Flags, app
 from parallel_r1.errors import UserError
-from parallel_r1.registry import plugin_error
+from parallel_r1.registry import MISTAKES, plugin_error
 
 __all__ = [
     "answers",
@@ -38,7 +38,7 @@ def main() -> None:
         app(obj=flags)
     except UserError as error:
         _fail(error, flags)
-    except Exception as error:
+    except MISTAKES as error:
         mistake = plugin_error(error)
         if mistake is None:
             raise

@@ -26,6 +26,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 ENTRY_POINTS = "parallel_r1.plugins"
 """The entry-point group under which an installed package names a module that registers something."""
+MISTAKES = (Exception, SystemExit)
+"""What a user's code may raise by mistake. A script that ends itself must not end a training run without a word."""
 _plugins: dict[Path, ModuleType] = {}
 
 
@@ -141,7 +143,7 @@ def _run(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, UserError) or not isinstance(error, Exception):
+        if isinstance(error, UserError) or not isinstance(error, MISTAKES):
             raise
         raise _explain(error, path) from error
     return module
@@ -152,7 +154,7 @@ def _import(name: str) -> None:
         module = importlib.import_module(name)
     except UserError:
         raise
-    except Exception as error:
+    except MISTAKES as error:
         raise UserError(
             f"a module '{name}' that can be imported",
             f"{type(error).__name__}: {error}",

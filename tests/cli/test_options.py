@@ -124,7 +124,7 @@ def test_a_scorer_is_asked_for_or_trained_or_the_partner_of_the_sampler(tmp_path
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("{", "Expecting"), ("[]", "valid dictionary"), ('{"recipe": "x"}', "recipe_digest: Field required")],
+    [("{", "Expecting"), ("[]", "parallel_r1.json: Input should be a valid dictionary"), ('{"recipe": "x"}', "recipe_digest: Field required")],
 )
 def test_a_damaged_card_is_one_clear_line(tmp_path, text, reason):
     (tmp_path / "parallel_r1.json").write_text(text)
@@ -200,6 +200,27 @@ def test_an_exception_in_a_plug_in_is_one_line_with_its_place(tmp_path):
     refused("train", tmp_path / "small.toml", said=("bad.py to run", "bad.py:2: ZeroDivisionError"))
     done = run("--traceback", "train", tmp_path / "small.toml")
     assert "y = x / 0" in done.stderr
+
+
+def test_a_reward_that_ends_the_process_is_one_line_with_its_place(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import sys\nimport parallel_r1 as pr\n\n\n@pr.reward\ndef leaves(outcome):\n    sys.exit(0)\n"
+    )
+    recipe = RECIPE.replace('name = "small"', 'name = "small"\nimports = ["mine.py"]')
+    (tmp_path / "small.toml").write_text(recipe)
+    words = ("--set", "stages.rl.reward=leaves()", "--set", "evaluation.tasks=[]", "--out", tmp_path / "run")
+    done = run("train", tmp_path / "small.toml", *words)
+    assert done.returncode == 2
+    assert "mine.py:7: SystemExit: 0; correct it and give the same command again" in done.stderr
+
+
+def test_a_dry_run_names_an_inexact_pair(tmp_path):
+    (tmp_path / "small.toml").write_text(RECIPE)
+    words = ("train", tmp_path / "small.toml", "--dry-run", "--set", "stages.rl.scorer=causal")
+    line = "rl: sampler isolated, scorer causal are no exact pair: what is scored is not what was sampled"
+    printed = run(*words).stdout
+    assert line in printed
+    assert printed.count("no exact pair") == 1
 
 
 def test_recipes_are_listed_printed_and_copied(tmp_path):

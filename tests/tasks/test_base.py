@@ -293,6 +293,12 @@ def test_what_problems_yields_is_checked(item, message):
         next(problem_stream(own, "test", 0))
 
 
+def test_problems_that_returns_nothing_is_named():
+    own = SimpleNamespace(name="sums", problems=lambda split, seed: None, verify=Sums().verify)
+    with pytest.raises(UserError, match=r"problems of task 'sums'; found NoneType from .*; yield them"):
+        next(problem_stream(own, "test", 0))
+
+
 def test_no_items_have_no_epochs():
     assert list(epochs([], 0)) == []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from parallel_r1.answers.syntax import FORK_CLOSE, JOIN_TEXT, SUMMARY_GAP, SUMMARY_OPEN, TAGS, Tags, holds_gap
-from parallel_r1.errors import UserError
+from parallel_r1.errors import UserError, nearest
 from parallel_r1.models.settings import LoRA
 from parallel_r1.shipped import resolve
 
@@ -208,12 +208,19 @@ def _loading(path: str) -> Iterator[None]:
 
 
 def _check_folder(path: str, file: str) -> None:
-    """Refuse a local path that is not a model folder; anything that looks like a hub id is left to transformers."""
+    """Refuse a local path that is not a model folder; anything that looks like a hub id is left to transformers.
+
+    `models/x` has the form of a hub id, but is a path where there is a folder `models`: the hub would be asked for
+    nearly a minute where it cannot be reached.
+    """
     folder = Path(path)
-    looks_local = path.startswith((".", "/", "~")) or folder.exists() or path.count("/") != 1
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.parent.is_dir()
     if looks_local and not (folder / file).is_file():
-        problem = f"folder {path} without it" if folder.is_dir() else f"no folder {path}"
-        raise UserError(f"a Hugging Face model folder with {file}", problem, "check the path")
+        if folder.is_dir():
+            raise UserError(f"a Hugging Face model folder with {file}", f"folder {path} without it", "check the path")
+        beside = sorted(str(other) for other in folder.parent.glob("*") if (other / file).is_file())
+        advice = nearest(path, beside) if beside else "check the path"
+        raise UserError(f"a Hugging Face model folder with {file}", f"no folder {path}", advice)
 
 
 def save(policy: Policy, folder: Path) -> None:

@@ -69,6 +69,9 @@ def print_plan(console: Console, plan: Plan, missing: Sequence[Missing]) -> None
     console.print(rich_table(Table(("stage", "from", "steps", "updates", "answers\na step", "tokens\nat most"), rows)))
     for stage in plan.stages:
         console.print(f"{stage.name}: {stage.source}", soft_wrap=True, highlight=False)
+        if stage.mismatch:
+            line = f"{stage.name}: {stage.mismatch} are no exact pair: what is scored is not what was sampled"
+            console.print(line, style="yellow", soft_wrap=True, highlight=False)
     if plan.parameters is not None and plan.disk is not None:
         console.print(_memory(plan))
         weights = f"{plan.parameters:,} parameters, {plan.learning:,} learn"

@@ -77,6 +77,7 @@ class StagePlan:
 
     Attributes:
         source: its task and reward, or the data that it imitates.
+        mismatch: the sampler and the scorer, if they are no exact pair; None if they are.
         updates: optimiser updates over all steps.
         answers: answers per step.
         tokens: upper bound of the tokens sampled over all steps; 0 in SFT.
@@ -87,6 +88,7 @@ class StagePlan:
     kind: str
     start: str
     source: str
+    mismatch: str | None
     steps: int
     updates: int
     answers: int
@@ -146,6 +148,7 @@ def make(recipe: Recipe, problems: Mapping[str, int]) -> Plan:
             stage.kind,
             recipe.start_of(name),
             source(stage),
+            None if stage.is_exact else f"sampler {stage.sampling.sampler}, scorer {stage.scorer}",
             stage.steps,
             stage.updates,
             stage.problems * stage.group if isinstance(stage, RL) else stage.batch,

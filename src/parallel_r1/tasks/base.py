@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
@@ -105,7 +105,11 @@ def problem_stream(task: Task, split: Split, seed: int, *, may_end: bool = False
             pair, or its training problems end.
     """
     place = where(type(task))
-    for problem in task.problems(split, seed):
+    problems: Any = task.problems(split, seed)
+    if not isinstance(problems, Iterable):
+        kind = f"{type(problems).__name__} from {place}"
+        raise UserError(f"problems one after the other from problems of task '{task.name}'", kind, "yield them")
+    for problem in problems:
         if not isinstance(problem, Problem):
             raise UserError(
                 f"objects of class Problem from problems of task '{task.name}'",

@@ -9,6 +9,7 @@ from common import RECIPE
 from conftest import ROOT
 
 from parallel_r1 import registry
+from parallel_r1.answers.rollout import Group, Problem, Rollout
 from parallel_r1.answers.trace import Span, Trace
 from parallel_r1.errors import UserError
 from parallel_r1.runs.curriculum import build_policy, train
@@ -108,3 +109,49 @@ def test_a_class_without_advantages_names_what_is_missing():
 
     with pytest.raises(UserError, match=r"a method advantages in Empty; found none at .*test_own_algorithm.py:\d+"):
         Empty().advantages([[1.0]])
+
+
+def group(*rewards):
+    trace = Trace((1,), (Span((2,), (), True, (-1.0,)),))
+    problem = Problem("p", "1\n", "1", "sums")
+    return Group(problem, tuple(Rollout(problem, trace, ("2",), True, 1, 1, {"accuracy": reward}) for reward in rewards))
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [[0.5, 0.5], [[0.5]], [[0.5], [0.5]], [[0.5, 0.5, 0.5]], [[0.5, math.nan]], [["a", 0.5]], None, [[[0.5], [0.5]]]],
+)
+def test_advantages_of_another_shape_are_one_line(returned):
+    class Odd(base.PolicyGradient):
+        def advantages(self, groups):
+            return returned
+
+    message = r"one finite number for every reward from advantages of Odd, in groups of \[2\]; found .*test_own_algorithm"
+    with pytest.raises(UserError, match=message):
+        Odd().credit([group(1.0, 0.0)])
+
+
+def test_advantages_may_be_tensors():
+    class Tensors(base.PolicyGradient):
+        def advantages(self, groups):
+            return [torch.tensor(members) - 0.5 for members in groups]
+
+    ((one, two),) = Tensors().credit([group(1.0, 0.0)])
+    assert (one.advantage, two.advantage) == (0.5, -0.5)
+
+
+@pytest.mark.parametrize("wrong", ["ratio", "gain", "clipped"])
+def test_a_gain_of_another_shape_is_one_line(wrong):
+    """Else it is spread over all tokens in silence."""
+
+    class Odd(base.PolicyGradient):
+        def ratio(self, log_ratio, counted, batch):
+            return log_ratio.exp().sum(-1, keepdim=True) if wrong == "ratio" else log_ratio.exp()
+
+        def gain(self, ratio, batch):
+            gain, clipped = ratio * batch.advantages, torch.zeros_like(batch.sampled)
+            return gain.mean() if wrong == "gain" else gain, clipped[:, :1] if wrong == "clipped" else clipped
+
+    batch = collate([Sample(group(1.0).rollouts[0].trace, 0.5)], "causal")
+    with pytest.raises(UserError, match=r"of the shape \(1, 2\), one for every token; found .*test_own_algorithm"):
+        Odd().loss(batch.old, batch, 2)

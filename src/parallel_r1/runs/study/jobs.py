@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from parallel_r1.errors import UserError
 from parallel_r1.files import written
-from parallel_r1.registry import plugin_error
+from parallel_r1.registry import MISTAKES, plugin_error
 
 
 class Work(Protocol):
@@ -121,7 +121,7 @@ def _work(work: Work, folder: Path, writer: Connection) -> None:
             work.do(folder, writer.send)
     except UserError as error:
         writer.send({"kind": "error", "error": str(error)})
-    except Exception as error:
+    except MISTAKES as error:
         mistake = plugin_error(error)
         if mistake is None:
             raise

@@ -6,6 +6,7 @@ then names: `algorithm = { name = "name", .. }`. Most need only `advantages` and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
@@ -155,10 +156,30 @@ class PolicyGradient(Section):
     def credit(self, groups: Sequence[Group]) -> list[list[Sample]]:
         """Samples with their advantages, one list per group."""
         rewards = [[rollout.reward or 0.0 for rollout in group.rollouts] for group in groups]
+        advantages = self._check_advantages(self.advantages(rewards), rewards)
         return [
-            [Sample(rollout.trace, advantage) for rollout, advantage in zip(group.rollouts, advantages, strict=True)]
-            for group, advantages in zip(groups, self.advantages(rewards), strict=True)
+            [Sample(rollout.trace, advantage) for rollout, advantage in zip(group.rollouts, values, strict=True)]
+            for group, values in zip(groups, advantages, strict=True)
         ]
+
+    def _check_advantages(self, advantages: Any, rewards: Sequence[Sequence[float]]) -> list[list[float]]:
+        """The advantages that a subclass returned, as floats.
+
+        Raises:
+            UserError: they are not one finite number for every reward.
+        """
+        try:
+            values = [[float(value) for value in members] for members in advantages]
+        except (TypeError, ValueError):
+            values = []
+        sizes, expected = list(map(len, values)), list(map(len, rewards))
+        if sizes != expected or not all(math.isfinite(value) for members in values for value in members):
+            raise UserError(
+                f"one finite number for every reward from advantages of {type(self).__name__}, in groups of {expected}",
+                f"{advantages!r:.80} from {where(type(self))}",
+                "return a list of lists, as rewards come in",
+            )
+        return values
 
     def updates(self, credited: Sequence[Sequence[Sample]], longest: int) -> Iterator[list[Sample]]:
         """The samples of every update: whole groups dealt out in turn, weighed as `average` says.
@@ -220,6 +241,12 @@ class PolicyGradient(Section):
         counted = batch.sampled & ~batch.old.isneginf()
         ratio = self.ratio(torch.where(counted, logprobs - batch.old, 0.0), counted, batch)
         gain, clipped = self.gain(ratio, batch)
+        if not ratio.shape == gain.shape == clipped.shape == batch.sampled.shape:
+            raise UserError(
+                f"a ratio, a gain and what was clipped of the shape {tuple(batch.sampled.shape)}, one for every token",
+                f"{tuple(ratio.shape)}, {tuple(gain.shape)}, {tuple(clipped.shape)} from {where(type(self))}",
+                "see PolicyGradient.ratio and PolicyGradient.gain",
+            )
         if self.correction is not None:
             gain = gain * (batch.old - batch.behaviour).exp().clamp(max=self.correction)
         more = {}
