@@ -124,7 +124,11 @@ def test_a_scorer_is_asked_for_or_trained_or_the_partner_of_the_sampler(tmp_path
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("{", "Expecting"), ("[]", "parallel_r1.json: Input should be a valid dictionary"), ('{"recipe": "x"}', "recipe_digest: Field required")],
+    [
+        ("{", "Expecting"),
+        ("[]", "parallel_r1.json: Input should be a valid dictionary"),
+        ('{"recipe": "x"}', "recipe_digest: Field required"),
+    ],
 )
 def test_a_damaged_card_is_one_clear_line(tmp_path, text, reason):
     (tmp_path / "parallel_r1.json").write_text(text)

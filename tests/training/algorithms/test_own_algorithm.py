@@ -114,7 +114,8 @@ def test_a_class_without_advantages_names_what_is_missing():
 def group(*rewards):
     trace = Trace((1,), (Span((2,), (), True, (-1.0,)),))
     problem = Problem("p", "1\n", "1", "sums")
-    return Group(problem, tuple(Rollout(problem, trace, ("2",), True, 1, 1, {"accuracy": reward}) for reward in rewards))
+    terms = [{"accuracy": reward} for reward in rewards]
+    return Group(problem, tuple(Rollout(problem, trace, ("2",), True, 1, 1, earned) for earned in terms))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_advantages_of_another_shape_are_one_line(returned):
         def advantages(self, groups):
             return returned
 
-    message = r"one finite number for every reward from advantages of Odd, in groups of \[2\]; found .*test_own_algorithm"
+    message = r"one finite number for every reward from advantages of Odd, in groups of \[2\]; found .*test_own_algo"
     with pytest.raises(UserError, match=message):
         Odd().credit([group(1.0, 0.0)])
 
