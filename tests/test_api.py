@@ -249,7 +249,11 @@ def test_a_mistake_is_one_clear_line(tiny, call, message):
     [
         (lambda policy: pr.generate(policy, 3), "expected a prompt, or a list of prompts, as text; found 3"),
         (lambda policy: pr.generate(policy, {"role": "user"}), "expected a prompt, or a list of prompts, as text"),
-        (lambda policy: pr.generate(policy, [{"role": "user"}]), "expected a prompt, or a list of prompts, as text"),
+        (lambda policy: pr.generate(policy, ["Use 1", 2]), "expected a prompt, or a list of prompts, as text"),
+        (
+            lambda policy: pr.generate(policy, [{"role": "user"}]),
+            "expected messages with a role and a content, the last",
+        ),
         (
             lambda policy: pr.generate(policy, "Use 1", engine={"rows": 4}),
             "expected an Engine object; found {'rows': 4}",

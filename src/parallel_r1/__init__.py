@@ -21,7 +21,7 @@ __version__ = "0.2.0.dev0"
 if TYPE_CHECKING:
     from parallel_r1.answers.rollout import Group, Problem, Rollout
     from parallel_r1.answers.trace import Span, Trace
-    from parallel_r1.api import Answer, evaluate, generate, parity, rl, sft, train
+    from parallel_r1.api import evaluate, generate, parity, rl, sft, train
     from parallel_r1.coldstart.examples import Example
     from parallel_r1.errors import UserError
     from parallel_r1.evaluation.measure import Result
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from parallel_r1.generation.request import Request
     from parallel_r1.generation.settings import Budget, Engine, Sampling
     from parallel_r1.models.policy import Policy, load
+    from parallel_r1.report.answer import Answer
     from parallel_r1.tasks.base import Task, task
     from parallel_r1.tasks.prompts import Prompt
     from parallel_r1.training.algorithms.base import PolicyGradient, algorithm
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "answers.rollout": ("Group", "Problem", "Rollout"),
     "answers.trace": ("Span", "Trace"),
-    "api": ("Answer", "evaluate", "generate", "parity", "rl", "sft", "train"),
+    "api": ("evaluate", "generate", "parity", "rl", "sft", "train"),
     "coldstart.examples": ("Example",),
     "errors": ("UserError",),
     "evaluation.measure": ("Result",),
@@ -48,6 +49,7 @@ _MODULES = {
     "generation.request": ("Request",),
     "generation.settings": ("Budget", "Engine", "Sampling"),
     "models.policy": ("Policy", "load"),
+    "report.answer": ("Answer",),
     "tasks.base": ("Task", "task"),
     "tasks.prompts": ("Prompt",),
     "training.algorithms.base": ("PolicyGradient", "algorithm"),

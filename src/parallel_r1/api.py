@@ -7,14 +7,12 @@ is `generate(policy, prompt, sampling=Sampling(paths=4, temperature=0.7))`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
-from parallel_r1.answers.trace import EXACT_SCORER, Sampler, Scorer, Trace
-from parallel_r1.answers.visibility import latency
+from parallel_r1.answers.rollout import Message
+from parallel_r1.answers.trace import EXACT_SCORER, Sampler, Scorer
 from parallel_r1.coldstart.examples import Example, checked, read_examples
 from parallel_r1.errors import UserError, nearest
 from parallel_r1.evaluation import parity as parity_module
@@ -25,8 +23,8 @@ from parallel_r1.generation.rollouts import answer, check_length
 from parallel_r1.generation.settings import Budget, Engine, Sampling
 from parallel_r1.generation.training_card import departures, read_card
 from parallel_r1.models.policy import Policy
-from parallel_r1.report.answers import answer_tree
-from parallel_r1.report.html import answer_html
+from parallel_r1.models.tokens import Form, read_chat
+from parallel_r1.report.answer import Answer
 from parallel_r1.settings import Section
 from parallel_r1.tasks.base import Task
 from parallel_r1.tasks.datasets.splits import Split
@@ -39,61 +37,12 @@ from parallel_r1.training.rewards.language import parse_reward
 from parallel_r1.training.rewards.outcome import Outcome, Terms
 from parallel_r1.training.settings import RL, SFT
 
-if TYPE_CHECKING:
-    from rich.tree import Tree
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One generated answer. A notebook shows it with its paths side by side, `rich.print` as a tree.
-
-    Attributes:
-        prompt: the text that the model read.
-        trace: the answer's tokens as spans, with their addresses and log-probabilities.
-        texts: the text of every span of the trace, in the same order.
-    """
-
-    prompt: str
-    trace: Trace
-    texts: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        """The whole answer, tags included."""
-        return "".join(self.texts)
-
-    @property
-    def trunk(self) -> str:
-        """The text outside all paths, which is what a reader of the answer needs."""
-        pairs = zip(self.trace.spans, self.texts, strict=True)
-        return "".join(text for span, text in pairs if not span.address)
-
-    @property
-    def forks(self) -> int:
-        """Number of forks that the answer opened, nested ones included."""
-        return self.trace.forks
-
-    @cached_property
-    def critical_path(self) -> int:
-        """Length of the longest chain of tokens generated one after the other: the latency of the answer."""
-        return latency(self.trace)
-
-    @property
-    def total(self) -> int:
-        """Number of tokens of the answer, over all paths: its cost."""
-        return len(self.trace.token_ids)
-
-    def _repr_html_(self) -> str:
-        return answer_html(self.trace, self.texts, self.prompt)
-
-    def __rich__(self) -> Tree:
-        return answer_tree(self.trace, self.texts, self.prompt.strip())
-
 
 def generate(
     policy: Policy,
-    prompt: str | Sequence[str],
+    prompt: str | Sequence[str] | Sequence[Mapping[str, str]],
     *,
+    form: Form | None = None,
     samples: int = 1,
     seed: int | str = 0,
     sampling: Sampling | None = None,
@@ -104,7 +53,10 @@ def generate(
     """Generate answers that may fork.
 
     Args:
-        prompt: one text, or several.
+        prompt: one text, or several; or the messages of one chat, such as `[{"role": "user", "content": "Hi"}]`, the
+            last of them the user's.
+        form: "plain" for text, "chat" for the model's own chat template, which messages need. If None, as the weights
+            were trained; plain without a training card.
         samples: number of answers to every prompt.
         seed: the same seed, prompts and policy give the same answers.
         sampling: the distribution and the budget. If None, the settings of the training card in the weights' folder, or
@@ -118,19 +70,17 @@ def generate(
 
     Raises:
         UserError: an unknown option or a value out of range; an empty prompt, or one that leaves too few of the model's
-            positions for the answer.
+            positions for the answer; a chat for a model without a template.
     """
     _check_count("samples", samples)
-    settings, _ = _settings(policy, sampling, None, options)
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, Sequence) or not all(isinstance(text, str) for text in prompts):
-        raise UserError(
-            "a prompt, or a list of prompts, as text", f"{prompt!r:.60}", "give generate(policy, 'Use 1, ..')"
-        )
-    encoded = [policy.encode(text) for text in prompts]
+    settings, trained = _settings(policy, sampling, None, options)
+    form = trained.form if form is None else form
+    _check_name("form", form, Form)
+    prompts = _prompts(prompt)
+    encoded = [policy.encode_prompt(text, form, before) for text, before in prompts]
     for ids in encoded:
         check_length(policy, len(ids), settings)
-    asked = [(text, ids) for text, ids in zip(prompts, encoded, strict=True) for _ in range(samples)]
+    asked = [(text, ids) for (text, _), ids in zip(prompts, encoded, strict=True) for _ in range(samples)]
     requests = [Request(ids, settings, f"{seed}/{index}") for index, (_, ids) in enumerate(asked)]
     traces = make_generator(policy, engine).traces(requests, on_token=on_token)
     return [Answer(text, trace, trace.texts(policy.decode)) for (text, _), trace in zip(asked, traces, strict=True)]
@@ -322,6 +272,17 @@ def parity(
         policy, sampler, scorers, paths, answers=answers, forks=forks, seed=seed, engine=engine
     )
     return result
+
+
+def _prompts(prompt: Any) -> list[tuple[str, tuple[Message, ...]]]:
+    """The prompts of `generate`: texts, with the messages before them."""
+    if isinstance(prompt, str):
+        return [(prompt, ())]
+    if isinstance(prompt, Sequence) and all(isinstance(text, str) for text in prompt):
+        return [(text, ()) for text in prompt]
+    if isinstance(prompt, Sequence) and any(isinstance(message, Mapping) for message in prompt):
+        return [read_chat(prompt)]
+    raise UserError("a prompt, or a list of prompts, as text", f"{prompt!r:.60}", "give generate(policy, 'Use 1, ..')")
 
 
 def _check_count(name: str, value: object) -> None:

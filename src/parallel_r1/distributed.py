@@ -21,11 +21,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def start(wanted: int) -> None:
+def start(wanted: int, device: str = "auto") -> None:
     """Join the other processes that a launcher such as torchrun started.
 
     Args:
         wanted: number of processes that the recipe or the command line asks for.
+        device: where they work; see `models.load`.
 
     Raises:
         UserError: the launcher started another number of processes.
@@ -33,7 +34,7 @@ def start(wanted: int) -> None:
     import torch
     from accelerate import PartialState
 
-    started = PartialState(cpu=not torch.cuda.is_available()).num_processes
+    started = PartialState(cpu=device == "cpu" or not torch.cuda.is_available()).num_processes
     if started != wanted:
         torchrun = f"`torchrun --nproc_per_node {wanted} -m parallel_r1 ..`"
         launch = f"{torchrun} starts {wanted}" if wanted > 1 else "leave torchrun"

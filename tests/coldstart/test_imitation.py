@@ -17,6 +17,7 @@ from parallel_r1.generation.settings import Sampling
 from parallel_r1.models.policy import Policy
 from parallel_r1.tasks.datasets.rows import read_file, write_file
 from parallel_r1.tasks.load import load_task
+from parallel_r1.tasks.prompts import Prompt
 from parallel_r1.training.batch import collate
 from parallel_r1.training.loops import run_sft
 from parallel_r1.training.sample import Sample
@@ -49,7 +50,7 @@ def test_a_trace_ends_with_the_end_of_text(frozen):
 
 def test_an_instruction_is_text_before_the_prompt(frozen):
     example = next(examples(TEACHER, 0))
-    trace = to_trace(example, frozen, "isolated", "Open <Parallel>.\n")
+    trace = to_trace(example, frozen, "isolated", Prompt(instruction="Open <Parallel>.\n"))
     assert frozen.decode(trace.prompt_ids) == "Open <Parallel>.\n" + example.prompt
     assert trace.spans == to_trace(example, frozen, "isolated").spans
 

@@ -56,7 +56,7 @@ def test_log_probabilities_are_those_of_the_distribution_that_was_sampled(frozen
     traces = draw(
         LocalEngine(frozen.model), frozen.tags, prompts_of(frozen, 4), sampling, 0, force=force_forks(frozen.tags)
     )
-    assert mismatch(frozen, traces, shape=decoding(sampling)) <= 1e-4
+    assert mismatch(frozen, traces, shape=decoding(sampling, frozen.tags)) <= 1e-4
     assert mismatch(frozen, traces) > 1e-2
     assert mismatch(frozen, [raw(trace) for trace in traces]) <= 1e-4
 
@@ -487,8 +487,8 @@ def test_bad_requests_are_refused(frozen):
     with pytest.raises(UserError, match="a decode function for stop texts"):
         submit(drawing, prompt, Sampling(stop=("x",), budget=Budget(total=10)), 0)
     tag = frozen.tags.ids["</Path>"]
-    with pytest.raises(UserError, match="stop tokens that are no tags"):
-        Scheduler(LocalEngine(frozen.model), replace(frozen.tags, eos=frozenset([tag])), 4)
+    with pytest.raises(UserError, match="ends of an answer that are no tags; found </Path>"):
+        replace(frozen.tags, eos=frozenset([*frozen.tags.eos, tag]))
     for wrong in (
         {"paths": 0},
         {"paths": 1000},

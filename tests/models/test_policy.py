@@ -1,8 +1,11 @@
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from architectures import KINDS, random_model
+from common import make
 from conftest import TINY
 from safetensors.torch import load_file, save_file
 
@@ -10,11 +13,18 @@ from parallel_r1 import models
 from parallel_r1.answers.syntax import TAGS
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.parity import measure
+from parallel_r1.generation.generator import make_generator
+from parallel_r1.generation.request import Request
 from parallel_r1.generation.rollouts import check_length
-from parallel_r1.generation.settings import Budget, Sampling
+from parallel_r1.generation.settings import Budget, Engine, Sampling
 from parallel_r1.models import lora as adapters
+from parallel_r1.models import policy as policy_module
 from parallel_r1.models.policy import Policy, device_of
 from parallel_r1.models.settings import LoRA
+from parallel_r1.runs.curriculum import build_policy, train
+from parallel_r1.runs.folder import RunFolder
+from parallel_r1.training.loops import run_rl
+from parallel_r1.training.settings import RL
 
 
 def test_the_shipped_model_is_small_and_has_the_tags(tiny):
@@ -167,3 +177,50 @@ def test_a_prompt_over_the_budget_is_refused(tiny):
         check_length(tiny, 413, Sampling(budget=budget))
     with pytest.raises(UserError, match="at most 212 tokens"):
         check_length(tiny, 213, Sampling(sampler="causal_join", budget=budget))
+
+
+def test_an_engine_on_another_device_than_the_model_is_one_line(tiny, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with pytest.raises(
+        UserError, match=r"the engine, cuda:1; found one on cpu; load it there: load\(.., device='cuda:1'"
+    ):
+        make_generator(tiny, Engine(device="cuda:1"))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [str(device_of(name)) for name in ("auto", "cuda", "cuda:0")] == ["cuda:1", "cuda:1", "cuda:0"]
+
+
+def test_drawing_in_bf16_follows_the_weights_and_its_mismatch_is_measured(frozen):
+    policy = replace(frozen, model=copy.deepcopy(frozen.model))
+    engine, half = Engine(dtype="bf16"), replace(frozen, model=copy.deepcopy(frozen.model))
+    for parameter in half.model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    generator = make_generator(policy, engine)
+    ask = [Request(policy.encode("Use 3, 5"), Sampling(paths=2), str(index)) for index in range(4)]
+    assert generator.traces(ask) == make_generator(half).traces(ask)
+    assert generator.traces(ask) != make_generator(policy).traces(ask)
+    assert policy.model.dtype == torch.float32
+    with torch.no_grad():
+        for mine, theirs in zip(policy.model.parameters(), half.model.parameters(), strict=True):
+            mine.mul_(1.25)
+            theirs.copy_(mine)
+    assert generator.traces(ask) == make_generator(half).traces(ask)
+    (exact,), (rounded,) = (measure(policy, "isolated", ["isolated"], 2, engine=each) for each in (None, engine))
+    assert exact.max_abs <= 1e-4 < rounded.max_abs
+    stage = RL(kind="rl", task="countdown-easy", steps=1, problems=2, group=2, algorithm={"entropy": 0.01})
+    row = next(run_rl(policy, stage, 0, engine=engine)).metrics
+    assert 1e-4 < row["mismatch_mean"] < 0.5
+    assert "mismatch_mean" in row
+
+
+def test_every_stage_learns_and_draws_on_the_device_of_the_engine(tmp_path, monkeypatch):
+    """The owner is asked wherever weights come from: the base, a checkpoint, an adapter, a study's weights."""
+    asked = []
+    real = policy_module.device_of
+    monkeypatch.setattr(policy_module, "device_of", lambda name: asked.append(name) or real(name))
+    recipe = make(tmp_path, "engine.device='cpu'", "evaluation.tasks=[]")
+    run = RunFolder.create(tmp_path / "run", recipe)
+    train(recipe, build_policy(recipe), run, lambda row: None)
+    assert len(asked) >= 2
+    assert set(asked) == {"cpu"}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from parallel_r1.answers.parser import parse
 from parallel_r1.answers.trace import TRUNK, Span, Trace
+from parallel_r1.generation.distribution import Decoding
 from parallel_r1.models import attention as attend
 from parallel_r1.training import batch as batch_room
 from parallel_r1.training.batch import collate, score, split
@@ -265,7 +266,7 @@ def test_logits_in_pieces_are_the_logits(policy, scorer, monkeypatch):
     def scored():
         policy.model.zero_grad()
         batch = collate(samples(traces), scorer)
-        values, entropies = batch_room.score_with_entropy(policy.model, batch, (0.9, 30, 1.0, 0.0))
+        values, entropies = batch_room.score_with_entropy(policy.model, batch, Decoding(0.9, 30))
         (values.nan_to_num(neginf=0.0).sum() + entropies.sum()).backward()
         gradient = torch.cat([parameter.grad.flatten() for parameter in policy.model.parameters()])
         return values.detach(), entropies.detach(), gradient

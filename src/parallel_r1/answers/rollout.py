@@ -14,6 +14,9 @@ from parallel_r1.answers.trace import Defect, Span, Trace
 from parallel_r1.answers.upgrade import texts_of_spans
 from parallel_r1.errors import UserError
 
+Message = tuple[str, str]
+"""The role of a speaker in a chat ("system", "user", "assistant") and the text."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -27,6 +30,7 @@ class Problem:
         key: identity by content: problems with the same key are one problem, whatever their ids. Default: a digest of
             the prompt that ignores white space (`key_of`). A task whose problems have equal forms in other words, such
             as numbers in another order, gives keys of its own.
+        before: the messages before the prompt, if the problem is the last message of a chat.
     """
 
     id: str
@@ -34,10 +38,16 @@ class Problem:
     answer: str
     source: str
     key: str = ""
+    before: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.key:
-            object.__setattr__(self, "key", key_of(self.prompt))
+            object.__setattr__(self, "key", key_of_chat(self.prompt, self.before))
+
+
+def key_of_chat(statement: str, before: Sequence[Message]) -> str:
+    """The identity of a problem by its statement and the messages before it."""
+    return key_of("\n".join([*(text for _, text in before), statement]))
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ def to_json(rollout: Rollout) -> dict[str, Any]:
         "key": rollout.problem.key,
         "source": rollout.problem.source,
         "prompt": rollout.problem.prompt,
+        **({"before": rollout.problem.before} if rollout.problem.before else {}),
         "answer": rollout.problem.answer,
         "text": rollout.text,
         "correct": rollout.correct,
@@ -132,7 +143,8 @@ def from_json(row: dict[str, Any]) -> Rollout:
         texts = tuple(span["text"] for span in row["spans"])
     else:
         texts = texts_of_spans(row["text"], trace)
-    problem = Problem(row["id"], row["prompt"], row["answer"], row["source"], row.get("key", ""))
+    before = tuple((role, text) for role, text in row.get("before", ()))
+    problem = Problem(row["id"], row["prompt"], row["answer"], row["source"], row.get("key", ""), before)
     return Rollout(problem, trace, texts, row["correct"], row["critical_path"], row["total"], row["terms"])
 
 

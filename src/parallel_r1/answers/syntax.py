@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from parallel_r1.errors import UserError
+
 FORK_OPEN, FORK_CLOSE = "<Parallel>", "</Parallel>"
 PATH_OPEN, PATH_CLOSE = "<Path>", "</Path>"
 SUMMARY_OPEN, SUMMARY_CLOSE = "<Summary>", "</Summary>"
@@ -59,13 +61,30 @@ class Tags:
         eos: ids that end an answer.
         blank: ids whose text is white space only.
         breaks: the blank ids that may stand for `SUMMARY_GAP`; see `holds_gap`.
+        end, chat_end: the id of `eos` with which an answer to imitate ends, to a plain prompt and in a chat template.
+        missing: rows of the embedding table that no token has. They are never drawn, and have no probability.
+
+    Raises:
+        UserError: a tag ends an answer.
     """
 
     ids: dict[str, int]
     gap: tuple[int, ...]
     eos: frozenset[int]
-    blank: frozenset[int] = frozenset()
-    breaks: frozenset[int] = frozenset()
+    blank: frozenset[int]
+    breaks: frozenset[int]
+    end: int
+    chat_end: int
+    missing: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        tags = [tag for tag, token in self.ids.items() if token in self.eos]
+        if tags:
+            raise UserError(
+                "ends of an answer that are no tags",
+                f"{tags[0]} among them",
+                "correct eos_token in tokenizer_config.json, or eos_token_id in generation_config.json",
+            )
 
     @property
     def join(self) -> tuple[int, ...]:

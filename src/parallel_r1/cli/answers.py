@@ -37,7 +37,7 @@ def generate(
     as_json: options.AsJson = False,
 ) -> None:
     """Generate one answer and watch trunk, paths and summary grow, every path in its colour."""
-    text = prompt.instruction + _question(question, file, escapes)
+    text = _question(question, file, escapes)
     from parallel_r1.answers.visibility import latency
     from parallel_r1.generation.generator import make_generator
     from parallel_r1.generation.request import Request
@@ -46,13 +46,13 @@ def generate(
 
     quiet()
     policy = load_policy(model, engine)
-    prompt_ids = policy.encode(text)
+    prompt_ids = prompt.encode(policy, text)
     check_length(policy, len(prompt_ids), sampling)
     generator, request = make_generator(policy, engine), Request(prompt_ids, sampling, f"{seed}/0")
     if as_json:
         print_json(_answer_json(policy, generator.traces([request])[0]))
         return
-    console.print(text.strip(), style="bold", markup=False, highlight=False)
+    console.print((prompt.instruction + text).strip(), style="bold", markup=False, highlight=False)
     with LiveAnswer(console, policy.decode) as live:
         (trace,) = generator.traces([request], on_token=live)
     console.print(

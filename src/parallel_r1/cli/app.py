@@ -92,11 +92,15 @@ def print_json(value: Any) -> None:
     print(json.dumps(value))
 
 
-def load_policy(model: str, engine: Engine) -> Policy:
-    """Load a model onto the device that `engine` names."""
+def load_policy(model: str, engine: Engine, *, scores: bool = False) -> Policy:
+    """Load a model onto the device that `engine` names, to draw in its dtype.
+
+    Args:
+        scores: whether answers are scored too, which is done in fp32.
+    """
     from parallel_r1 import models
 
-    return models.load(model, device=engine.device)
+    return models.load(model, device=engine.device, dtype="auto" if scores else engine.dtype)
 
 
 def one_of(option: str, value: str, names: Any) -> None:

@@ -41,7 +41,7 @@ def parity(
 
     one = options.scorer_of(model, scorer, sampling.sampler)
     quiet()
-    policy = load_policy(model, engine)
+    policy = load_policy(model, engine, scores=True)
     samplers, scorers = (get_args(Sampler), get_args(Scorer)) if every else ((sampling.sampler,), (one,))
     pairs = [
         pair

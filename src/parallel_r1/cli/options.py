@@ -95,12 +95,14 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[Any, str, dict[str, Any]]]]] = {
             "rows": (int, "Most answers generated at the same time.", {"min": 1}),
             "memory": (int, "Most tokens in the KV cache. Default: no limit.", {"min": 1}),
             "compile": (bool, "Run the model through torch.compile.", {}),
+            "dtype": (str, "In what the model draws: fp32, or bf16; auto is fp32.", {}),
             "device": (str, "Where the model runs: auto (CUDA if there is one), cpu, cuda or cuda:1.", {}),
         },
     ),
     "prompt": (
         "Prompt" + CARD,
         {
+            "form": (str, "How a prompt is put to the model: plain, or chat (its chat template).", {}),
             "instruction": (str, "Text before every problem; -e applies.", {}),
             "final_answer": (str, "Where the final answer may stand: trunk, or anywhere (paths too).", {}),
         },
@@ -209,7 +211,7 @@ def _settings(
     sections: dict[str, Any] = {}
     for group, options in given.items():
         trained = getattr(card, group, None)  # a card has no engine
-        base = trained.model_dump(exclude={"form"}) if trained else _section(group)().model_dump()
+        base = trained.model_dump() if trained else _section(group)().model_dump()
         for name, value in options.items():
             value = _plain(name, value, escapes) if name in ("stop", "instruction") else value
             if value is None or value == []:

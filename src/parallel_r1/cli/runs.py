@@ -127,7 +127,7 @@ def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft"
     from parallel_r1.runs.trackers import Tracking
 
     quiet()
-    processes.start(recipe.processes.count)
+    processes.start(recipe.processes.count, recipe.engine.device)
     console.quiet = as_json or not processes.is_first()
     check(recipe)
     folder, resumed = _choose_folder(out, recipe)
@@ -218,7 +218,7 @@ def evaluate(
     from parallel_r1.tasks.load import load_task
 
     quiet()
-    processes.start(shared_by)
+    processes.start(shared_by, engine.device)
     one_of("--find", find, Find)
     tasks = [load_task(name, find=find) for name in task]  # type: ignore[arg-type]
     if rollouts is not None and rollouts.exists():

@@ -55,7 +55,7 @@ class Own:
         """
         policy, requests = self.policy, []
         for ask in asks:
-            prompt = policy.encode(self.prompt.text(ask.problem))
+            prompt = self.prompt.encode(policy, ask.problem.prompt, ask.problem.before)
             check_length(policy, len(prompt), self.sampling)
             requests.append(Request(prompt, self.sampling, "/".join(map(str, (self.seed, *ask.key)))))
         generator = make_generator(policy, self.engine)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from parallel_r1.coldstart.journal import Ask, Response
 from parallel_r1.errors import UserError, need
+from parallel_r1.models.tokens import as_chat
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -169,9 +170,11 @@ class _Asking:
     async def request(self, client: AsyncOpenAI, ask: Ask) -> Any:
         """Make one request and return the completion."""
         server = self.server
+        asked = server.instruction.replace("{problem}", ask.statement)
+        messages: Any = as_chat([*ask.problem.before, ("user", asked)])
         return await client.chat.completions.create(
             model=server.model,
-            messages=[{"role": "user", "content": server.instruction.replace("{problem}", ask.statement)}],
+            messages=messages,
             temperature=server.temperature,
             top_p=server.top_p,
             max_tokens=server.max_tokens,

@@ -14,6 +14,7 @@ from parallel_r1.coldstart.filters import MEANING, Reason, Sieve, Statistics, Ve
 from parallel_r1.coldstart.journal import Ask, Journal, Key, Response
 from parallel_r1.errors import UserError
 from parallel_r1.files import write_text
+from parallel_r1.models.tokens import as_chat
 from parallel_r1.table import Table
 from parallel_r1.tasks.base import Task, problem_stream
 from parallel_r1.tasks.datasets.rows import write_file
@@ -210,7 +211,8 @@ def write(folder: Path, collection: Collection) -> None:
         problem = collection.problems[response.key]
         row = {"source": response.source, "id": response.id, "sample": response.sample}
         if verdict.reason is None:
-            kept.append({**row, "prompt": problem.prompt, "text": verdict.text, "answer": problem.answer})
+            chat = as_chat([*problem.before, ("user", problem.prompt)]) if problem.before else problem.prompt
+            kept.append({**row, "prompt": chat, "text": verdict.text, "answer": problem.answer})
         else:
             rejected.append({**row, "reason": verdict.reason, "refused": response.refused, "text": verdict.text})
     if kept:

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from parallel_r1.answers.parser import parse, parse_text, text_pieces
-from parallel_r1.answers.rollout import Problem
+from parallel_r1.answers.rollout import Message, Problem
 from parallel_r1.answers.trace import Sampler, Span, Trace
 from parallel_r1.coldstart.settings import Data
 from parallel_r1.errors import Missing, UserError
 from parallel_r1.models.checks import positions
 from parallel_r1.models.policy import Policy
 from parallel_r1.tasks.base import epochs, problem_stream
+from parallel_r1.tasks.datasets import columns
 from parallel_r1.tasks.datasets.rows import numbered_rows
 from parallel_r1.tasks.load import load_task
+from parallel_r1.tasks.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class Example:
     Attributes:
         rehearsal: whether the first token of the answer is given instead of learnt. Then the example teaches nothing
             about the choice between opening a fork and not.
+        before: the messages before the prompt, if it is the last one of a chat.
     """
 
     prompt: str
     text: str
     rehearsal: bool = False
+    before: tuple[Message, ...] = ()
 
 
 @runtime_checkable
@@ -88,7 +92,7 @@ def examples(data: Data, seed: int) -> Iterator[Example]:
                 if fork
                 else teacher.sequential_answer(problem, rng, data.sequential_tries)
             )
-        yield Example(problem.prompt, text, rehearsal)
+        yield Example(problem.prompt, text, rehearsal, problem.before)
 
 
 def check(data: Data) -> None:
@@ -99,16 +103,16 @@ def check(data: Data) -> None:
         _teacher(name)
 
 
-def check_lengths(data: Data, policy: Policy, instruction: str) -> None:
+def check_lengths(data: Data, policy: Policy, prompt: Prompt) -> None:
     """Refuse a file with an answer that needs more positions than the model has."""
     most = positions(policy.model.config)
     if data.file is None or most is None:
         return
     for number, example in enumerate(read_examples(Path(data.file)), 1):
-        text = instruction + example.prompt + example.text
-        if len(text.encode()) < most:  # a token is a byte or more
+        text = prompt.instruction + example.prompt + example.text
+        if prompt.form == "plain" and len(text.encode()) + 1 < most:  # a token is a byte or more
             continue
-        length = len(policy.encode(instruction + example.prompt)) + len(policy.encode(example.text)) + 1
+        length = len(prompt.encode(policy, example.prompt, example.before)) + len(policy.encode(example.text)) + 1
         if length > most:
             raise UserError(
                 f"answers within the {most} positions of the model",
@@ -139,15 +143,19 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def _example(row: dict[str, Any], place: str) -> Example:
+    before: tuple[Message, ...] = ()
+    if isinstance(row.get("prompt"), list):
+        statement, before = columns.statement({"prompt": row["prompt"]}, place)
+        row = {**row, "prompt": statement}
     missing = [name for name in ("prompt", "text") if not isinstance(row.get(name), str)]
     if missing:
-        columns = ", ".join(f"'{name}'" for name in row) or "none"
+        names = ", ".join(f"'{name}'" for name in row) or "none"
         raise UserError(
             "a prompt and a text in every row",
-            f"{place} without a text in '{missing[0]}' (its columns: {columns})",
+            f"{place} without a text in '{missing[0]}' (its columns: {names})",
             "rename the columns, or correct that row",
         )
-    return checked(Example(row["prompt"], row["text"]), place)
+    return checked(Example(row["prompt"], row["text"], before=before), place)
 
 
 def checked(example: Example, place: str) -> Example:
@@ -164,10 +172,13 @@ def checked(example: Example, place: str) -> Example:
     return example
 
 
-def to_trace(example: Example, policy: Policy, sampler: Sampler, instruction: str = "") -> Trace:
-    """An example as a trace that ends with the end-of-text token, its prompt after an instruction."""
-    token_ids = [*policy.encode(example.text), *policy.tags.eos]
-    trace = parse(token_ids, policy.tags, sampler=sampler, prompt_ids=policy.encode(instruction + example.prompt))
+def to_trace(example: Example, policy: Policy, sampler: Sampler, prompt: Prompt | None = None) -> Trace:
+    """An example as a trace that ends as answers of the model end, after the prompt as RL and evaluation give it."""
+    prompt = prompt or Prompt()
+    end = policy.tags.chat_end if prompt.form == "chat" else policy.tags.end
+    token_ids = [*policy.encode(example.text), end]
+    prompt_ids = prompt.encode(policy, example.prompt, example.before)
+    trace = parse(token_ids, policy.tags, sampler=sampler, prompt_ids=prompt_ids)
     if not example.rehearsal:
         return trace
     first, *rest = trace.spans

@@ -8,6 +8,7 @@ import torch
 
 from parallel_r1.answers.syntax import FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, Tags
 from parallel_r1.answers.trace import TRUNK, Address, Sampler, Scorer
+from parallel_r1.generation.distribution import Decoding
 from parallel_r1.generation.generator import make_generator
 from parallel_r1.generation.request import Force, Request
 from parallel_r1.generation.settings import Budget, Engine, Sampling
@@ -49,16 +50,16 @@ def measure(
     if sampler == "sequential":
         budget = budget.model_copy(update={"critical_path": budget.total})
     numbers = [", ".join(str((index * step) % 9 + 1) for step in range(1, 4 + index)) for index in range(answers)]
-    prompts = [policy.encode(f"Use {listed} to make {20 + index}.\n") for index, listed in enumerate(numbers)]
+    prompts = [policy.encode_prompt(f"Use {listed} to make {20 + index}.\n") for index, listed in enumerate(numbers)]
     sampling = Sampling(sampler=sampler, paths=paths, budget=budget)
     force = _force(tags, cycle, forks)
     requests = [Request(prompt, sampling, f"{seed}/{index}", force) for index, prompt in enumerate(prompts)]
     traces = make_generator(policy, engine).traces(requests)
-    results = []
+    results, raw = [], Decoding(missing=tags.missing)
     for scorer in scorers:
         batch = collate([Sample(trace) for trace in traces], scorer).to(policy.model.device)
         with torch.no_grad():
-            scored = batch.gather(score(policy.model, batch))
+            scored = batch.gather(score(policy.model, batch, raw))
         results.append(measure_mismatch(traces, scored, tags, scorer))
     return results
 

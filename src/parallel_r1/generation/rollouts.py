@@ -104,10 +104,10 @@ def answer(
     """
     prompt, generator = prompt or Prompt(), generator or make_generator(policy)
     repeated = [problem for problem in problems for _ in range(samples)]
-    prompt_ids = {problem.prompt: policy.encode(prompt.text(problem)) for problem in problems}
-    check_length(policy, max(map(len, prompt_ids.values())), sampling)
+    encoded = {id(problem): prompt.encode(policy, problem.prompt, problem.before) for problem in problems}
+    check_length(policy, max(map(len, encoded.values())), sampling)
     mine = processes.share(range(len(repeated)))
-    traces = generator.traces([Request(prompt_ids[repeated[i].prompt], sampling, f"{seed}/{i}") for i in mine])
+    traces = generator.traces([Request(encoded[id(repeated[i])], sampling, f"{seed}/{i}") for i in mine])
     answers = [(repeated[i], trace) for i, trace in zip(mine, traces, strict=True)]
     return processes.gather(
         judge(answers, task, policy, anywhere=prompt.final_answer == "anywhere", stop=sampling.stop)

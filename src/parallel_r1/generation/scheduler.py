@@ -64,10 +64,6 @@ class Scheduler:
     cancelled: list[Answer] = field(default_factory=list)
     submitted: int = 0
 
-    def __post_init__(self) -> None:
-        if self.tags.eos & set(self.tags.ids.values()):
-            raise UserError("stop tokens that are no tags", "a tag among them", "correct the tokenizer's eos_token")
-
     @property
     def is_busy(self) -> bool:
         """Whether an answer waits or is being generated."""
@@ -164,7 +160,7 @@ class Scheduler:
         by_shape: dict[Any, list[int]] = {}
         for row, thread in enumerate(threads):
             if not thread.feed and thread.then == "sample":
-                by_shape.setdefault(decoding(thread.answer.sampling), []).append(row)
+                by_shape.setdefault(decoding(thread.answer.sampling, self.tags), []).append(row)
         for shape, rows in by_shape.items():
             chosen = logits if len(rows) == len(threads) else logits[rows]
             drawn = sample(chosen, [threads[row].rng.random() for row in rows], shape)

@@ -82,6 +82,8 @@ class Engine(Section):
     Attributes:
         kind: "local" runs the model in this process.
         device: "cpu", "cuda", "cuda:1", or "auto" for CUDA if there is a GPU and the CPU otherwise.
+        dtype: in which the model draws, "fp32" or "bf16"; "auto" for that of its weights. Weights in another one are
+            copied for drawing. What is scored is then not quite what was sampled: training measures the mismatch.
         rows: largest number of answers generated at the same time.
         memory: largest number of tokens in the KV cache; None for no limit. When it is full, the answer that started
             last is removed, and its tokens are read again later.
@@ -91,6 +93,7 @@ class Engine(Section):
 
     kind: Literal["local"] = "local"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
     rows: Count = 256
     memory: Count | None = None
     compile: bool = False

@@ -25,16 +25,6 @@ FILE = "parallel_r1.json"
 """The name of the card in a model folder."""
 
 
-class TrainedPrompt(Prompt):
-    """The prompt that the weights were trained with.
-
-    Attributes:
-        form: "plain" is text without a chat template.
-    """
-
-    form: Literal["plain"] = "plain"
-
-
 class TrainingCard(Section):
     """How the weights of a model folder were trained.
 
@@ -63,7 +53,7 @@ class TrainingCard(Section):
     data: dict[str, Any] | None = None
     scorer: Scorer
     sampling: Sampling
-    prompt: TrainedPrompt
+    prompt: Prompt
     versions: dict[str, str]
 
     def write(self, folder: Path) -> None:
@@ -109,6 +99,8 @@ def departures(card: TrainingCard, sampling: Sampling, prompt: Prompt) -> list[s
         differing.append(f"sampler {trained.sampler}, not {sampling.sampler} ({effect})")
     elif sampling.paths != trained.paths and sampling.sampler != "sequential":
         differing.append(f"{trained.paths} paths, not {sampling.paths} (forks of another width than in training)")
+    if prompt.form != card.prompt.form:
+        differing.append(f"prompt form {card.prompt.form}, not {prompt.form} (prompts unlike in training)")
     if prompt.instruction != card.prompt.instruction:
         differing.append(
             f"instruction {card.prompt.instruction!r}, not {prompt.instruction!r} (prompts unlike in training)"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from parallel_r1.answers.syntax import FORK_CLOSE, JOIN_TEXT, SUMMARY_GAP, SUMMARY_OPEN, TAGS, Tags, holds_gap
+from parallel_r1.answers.rollout import Message
+from parallel_r1.answers.syntax import Tags
 from parallel_r1.errors import UserError, nearest
 from parallel_r1.models.settings import LoRA
 from parallel_r1.shipped import resolve
@@ -20,8 +22,11 @@ if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from parallel_r1.models.checks import check_model, check_vocabulary
+from parallel_r1.models.tokens import Form, encode_prompt, tag_ids
 
 log = logging.getLogger(__name__)
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+"""Our names of the dtypes of weights -> those of torch."""
 
 
 @dataclass
@@ -51,43 +56,14 @@ class Policy:
         """The tokens of a text; a tag in it is one token, and no special token is added."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
+    def encode_prompt(self, text: str, form: Form = "plain", before: Sequence[Message] = ()) -> list[int]:
+        """The tokens of a prompt, with the beginning of text or in the chat template; see `models.tokens`."""
+        return encode_prompt(self.tokenizer, text, form, before)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, with tags and without the end of text."""
         kept = [token for token in token_ids if token not in self.tags.eos]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False))
-
-
-def tag_ids(tokenizer: PreTrainedTokenizerBase) -> Tags:
-    """The ids of the tags in a tokenizer.
-
-    Raises:
-        UserError: a tag is missing, or is split into several tokens.
-    """
-    ids = {}
-    for tag in TAGS:
-        pieces = tokenizer.encode(tag, add_special_tokens=False)
-        if len(pieces) != 1 or pieces[0] == tokenizer.unk_token_id:
-            raise UserError(
-                f"a tokenizer in which {tag} is one token",
-                f"{len(pieces)} tokens {tokenizer.convert_ids_to_tokens(pieces)}",
-                "add the six tags with parallel-r1 prepare MODEL --out DIR",
-            )
-        ids[tag] = pieces[0]
-    if tokenizer.eos_token_id is None:
-        raise UserError("a tokenizer with an end-of-text token", "none", "set eos_token in its tokenizer_config.json")
-    # Decoded behind a tag, as in answers, because many tokenizers treat the start of a text differently.
-    behind = tokenizer.batch_decode([[ids[FORK_CLOSE], token] for token in range(len(tokenizer))])
-    texts = [text.removeprefix(FORK_CLOSE) for text in behind]
-    blank = frozenset(token for token, text in enumerate(texts) if text and not text.strip())
-    breaks = frozenset(token for token in blank if holds_gap(texts[token]))
-    first, *gap, last = tokenizer.encode(JOIN_TEXT, add_special_tokens=False)
-    if (first, last) != (ids[FORK_CLOSE], ids[SUMMARY_OPEN]) or (SUMMARY_GAP and not breaks.intersection(gap)):
-        raise UserError(
-            f"a tokenizer that leaves {SUMMARY_GAP!r} between tags alone",
-            f"{tokenizer.convert_ids_to_tokens([first, *gap, last])}",
-            "add the tags as special tokens without lstrip and rstrip",
-        )
-    return Tags(ids, tuple(gap), frozenset([tokenizer.eos_token_id]), blank, breaks)
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -121,14 +97,23 @@ def load(
     """
     path, place, weights = str(path), device_of(device), dtype_of(dtype)
     tokenizer = load_tokenizer(path)
-    tags = tag_ids(tokenizer)
+    tag_ids(tokenizer)  # what a tokenizer lacks is said before weights are read
     model: Any = load_model(path, weights, quantisation)
+    tags = tags_of(tokenizer, model)
     check_vocabulary(tags, model.config.get_text_config().vocab_size, path)
     return Policy(model if model.device == place else model.to(place), tokenizer, tags, source=str(path))
 
 
+def tags_of(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Tags:
+    """The tags of a tokenizer with what the model adds: the ends of `generation_config`, and rows without a token."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    listed = ends if isinstance(ends, list | tuple) else [] if ends is None else [ends]
+    return tag_ids(tokenizer, listed, model.config.get_text_config().vocab_size)
+
+
 def device_of(name: str) -> torch.device:
-    """The device of a name that `load` takes.
+    """The device of a name that `load` takes. Of several processes that torchrun started, each takes a GPU of its own
+    for "auto" and "cuda".
 
     Raises:
         UserError: a name of another form, or a device that this machine does not have.
@@ -138,7 +123,8 @@ def device_of(name: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     devices = {"cpu": torch.device("cpu"), **{f"cuda:{index}": torch.device("cuda", index) for index in range(count)}}
     if count:
-        devices["cuda"] = torch.device("cuda", torch.cuda.current_device())
+        own = os.environ.get("LOCAL_RANK")  # torchrun sets it
+        devices["cuda"] = torch.device("cuda", torch.cuda.current_device() if own is None else int(own) % count)
     if name == "auto":
         return devices.get("cuda", devices["cpu"])
     if name not in devices:
@@ -154,10 +140,9 @@ def dtype_of(name: str) -> torch.dtype:
     """
     import torch
 
-    dtypes = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
-    if name not in dtypes:
-        raise UserError(f"a dtype among {', '.join(dtypes)}", f"'{name}'", "give dtype='auto', which is fp32")
-    return dtypes[name]
+    if name != "auto" and name not in DTYPES:
+        raise UserError(f"a dtype among auto, {', '.join(DTYPES)}", f"'{name}'", "give dtype='auto', which is fp32")
+    return getattr(torch, DTYPES.get(name, "float32"))
 
 
 def load_model(

@@ -12,7 +12,8 @@ from parallel_r1.answers.parser import parse
 from parallel_r1.answers.syntax import TAGS, Tags, fork_text
 from parallel_r1.errors import UserError
 from parallel_r1.files import whole
-from parallel_r1.models.policy import Policy, load_model, load_tokenizer, save, tag_ids
+from parallel_r1.models.policy import Policy, load_model, load_tokenizer, save
+from parallel_r1.models.tokens import tag_ids
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 
 from parallel_r1 import __version__
-from parallel_r1.generation.training_card import TrainedPrompt, TrainingCard, read_card
+from parallel_r1.generation.training_card import TrainingCard, read_card
 from parallel_r1.runs.recipe import Recipe
 from parallel_r1.runs.recipe_file import dump_recipe
 from parallel_r1.training.settings import RL
@@ -26,7 +26,7 @@ def card_of(recipe: Recipe, name: str) -> TrainingCard:
         data=None if isinstance(stage, RL) else stage.data.model_dump(mode="json", exclude_none=True),
         scorer=stage.scorer,
         sampling=stage.sampling,
-        prompt=TrainedPrompt(**stage.prompt.model_dump()),
+        prompt=stage.prompt,
         versions={
             "parallel-r1": __version__,
             **{package: importlib.metadata.version(package) for package in ("torch", "transformers")},

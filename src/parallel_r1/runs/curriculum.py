@@ -221,7 +221,9 @@ def build_policy(recipe: Recipe) -> Policy:
     """The policy that a recipe starts from: loaded, or random with a tokenizer trained for its first SFT stage."""
     model = recipe.model
     if model.path is not None:
-        return models.load(model.path) if model.lora is None else adapters.load(model.path, model.lora, recipe.seed)
+        if model.lora is None:
+            return models.load(model.path, device=recipe.engine.device)
+        return adapters.load(model.path, model.lora, recipe.seed, device=recipe.engine.device)
     assert model.architecture is not None
     shape = model.architecture.model_dump()
     sources = [stage.data for stage in recipe.stages.values() if isinstance(stage, SFT)]
@@ -229,16 +231,18 @@ def build_policy(recipe: Recipe) -> Policy:
         raise UserError("an sft stage to train a tokenizer on", "none in this recipe", "give model.path instead")
     texts = coldstart.plain_texts(sources[0], recipe.seed, 20_000)
     tokenizer = models.train_tokenizer(texts, shape.pop("vocabulary"))
-    return Policy(models.random_model(tokenizer, seed=recipe.seed, **shape), tokenizer, models.tag_ids(tokenizer))
+    weights: Any = models.random_model(tokenizer, seed=recipe.seed, **shape)
+    weights.to(models.device_of(recipe.engine.device))
+    return Policy(weights, tokenizer, models.tags_of(tokenizer, weights))
 
 
 def load_checkpoint(recipe: Recipe, folder: Path) -> Policy:
     """The policy after a stage, bit for bit. With an adapter: the recipe's model and the adapter of the stage."""
     model = recipe.model
     if model.lora is None:
-        return models.load(str(folder))
+        return models.load(str(folder), device=recipe.engine.device)
     assert model.path is not None
-    return adapters.load(model.path, model.lora, recipe.seed, folder)
+    return adapters.load(model.path, model.lora, recipe.seed, folder, device=recipe.engine.device)
 
 
 def train(recipe: Recipe, policy: Policy, run: RunFolder, on_row: Observer) -> list[Result]:
@@ -262,7 +266,7 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, on_row: Observer) -> l
     check_positions(policy.model.config, recipe)
     for stage in recipe.stages.values():
         if isinstance(stage, SFT):
-            coldstart.check_lengths(stage.data, policy, stage.prompt.instruction)
+            coldstart.check_lengths(stage.data, policy, stage.prompt)
     curriculum = Curriculum(recipe, run, on_row)
     learning = sum(weight.numel() for weight in adapters.learning(policy.model).values())
     run.check_space(space(recipe, models.parameter_count(policy.model), learning))

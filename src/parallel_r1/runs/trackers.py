@@ -68,7 +68,8 @@ class Tracking:
         import torch
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available())  # as in the learner: the first call decides the device
+        # As in the learner: the first call decides the device.
+        PartialState(cpu=self.recipe.engine.device == "cpu" or not torch.cuda.is_available())
         with _named(name):
             tracker = self.build(name)
             tracker.start()

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from parallel_r1.answers.identity import key_of
-from parallel_r1.answers.rollout import Problem
+from parallel_r1.answers.rollout import Problem, key_of_chat
 from parallel_r1.errors import UserError, nearest
 from parallel_r1.tasks.base import TASKS, epochs
 from parallel_r1.tasks.datasets.sources import Record, Source
@@ -52,7 +51,8 @@ class Mathematics:
     def problem(self, record: Record) -> Problem:
         """A record with the instruction around it."""
         prompt = self.instruction.format(problem=record.problem)
-        return Problem(record.id, prompt, record.answer, self.name, key_of(record.problem))
+        key = key_of_chat(record.problem, record.before)
+        return Problem(record.id, prompt, record.answer, self.name, key, record.before)
 
     def statement(self, problem: Problem) -> str:
         """A problem without the instruction around it."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
-from parallel_r1.answers.rollout import Problem
+from parallel_r1.answers.rollout import Message
 from parallel_r1.answers.syntax import FINAL_ANSWER, fork_text
+from parallel_r1.models.tokens import Form
 from parallel_r1.settings import Section
+
+if TYPE_CHECKING:
+    from parallel_r1.models.policy import Policy
 
 EXAMPLE = fork_text(["one line of thought", "another one"], "what they found, compared and put together")
 PARALLEL = f"""Solve the problem step by step. Where several independent views of a step would help, open a block:
@@ -33,13 +38,15 @@ class Prompt(Section):
     """How problems are put to a model.
 
     Attributes:
+        form: "plain" puts a problem to the model as text, "chat" as a message in the model's own chat template.
         instruction: text before every problem; tags in it are text.
         final_answer: where the final answer may stand: in the trunk, or, if the trunk gives none, in a path too.
     """
 
+    form: Form = "plain"
     instruction: str = ""
     final_answer: Literal["trunk", "anywhere"] = "trunk"
 
-    def text(self, problem: Problem) -> str:
-        """What the model reads."""
-        return self.instruction + problem.prompt
+    def encode(self, policy: Policy, text: str, before: Sequence[Message] = ()) -> list[int]:
+        """The tokens that the model reads: of the prompt of a problem, and of the messages before it."""
+        return policy.encode_prompt(self.instruction + text, self.form, before)

@@ -49,7 +49,8 @@ class Learner:
     Every process is given all samples, computes the gradient of its part of them, and makes the same update.
 
     Args:
-        model: the whole model in every process; changed in place. All weights learn, or its adapter.
+        model: the whole model in every process, on the device where it learns; changed in place. All weights learn, or
+            its adapter.
         stage: the settings.
         updates: number of updates that the learning-rate schedule spans.
         shape: temperature and filters of the distribution that is scored.
@@ -68,9 +69,9 @@ class Learner:
         tag_ids: Collection[int] = (),
         shard: bool = False,
     ) -> None:
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
-        self.stage, self.shape = stage, shape
-        self.model = model.to(self.accelerator.device)
+        self.device = model.device
+        self.accelerator = Accelerator(cpu=self.device.type == "cpu", device_placement=False)
+        self.stage, self.shape, self.model = stage, shape, model
         shard = shard and processes.count() > 1
         self.learning = copy.deepcopy(self.model) if shard else self.model
         if stage.recompute:
@@ -193,7 +194,7 @@ class Learner:
     def batch(self, samples: Sequence[Sample], rows: Sequence[Sequence[int]]) -> Batch:
         """A micro-batch of these rows of samples."""
         chosen = [samples[index] for index in chain.from_iterable(rows)]
-        return collate(chosen, self.stage.scorer, rows=[len(row) for row in rows]).to(self.accelerator.device)
+        return collate(chosen, self.stage.scorer, rows=[len(row) for row in rows]).to(self.device)
 
     def blank(self, samples: Sequence[Sample], useful: Sequence[int]) -> Batch:
         """A micro-batch without a loss, for a process that has none left while others have."""
@@ -203,7 +204,7 @@ class Learner:
 
     def precision(self) -> torch.autocast:
         """The stage's precision, for a forward pass."""
-        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16")
 
     @torch.no_grad()
     def publish(self) -> None:

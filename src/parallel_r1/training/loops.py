@@ -19,12 +19,12 @@ from parallel_r1.answers.rollout import Group, Problem, Rollout
 from parallel_r1.coldstart import examples as coldstart
 from parallel_r1.coldstart.examples import Example
 from parallel_r1.generation.backend import Counts
-from parallel_r1.generation.distribution import decoding
+from parallel_r1.generation.distribution import Decoding, decoding
 from parallel_r1.generation.generator import Generator, make_generator
 from parallel_r1.generation.rollouts import answer
 from parallel_r1.generation.settings import Engine
 from parallel_r1.models import lora as adapters
-from parallel_r1.models.policy import Policy
+from parallel_r1.models.policy import Policy, dtype_of
 from parallel_r1.tasks.base import Task, epochs, problem_stream
 from parallel_r1.tasks.load import load_task
 from parallel_r1.training.algorithms.sft import CrossEntropy
@@ -112,14 +112,15 @@ def run_sft(
         shard: give every process only a share of the learning weights.
         examples: the answers to imitate, instead of the file that `stage.data` names.
     """
-    learner = Learner(policy.model, stage, stage.updates, tag_ids=policy.tags.ids.values(), shard=shard)
+    raw, tag_ids = Decoding(missing=policy.tags.missing), policy.tags.ids.values()
+    learner = Learner(policy.model, stage, stage.updates, raw, tag_ids=tag_ids, shard=shard)
     done, taken = resume(policy, learner, state, moments)
     endless = epochs(examples, seed) if examples else coldstart.examples(stage.data, seed)
     source = Source(endless, taken)
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
         traces = [
-            coldstart.to_trace(example, policy, stage.sampling.sampler, stage.prompt.instruction)
+            coldstart.to_trace(example, policy, stage.sampling.sampler, stage.prompt)
             for example in islice(source, stage.batch)
         ]
         metrics = learner.update([Sample(trace) for trace in traces], CrossEntropy())
@@ -158,9 +159,12 @@ def run_rl(
     task = task or load_task(stage.task)
     reward = reward or parse_reward(stage.reward)
     algorithm, tag_ids = stage.algorithm, policy.tags.ids.values()
-    learner = Learner(policy.model, stage, stage.updates, decoding(stage.sampling), tag_ids=tag_ids, shard=shard)
+    shape = decoding(stage.sampling, policy.tags)
+    learner = Learner(policy.model, stage, stage.updates, shape, tag_ids=tag_ids, shard=shard)
     reference = adapters.weights(policy.model) if "reference" in algorithm.needs else None
     generator = make_generator(policy, engine)
+    drawn_in = policy.model.dtype if engine is None or engine.dtype == "auto" else dtype_of(engine.dtype)
+    exact = stage.is_exact and stage.precision == "fp32" and drawn_in == policy.model.dtype == torch.float32
     done, taken = resume(policy, learner, state, moments)
     source = Source(problem_stream(task, "train", seed), taken)
     for step in range(done + 1, stage.steps + 1):
@@ -170,7 +174,7 @@ def run_rl(
         groups, thrown = draw_groups(policy, task, source, stage, rewarded, seed, generator)
         sampling_seconds = time.perf_counter() - started
         check_sampled(groups)
-        credited, mismatch = add_logprobs(algorithm.credit(groups), learner, stage, policy, reference)
+        credited, mismatch = add_logprobs(algorithm.credit(groups), learner, stage, policy, reference, exact=exact)
         updates = []
         for samples in algorithm.updates(credited, stage.sampling.budget.total):
             updates.append(learner.update(samples, algorithm))
@@ -249,6 +253,8 @@ def add_logprobs(
     stage: RL,
     policy: Policy,
     reference: Mapping[str, Tensor] | None,
+    *,
+    exact: bool,
 ) -> tuple[list[list[Sample]], dict[str, float]]:
     """The samples with the log-probabilities that the algorithm needs, and the mismatch of sampler and scorer.
 
@@ -259,11 +265,12 @@ def add_logprobs(
     Args:
         credited: samples of every group.
         reference: the weights of the reference policy, if the algorithm needs one.
+        exact: whether scoring repeats sampling but for rounding in fp32.
     """
     samples = [sample for members in credited for sample in members]
     traces = [sample.trace for sample in samples]
     mismatch = {}
-    if "old" in stage.algorithm.needs and (not stage.is_exact or stage.precision == "bf16"):
+    if "old" in stage.algorithm.needs and not exact:
         scored = learner.logprobs(traces)
         samples = [replace(sample, old=values) for sample, values in zip(samples, scored, strict=True)]
         differences = measure_mismatch(traces, scored, policy.tags, stage.scorer).differences()

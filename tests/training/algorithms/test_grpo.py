@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trl import GRPOTrainer
 
 from parallel_r1.answers.trace import Span, Trace
-from parallel_r1.generation.distribution import log_probabilities
+from parallel_r1.generation.distribution import Decoding, log_probabilities
 from parallel_r1.training.algorithms.grpo import GRPO
 from parallel_r1.training.algorithms.gspo import GSPO
 from parallel_r1.training.algorithms.rloo import RLOO
@@ -93,7 +93,7 @@ def test_the_entropy_bonus_is_that_of_the_distribution(policy):
     """Against the entropy of torch's own distribution; its gradient is that of the plain sum."""
     batch = collate(samples(plain_traces(policy, 2)), "causal")
     logits = policy.model(batch.token_ids).logits
-    for shape in ((0.7, 20, 1.0, 0.0), (0.7, 0, 1.0, 0.0)):
+    for shape in (Decoding(0.7, 20), Decoding(0.7)):
         logprobs, entropies = score_with_entropy(policy.model, batch, shape)
         oracle = torch.distributions.Categorical(logits=log_probabilities(logits.flatten(0, 1), shape)).entropy()
         oracle = oracle.view(batch.token_ids.shape).roll(1, dims=1)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from transformers import PreTrainedModel
+
 from parallel_r1.answers.trace import Trace
+from parallel_r1.errors import UserError
 from parallel_r1.generation.backend import Counts
 from parallel_r1.generation.local.engine import LocalEngine, compiled
 from parallel_r1.generation.request import OnToken, OnTrace, Request
 from parallel_r1.generation.scheduler import Scheduler
 from parallel_r1.generation.settings import Engine
 from parallel_r1.generation.threads import Answer
-from parallel_r1.models.policy import Policy
+from parallel_r1.models.policy import Policy, device_of, dtype_of
 
 
 class LocalGenerator:
@@ -20,26 +25,57 @@ class LocalGenerator:
 
     Args:
         policy: the model to generate with.
-        settings: rows, memory, and whether the model is compiled.
+        settings: rows, memory, dtype, and whether the model is compiled.
+
+    Raises:
+        UserError: the settings name another device than that of the model.
     """
 
     def __init__(self, policy: Policy, settings: Engine) -> None:
+        if settings.device != "auto" and device_of(settings.device) != policy.model.device:
+            raise UserError(
+                f"a model on the device of the engine, {settings.device}",
+                f"one on {policy.model.device}",
+                f"load it there: load(.., device='{settings.device}'); an engine draws where the model is",
+            )
         self.settings, self.policy = settings, policy
         self.counts = Counts()
-        self.forward: Callable[..., Any] | None = compiled(policy.model) if settings.compile else None
+        self.model: PreTrainedModel
+        self.forward: Callable[..., Any] | None
+        self._choose_model()
         self.scheduler: Scheduler | None = None
         self.answers: list[Answer] = []
 
     def sync(self, policy: Policy) -> None:
-        if self.settings.compile and policy.model is not self.policy.model:
-            self.forward = compiled(policy.model)
-        self.policy = policy
+        changed, self.policy = policy.model is not self.policy.model, policy
+        if changed:
+            self._choose_model()
+
+    def _choose_model(self) -> None:
+        """Draw with the policy's model, or with a copy of it in the dtype of the settings."""
+        model: Any = self.policy.model
+        dtype = model.dtype if self.settings.dtype == "auto" else dtype_of(self.settings.dtype)
+        if dtype != model.dtype:
+            if getattr(model, "quantization_method", None) is not None:
+                raise UserError("engine.dtype = 'auto' for quantised weights", str(self.settings.dtype), "leave it out")
+            model = copy.deepcopy(model)
+            for parameter in model.parameters():  # not of its buffers: rotary frequencies stay in fp32
+                parameter.data = parameter.data.to(dtype)
+        self.model, self.forward = model, compiled(model) if self.settings.compile else None
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Copy the weights of the policy, which may have learnt since, into a copy in another dtype."""
+        if self.model is not self.policy.model:
+            for mine, theirs in zip(self.model.parameters(), self.policy.model.parameters(), strict=True):
+                mine.copy_(theirs)
 
     def traces(
         self, requests: Sequence[Request], *, on_token: OnToken | None = None, on_trace: OnTrace | None = None
     ) -> list[Trace]:
         policy, settings = self.policy, self.settings
-        engine = LocalEngine(policy.model, forward=self.forward)
+        self._follow()
+        engine = LocalEngine(self.model, forward=self.forward)
         self.scheduler = scheduler = Scheduler(
             engine, policy.tags, settings.rows, settings.memory, on_token=on_token, decode=policy.decode
         )

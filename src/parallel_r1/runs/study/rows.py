@@ -244,9 +244,9 @@ def items(cells: Iterable[Cell]) -> list[Item]:
 def alone(stage: SFT | RL) -> SFT | RL:
     """The stage with every setting that its weights do not depend on at its default, so that rows which differ only in
     such settings share the stage. SFT samples no answers: of its sampling and prompt only the sampler (which decides
-    the tokens that are imitated) and the instruction count."""
+    the tokens that are imitated) and what the model reads count."""
     if isinstance(stage, RL):
         return stage.model_copy(update={"start": None})
     sampling = Sampling(sampler=stage.sampling.sampler)
-    prompt = Prompt(instruction=stage.prompt.instruction)
+    prompt = Prompt(form=stage.prompt.form, instruction=stage.prompt.instruction)
     return stage.model_copy(update={"start": None, "sampling": sampling, "prompt": prompt})

@@ -159,7 +159,7 @@ class Measurement(FromWeights):
 
     def do(self, folder: Path, on_row: OnRow) -> None:
         load_plugins(self.imports, Path())
-        policy = models.load(self.start.weights(folder))
+        policy = models.load(self.start.weights(folder), device=self.engine.device)
         generator = make_generator(policy, self.engine)
         result = evaluate(
             policy, self.task, self.evaluation, self.sampling, prompt=self.prompt, generator=generator

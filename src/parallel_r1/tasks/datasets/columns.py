@@ -7,6 +7,7 @@ from decimal import Decimal
 from math import isfinite
 from typing import Any
 
+from parallel_r1.answers.rollout import Message
 from parallel_r1.answers.syntax import last_box
 from parallel_r1.errors import UserError
 from parallel_r1.tasks.grading.reference import number_text
@@ -17,13 +18,14 @@ SOLUTION = "solution"
 """The column with a solution in words; only its last box is a reference."""
 NOTHING = frozenset(("n/a", "#n/a", "na", "<na>", "nan", "nat", "null", "none", "inf", "-inf", "+inf", "-", "?"))
 """Texts that stand for a missing value, in lower case, as tables and programs write them."""
-_ASKS = ("user", "human")
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
+"""Other names of the roles of a chat."""
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
-def statement(row: dict[str, Any], place: str) -> str:
-    """The statement of a row, in the first column that may hold one and does. Of the messages of a chat it is the last
-    one of the user.
+def statement(row: dict[str, Any], place: str) -> tuple[str, tuple[Message, ...]]:
+    """The statement of a row, in the first column that may hold one and does, and the messages before it. Of the
+    messages of a chat the statement is the last one of the user; what follows it is an answer.
 
     Args:
         place: where the row is, for the error.
@@ -34,23 +36,33 @@ def statement(row: dict[str, Any], place: str) -> str:
     column = next((column for column in PROBLEMS if row.get(column) is not None), None)
     if column is None:
         raise _no_column("the statement", PROBLEMS, row, place)
-    text = row[column]
+    text, before = row[column], list[tuple[str, Any]]()
     if isinstance(text, list) and text and all(isinstance(message, dict) for message in text):
-        asked = [message for message in text if message.get("role", message.get("from")) in _ASKS]
-        if not asked:
+        before = [
+            (str(_ROLES.get(role, role)), message.get("content", message.get("value")))
+            for message in text
+            for role in [message.get("role", message.get("from"))]
+        ]
+        while before and before[-1][0] != "user":
+            before.pop()
+        if not before:
             raise UserError(
                 "a message of the user among the messages of a chat",
                 f"none in column {column} of {place}",
                 "correct or leave out that row",
             )
-        text = asked[-1].get("content", asked[-1].get("value"))
+        _, text = before.pop()
+    for role, said in before:
+        if not isinstance(said, str):
+            problem = f"one of {role} that is none in column {column} of {place}"
+            raise UserError("messages that are text", problem, "correct that row")
     if not isinstance(text, str) or not text.strip():
         raise UserError(
             "a statement that is text",
             f"{_describe(text)} in column {column} of {place}",
             "correct or leave out that row",
         )
-    return text.strip()
+    return text.strip(), tuple(before)
 
 
 def reference(row: dict[str, Any], place: str, columns: tuple[str, ...] = ANSWERS) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from parallel_r1.answers.rollout import Message
 from parallel_r1.errors import Missing, UserError
 from parallel_r1.tasks.datasets.columns import ANSWERS, reference, statement
 from parallel_r1.tasks.datasets.rows import Row, Rows, numbered_rows, read_hub
@@ -29,6 +30,7 @@ class Record:
         answer: the reference.
         source: the name of its source.
         split: the split that it belongs to.
+        before: the messages before it, if it is the last one of a chat.
     """
 
     id: str
@@ -36,6 +38,7 @@ class Record:
     answer: str
     source: str
     split: Split
+    before: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,12 +161,12 @@ class Source:
         """A row as a record. A row's own split counts, unless it is train in a set without validation: then a digest of
         the problem decides between the two."""
         name, place = row.get("id", row.get("unique_id")), f"row {number} of {where}"
-        problem, answer = statement(row, place), reference(row, place, self.answers)
+        (problem, before), answer = statement(row, place), reference(row, place, self.answers)
         own = splits.get(row["split"]) if part is None and row.get("split") is not None else None
         if own is None or (own == "train" and "validation" not in splits.values()):
             own = split_of(problem, part if own is None else part_of(own))
         name = f"{self.name}-{part or 'row'}-{number}" if name is None else str(name)
-        return Record(name, problem, answer, self.name, own)
+        return Record(name, problem, answer, self.name, own, before)
 
 
 def _own_splits(rows: Rows, where: str) -> dict[str, Split]:
