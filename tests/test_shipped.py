@@ -40,7 +40,8 @@ def test_recipes_and_models_are_loaded_from_any_folder(tmp_path, monkeypatch):
     assert there.stages == here.stages
     assert there.model.path == str(ROOT / "models" / "tiny-base")
     assert fingerprint(there.model.path) == key
-    assert len(models.load("models/tiny-base").tags.ids) == 6
+    for name in ("tiny-base", "tiny-parallel"):
+        assert len(models.load(f"models/{name}").tags.ids) == 6
     (tmp_path / "mine.toml").write_text('extends = "recipes/tiny/demo.toml"\nname = "mine"')
     assert load_recipe(Path("mine.toml")).stages == here.stages
 

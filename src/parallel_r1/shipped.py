@@ -1,7 +1,7 @@
-"""The recipes and the tiny model that ship with the package, wherever it is installed.
+"""The recipes and the two tiny models that ship with the package, wherever it is installed.
 
-In a checkout they are the top-level folders `recipes/` and `models/tiny-base`. A wheel holds a copy of both in
-`parallel_r1/shipped/`.
+In a checkout they are the top-level folders `recipes/`, `models/tiny-base` and `models/tiny-parallel`. A wheel holds a
+copy of them in `parallel_r1/shipped/`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 AnyPath = TypeVar("AnyPath", str, Path)
-SHIPPED = ("recipes", "models/tiny-base")
+SHIPPED = ("recipes", "models/tiny-base", "models/tiny-parallel")
 """The paths that ship. Only these, and paths inside them, are looked up outside the current folder."""
 _PACKAGE = Path(__file__).parent
 
