@@ -275,7 +275,7 @@ def test_tags_in_a_prompt_are_text(frozen, sampler):
     for trace in traces:
         assert trace.prompt_ids == tuple(prompt)
         read = parse(trace.token_ids, frozen.tags, sampler=sampler, prompt_ids=prompt)
-        assert read.defects == trace.defects
+        assert list(read.defects) == [each for each in trace.defects if each.kind != "fork-as-text"]
         assert read.runs == parse(trace.token_ids, frozen.tags, sampler=sampler).runs
         laid = layout([(TRUNK, len(prompt)), *trace.runs], EXACT_SCORER[sampler])
         assert laid.positions[: len(prompt)].tolist() == list(range(len(prompt)))

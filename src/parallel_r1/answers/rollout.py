@@ -130,6 +130,8 @@ def _span_to_json(span: Span, text: str) -> dict[str, Any]:
         "sampled": span.sampled,
         "logprobs": span.logprobs,
     }
+    if span.aside:
+        row["aside"] = True
     # Where the raw policy was sampled the two are the same numbers, not worth their bytes twice.
     return row if span.raw_logprobs == span.logprobs else row | {"raw_logprobs": span.raw_logprobs}
 
@@ -151,9 +153,8 @@ def from_json(row: dict[str, Any]) -> Rollout:
 def _span_from_json(row: dict[str, Any]) -> Span:
     address = tuple((fork, path) for fork, path in row["address"])
     columns = (row["logprobs"], row.get("raw_logprobs", row["logprobs"]))
-    return Span(
-        tuple(row["ids"]), address, row["sampled"], *(None if column is None else tuple(column) for column in columns)
-    )
+    logprobs, raw = (None if column is None else tuple(column) for column in columns)
+    return Span(tuple(row["ids"]), address, row["sampled"], logprobs, raw, row.get("aside", False))
 
 
 def write_jsonl(path: Path, rollouts: Iterable[Rollout]) -> None:

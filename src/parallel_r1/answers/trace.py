@@ -39,6 +39,8 @@ class Span:
         sampled: True if the policy drew them, False if the runtime gave them.
         logprobs: natural-log probabilities under the distribution they were drawn from, one per token; None if unknown.
         raw_logprobs: the same under the raw policy, without temperature and truncation.
+        aside: whether the tokens are inside the paths of a fork that the policy wrote as text, where the settings or
+            the budget allowed none. They lie where they were drawn, but are no part of the answer.
     """
 
     token_ids: tuple[int, ...]
@@ -46,11 +48,14 @@ class Span:
     sampled: bool
     logprobs: tuple[float, ...] | None = None
     raw_logprobs: tuple[float, ...] | None = None
+    aside: bool = False
 
     def part(self, start: int, stop: int) -> Span:
         """Tokens `start` to `stop - 1` as a span of their own."""
-        cut = [None if column is None else column[start:stop] for column in (self.logprobs, self.raw_logprobs)]
-        return Span(self.token_ids[start:stop], self.address, self.sampled, *cut)
+        logprobs, raw = (
+            None if column is None else column[start:stop] for column in (self.logprobs, self.raw_logprobs)
+        )
+        return Span(self.token_ids[start:stop], self.address, self.sampled, logprobs, raw, self.aside)
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,8 @@ class Trace:
     @property
     def trunk_ids(self) -> tuple[int, ...]:
         """The tokens outside every path: the part that a verifier reads."""
-        return tuple(token for span in self.spans if span.address == TRUNK for token in span.token_ids)
+        spans = (span for span in self.spans if span.address == TRUNK and not span.aside)
+        return tuple(token for span in spans for token in span.token_ids)
 
     @property
     def forks(self) -> int:

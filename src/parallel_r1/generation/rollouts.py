@@ -55,14 +55,19 @@ def judge(
     trunks = [_trunk(trace, policy, stop) for _, trace in answers]
     if anywhere:
         trunks = [
-            without_tags("".join(parts), "\n") if final_answer(trunk) is None else trunk
-            for parts, trunk in zip(texts, trunks, strict=True)
+            without_tags(_inside(trace, parts), "\n") if final_answer(trunk) is None else trunk
+            for (_, trace), parts, trunk in zip(answers, texts, trunks, strict=True)
         ]
     correct = verdicts(task, [problem for problem, _ in answers], trunks)
     return [
         Rollout(problem, trace, parts, verdict, latency(trace), len(trace.token_ids))
         for (problem, trace), parts, verdict in zip(answers, texts, correct, strict=True)
     ]
+
+
+def _inside(trace: Trace, texts: Sequence[str]) -> str:
+    """The text of trunk and paths."""
+    return "".join(text for span, text in zip(trace.spans, texts, strict=True) if not span.aside)
 
 
 def _trunk(trace: Trace, policy: Policy, stop: Sequence[str]) -> str:

@@ -19,17 +19,19 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from itertools import groupby
+from typing import Any, Literal, TypeVar
 
-from parallel_r1.answers.parser import parse
+from parallel_r1.answers.parser import parse, parse_ids
 from parallel_r1.answers.syntax import FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, Tags
 from parallel_r1.answers.trace import TRUNK, Address, Defect, Finish, Span, Trace
 from parallel_r1.generation.request import OnToken, Request
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text."""
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -60,6 +62,7 @@ class Thread:
         fork: number of the fork that it opened last or is about to open; -1 before the first.
         in_summary: whether it is between `<Summary>` and `</Summary>`.
         waiting: number of its paths that have not ended.
+        drawn: number of tokens since its last join, or since its start.
     """
 
     answer: Answer
@@ -75,6 +78,7 @@ class Thread:
     fork: int = -1
     in_summary: bool = False
     waiting: int = 0
+    drawn: int = 0
 
     def record(self, token: int, logprobs: tuple[float, float] | None) -> None:
         """Append a token. `logprobs` are its log-probabilities under the sampled distribution and under the raw policy;
@@ -108,6 +112,33 @@ class Thread:
             else:
                 for path in part:
                     yield from path.spans()
+
+    def asides(self) -> list[bool]:
+        """For each of its tokens and its paths' tokens, in reading order, whether it is inside the paths of a fork that
+        the policy wrote as text; empty if none is.
+
+        Such a fork shows when the thread's own tokens are parsed without those that the runtime gave, and without the
+        `<Parallel>` of forks that opened.
+        """
+        flags: list[bool] = []
+        places: list[int] = []
+        tokens: list[int] = []
+        join = len(self.answer.tags.join)
+        for index, part in enumerate(self.parts):
+            if isinstance(part, Run):
+                start = join if index and isinstance(self.parts[index - 1], list) else 0
+                opens = index + 1 < len(self.parts) and isinstance(self.parts[index + 1], list)
+                stop = len(part.tokens) - opens
+                places += range(len(flags) + start, len(flags) + stop)
+                tokens += part.tokens[start:stop]
+                flags += [False] * len(part.tokens)
+            else:
+                for path in part:
+                    flags += path.asides() or [False] * len(path.token_ids())
+        if self.answer.tags.ids[PATH_OPEN] in tokens[self.parent is not None :]:
+            for place, address in zip(places, parse_ids(tokens, self.answer.tags).addresses, strict=True):
+                flags[place] |= bool(address)
+        return flags if any(flags) else []
 
     def token_ids(self) -> list[int]:
         """Its tokens and its paths' tokens, in reading order."""
@@ -148,6 +179,7 @@ class Answer:
             self.finish, self.broken = "error", True
             return
         thread.record(token, logprobs)
+        thread.drawn += 1
         ids = self.tags.ids
         ends = token in self.tags.eos
         if thread.parent is None:
@@ -175,7 +207,8 @@ class Answer:
             thread.in_summary = False
 
     def has_stop_text(self, thread: Thread) -> bool:
-        """Whether the last tokens of the trunk contain a stop text."""
+        """Whether the tokens that were drawn last in the trunk contain a stop text. The text of a join is given and
+        never ends an answer: a stop at line breaks would end it at that between a fork and its summary."""
         if not self.sampling.stop or self.decode is None:
             return False
         most = max(map(len, self.sampling.stop)) + 4  # a token is at least a byte, a character at most four
@@ -184,7 +217,7 @@ class Answer:
             if not isinstance(part, Run) or len(tail) >= 4 * most:
                 break
             tail = part.tokens + tail
-        text = self.decode(tail[-4 * most :])
+        text = self.decode(tail[-min(4 * most, thread.drawn) :])
         return any(stop in text for stop in self.sampling.stop)
 
     def reserve(self, more_forks: int = 0) -> int:
@@ -240,7 +273,7 @@ class Answer:
         for token in self.tags.join:
             thread.record(token, None)
         thread.then = "sample"
-        thread.in_summary = True
+        thread.in_summary, thread.drawn = True, 0
 
     def trace(self, policy_version: int) -> Trace:
         """The answer as a trace, once it has ended."""
@@ -249,12 +282,16 @@ class Answer:
         token_ids = [token for span in spans for token in span.token_ids]
         sampler = self.sampling.sampler
         parsed = parse(token_ids, self.tags, sampler=sampler)
+        defects = list(parsed.defects)
         if sampler == "sequential":  # no thread forked, so the addresses come from the tags in the text
-            spans = tuple(_place(spans, parsed.spans))
-        defects = parsed.defects
+            spans = tuple(replace(piece, address=address) for piece, address in _cut(spans, parsed.runs))
+        elif aside := self.trunk.asides():
+            runs = [(value, len(list(same))) for value, same in groupby(aside)]
+            spans = tuple(replace(piece, aside=value) for piece, value in _cut(spans, runs))
+            defects = sorted([*defects, *_forks_as_text(runs)], key=lambda defect: defect.at)
         if self.broken:
-            defects += (Defect("broken-logits", len(token_ids), "the model's logits were not numbers"),)
-        return Trace(self.prompt, spans, self.finish, sampler, policy_version, defects)
+            defects.append(Defect("broken-logits", len(token_ids), "the model's logits were not numbers"))
+        return Trace(self.prompt, spans, self.finish, sampler, policy_version, tuple(defects))
 
 
 def _number(spans: Sequence[Span]) -> tuple[Span, ...]:
@@ -267,16 +304,30 @@ def _number(spans: Sequence[Span]) -> tuple[Span, ...]:
     return tuple(replace(span, address=tuple((order[fork], path) for fork, path in span.address)) for span in spans)
 
 
-def _place(drawn: Sequence[Span], parsed: Sequence[Span]) -> Iterator[Span]:
-    """The spans of `drawn` with the addresses of `parsed`, cut where these change."""
-    borders = deque((span.address, len(span.token_ids)) for span in parsed)
-    address, left = TRUNK, 0
-    for span in drawn:
+def _cut(spans: Sequence[Span], runs: Iterable[tuple[Value, int]]) -> Iterator[tuple[Span, Value]]:
+    """The spans, cut where the value of their tokens changes.
+
+    Args:
+        runs: values of the tokens, each with the number of tokens that have it.
+    """
+    borders = iter(runs)
+    left = 0
+    for span in spans:
         at = 0
         while at < len(span.token_ids):
             if left == 0:
-                address, left = borders.popleft()
+                value, left = next(borders)
             end = min(len(span.token_ids), at + left)
-            yield replace(span.part(at, end), address=address)
+            yield span.part(at, end), value
             left -= end - at
             at = end
+
+
+def _forks_as_text(runs: Iterable[tuple[bool, int]]) -> Iterator[Defect]:
+    """A defect for every fork that the policy wrote as text, at the first token of its paths."""
+    at = 0
+    for aside, length in runs:
+        if aside:
+            message = "a fork that the policy wrote where none may open; its paths are no part of the answer"
+            yield Defect("fork-as-text", at, message)
+        at += length

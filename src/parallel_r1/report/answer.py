@@ -38,7 +38,7 @@ class Answer:
     def trunk(self) -> str:
         """The text outside all paths, which is what a reader of the answer needs."""
         pairs = zip(self.trace.spans, self.texts, strict=True)
-        return "".join(text for span, text in pairs if not span.address)
+        return "".join(text for span, text in pairs if not span.address and not span.aside)
 
     @property
     def forks(self) -> int:
