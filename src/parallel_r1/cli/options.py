@@ -93,7 +93,7 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[Any, str, dict[str, Any]]]]] = {
         "Engine",
         {
             "rows": (int, "Most answers generated at the same time.", {"min": 1}),
-            "memory": (int, "Most tokens in the KV cache. Default: no limit.", {"min": 1}),
+            "memory": (str, "Most that the KV cache holds: tokens, 20GB or 80%. Default: no limit.", {}),
             "compile": (bool, "Run the model through torch.compile.", {}),
             "dtype": (str, "In what the model draws: fp32, or bf16; auto is fp32.", {}),
             "device": (str, "Where the model runs: auto (CUDA if there is one), cpu, cuda or cuda:1.", {}),

@@ -5,12 +5,14 @@ The scheduler decides which tokens are fed, in which order; a backend holds the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
+
+from parallel_r1.generation.settings import Sampling
 
 B = TypeVar("B")
 """A backend's own type of branch: the tokens of a trunk or of a path, to which more can be added."""
@@ -85,6 +87,19 @@ class Backend(Protocol[B]):
 
     def close(self, trunk: B) -> None:
         """End an answer with all its paths and remove it from the KV cache, except a prompt that others share."""
+        ...
+
+    def fits(self, new: Sequence[int], feeds: Iterable[B]) -> bool:
+        """Whether the memory in bytes that the KV cache may take, if it is limited, suffices for one more token of
+        every branch in `feeds`, and for new branches with so many tokens each."""
+        ...
+
+    def holds(self, prompt: int, sampling: Sampling) -> bool:
+        """Whether that memory suffices for one answer with the whole budget of `sampling`, alone.
+
+        Args:
+            prompt: number of tokens of the prompt.
+        """
         ...
 
     def trim(self) -> None:

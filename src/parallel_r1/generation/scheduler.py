@@ -86,6 +86,12 @@ class Scheduler:
                 f"{self.memory}",
                 "raise engine.memory or lower sampling.budget.total",
             )
+        if not self.engine.holds(len(prompt), sampling):
+            raise UserError(
+                f"memory for a prompt of {len(prompt)} tokens and an answer of {sampling.budget.total}, with forks",
+                "too little in engine.memory",
+                "raise engine.memory or lower sampling.budget.total",
+            )
         if sampling.stop and self.decode is None:
             raise UserError("a decode function for stop texts", "none", "pass decode, such as policy.decode")
         answer = Answer(self.submitted, request, self.tags, self.on_token, self.decode)
@@ -119,9 +125,9 @@ class Scheduler:
         """One step as the module describes it. Returns the answers that have ended, the cancelled ones first."""
         cancelled = self._cancel()
         self._admit()
-        if not self._fits(0):
+        if not self._fits():
             self.engine.trim()
-        while not self._fits(0) and len(self.running) > 1:
+        while not self._fits() and len(self.running) > 1:
             self._preempt()
         if not self.active:
             return cancelled
@@ -194,11 +200,11 @@ class Scheduler:
     def _admit(self) -> None:
         """Open answers from the front of the queue while there are rows and memory."""
         admitted: dict[Answer, None] = {}
-        need = 0
+        need: list[int] = []
         while self.queue and len(self.running) + len(admitted) < self.rows:
             answer = self.queue[0]
             shares = any(other.prompt == answer.prompt for other in (*self.running, *admitted))
-            need += answer.total + 1 + (0 if shares else len(answer.prompt))
+            need += answer.sizes + ([] if shares else [len(answer.prompt)])
             if not self._fits(need):
                 self.engine.trim()
                 if (self.running or admitted) and not self._fits(need):
@@ -214,9 +220,13 @@ class Scheduler:
         self.running += admitted
         self.engine.trim()
 
-    def _fits(self, tokens: int) -> bool:
-        """Whether the KV cache can take `tokens` more, and one more for every active thread."""
-        return self.memory is None or self.engine.counts.kv + len(self.active) + tokens <= self.memory
+    def _fits(self, new: Sequence[int] = ()) -> bool:
+        """Whether the KV cache can take new branches with so many tokens each, and one more token for every active
+        thread."""
+        tokens = self.engine.counts.kv + len(self.active) + sum(new)
+        return (self.memory is None or tokens <= self.memory) and self.engine.fits(
+            new, (thread.branch for thread in self.active)
+        )
 
     def _preempt(self) -> None:
         """Remove the answer that was admitted last from the KV cache and put it first in the queue."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from parallel_r1.answers.syntax import TAGS
 from parallel_r1.answers.trace import Sampler
 from parallel_r1.settings import Count, Section, Share
+
+SIZE = re.compile(r"\d+(\.\d+)? ?[KMGT]i?B|(100|[1-9]?\d(\.\d+)?) ?%")
+"""How `Engine.memory` is written in bytes or as a share."""
 
 
 class Budget(Section):
@@ -85,8 +89,9 @@ class Engine(Section):
         dtype: in which the model draws, "fp32" or "bf16"; "auto" for that of its weights. Weights in another one are
             copied for drawing. What is scored is then not quite what was sampled: training measures the mismatch.
         rows: largest number of answers generated at the same time.
-        memory: largest number of tokens in the KV cache; None for no limit. When it is full, the answer that started
-            last is removed, and its tokens are read again later.
+        memory: the most that the KV cache may hold: a number of tokens; bytes, such as "20GB" or "512MiB"; a share of
+            the device, such as "80%", of which it gets what weights and others have not taken; None for no limit. When
+            it is full, the answer that started last is removed, and its tokens are read again later.
         compile: run the model through `torch.compile`. Steps are faster, after half a minute or more of compiling;
             needs a C++ compiler.
     """
@@ -95,5 +100,15 @@ class Engine(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     rows: Count = 256
-    memory: Count | None = None
+    memory: int | str | None = None
     compile: bool = False
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def is_a_size(cls, memory: Any) -> Any:
+        if isinstance(memory, str) and memory.isdecimal():
+            memory = int(memory)
+        tokens = isinstance(memory, int) and not isinstance(memory, bool) and memory > 0
+        if memory is None or tokens or (isinstance(memory, str) and SIZE.fullmatch(memory)):
+            return memory
+        raise ValueError("must be a number of tokens above 0, bytes such as '20GB', or a share such as '80%'")

@@ -206,6 +206,25 @@ class Answer:
         elif token == ids[SUMMARY_CLOSE]:
             thread.in_summary = False
 
+    @property
+    def sizes(self) -> list[int]:
+        """Number of tokens of its paths and of the stretches between forks, as the KV cache holds them while the answer
+        is read again, and of the next token of the trunk."""
+        own: list[int] = []
+        threads = [self.trunk]
+        while threads:
+            thread = threads.pop()
+            size = 1 if thread.parent is None else 0
+            for part in thread.parts:
+                if isinstance(part, Run):
+                    size += len(part.tokens)
+                else:
+                    own.append(size)
+                    size = 0
+                    threads += part
+            own.append(size)
+        return own
+
     def has_stop_text(self, thread: Thread) -> bool:
         """Whether the tokens that were drawn last in the trunk contain a stop text. The text of a join is given and
         never ends an answer: a stop at line breaks would end it at that between a fork and its summary."""

@@ -57,7 +57,7 @@ class Recipe(Section):
     def memory_holds_an_answer(self) -> Recipe:
         memory = self.engine.memory
         for name, stage in self.stages.items():
-            if memory is not None and memory <= stage.sampling.budget.total:
+            if isinstance(memory, int) and memory <= stage.sampling.budget.total:
                 raise ValueError(
                     f"engine.memory ({memory}) must be above stages.{name}.sampling.budget.total "
                     f"({stage.sampling.budget.total})"

@@ -176,8 +176,8 @@ def test_nothing_is_held_when_all_answers_are_drawn(frozen, monkeypatch):
     pools = []
 
     class Noted(Pool):
-        def __init__(self, device):
-            super().__init__(device)
+        def __init__(self, device, **more):
+            super().__init__(device, **more)
             pools.append(weakref.ref(self))
 
     monkeypatch.setattr(engine_room, "Pool", Noted)

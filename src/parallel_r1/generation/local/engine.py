@@ -7,7 +7,7 @@ whose logits are needed. Attention alone knows to which branch a token belongs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
@@ -23,9 +23,11 @@ from parallel_r1.errors import UserError
 from parallel_r1.generation.backend import Counts
 from parallel_r1.generation.local import cpu as batched
 from parallel_r1.generation.local import cuda as flex
+from parallel_r1.generation.local.capacity import most_blocks
 from parallel_r1.generation.local.kv_pool import Branch, Pool
 from parallel_r1.generation.local.passes import Layer, Step
 from parallel_r1.generation.local.reading import Read, attend_read, plan_read
+from parallel_r1.generation.settings import Sampling
 from parallel_r1.models.attention import NO_MASK, check_attention
 
 
@@ -48,6 +50,7 @@ class LocalEngine:
         model: the model, on the device where it runs.
         attention: the module that computes the attention of a step; `batched` on a CPU and `flex` on CUDA if None.
         forward: runs the model; the result of `compiled`, or the model itself if None.
+        most: the most blocks of the KV cache; None for no limit.
 
     Raises:
         UserError: the model's attention was not replaced by that of `models.attention`.
@@ -59,13 +62,14 @@ class LocalEngine:
         attention: ModuleType | None = None,
         *,
         forward: Callable[..., Any] | None = None,
+        most: int | None = None,
     ) -> None:
         check_attention(model)
         self.attention = attention or (flex if model.device.type == "cuda" else batched)
         self.model = model
         self.forward = model if forward is None else forward
         self.device = model.device
-        self.pool = Pool(model.device)
+        self.pool = Pool(model.device, most=most)
         self.shared: dict[tuple[int, ...], Branch] = {}
         # Tokens to read wait for the next step, so that they need no forward pass of their own.
         self.prompts: dict[Branch, list[int]] = {}
@@ -114,6 +118,22 @@ class LocalEngine:
     def trim(self) -> None:
         for key in [key for key, prompt in self.shared.items() if not prompt.users]:
             self._free(self.prompts, self.shared.pop(key))
+
+    def fits(self, new: Sequence[int], feeds: Iterable[Branch]) -> bool:
+        most, size = self.pool.most, self.pool.block
+        if most is None:
+            return True
+        waiting = {**self.prompts, **self.unread}
+        grow = {branch: len(tokens) for branch, tokens in waiting.items()}
+        for branch in feeds:
+            grow[branch] = grow.get(branch, 0) + 1
+        blocks = sum(-(-(branch.tokens + more) // size) - len(branch.blocks) for branch, more in grow.items())
+        return self.pool.used + blocks + sum(-(-tokens // size) for tokens in new) <= most
+
+    def holds(self, prompt: int, sampling: Sampling) -> bool:
+        budget = sampling.budget
+        need = most_blocks(prompt, budget.total, sampling.paths, budget.depth)
+        return self.pool.most is None or need <= self.pool.most
 
     def _note(self, waiting: dict[Branch, list[int]], branch: Branch, tokens: Sequence[int]) -> None:
         """Queue tokens for the next step to read. They count as tokens in the KV cache from now on."""

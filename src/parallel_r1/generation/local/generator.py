@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from parallel_r1.answers.trace import Trace
 from parallel_r1.errors import UserError
 from parallel_r1.generation.backend import Counts
+from parallel_r1.generation.local.capacity import blocks
 from parallel_r1.generation.local.engine import LocalEngine, compiled
 from parallel_r1.generation.request import OnToken, OnTrace, Request
 from parallel_r1.generation.scheduler import Scheduler
@@ -75,9 +76,12 @@ class LocalGenerator:
     ) -> list[Trace]:
         policy, settings = self.policy, self.settings
         self._follow()
-        engine = LocalEngine(self.model, forward=self.forward)
+        model, limit = self.model, settings.memory
+        most = blocks(limit, model.config, model.dtype, model.device) if isinstance(limit, str) else None
+        tokens = limit if isinstance(limit, int) else None
+        engine = LocalEngine(model, forward=self.forward, most=most)
         self.scheduler = scheduler = Scheduler(
-            engine, policy.tags, settings.rows, settings.memory, on_token=on_token, decode=policy.decode
+            engine, policy.tags, settings.rows, tokens, on_token=on_token, decode=policy.decode
         )
         try:
             self.answers = [scheduler.submit(request) for request in requests]

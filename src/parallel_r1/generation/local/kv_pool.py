@@ -69,10 +69,11 @@ class Pool:
         fill: by block, how many of its places hold a token.
         positions: by block and place, the position of its token.
         held: number of tokens.
+        most: the most blocks that it may have; None for no limit.
     """
 
-    def __init__(self, device: torch.device, block: int = BLOCK) -> None:
-        self.device, self.block = device, block
+    def __init__(self, device: torch.device, block: int = BLOCK, most: int | None = None) -> None:
+        self.device, self.block, self.most = device, block, most
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.fill: Int[np.ndarray, " b"] = np.zeros(0, dtype=np.int64)
         self.positions: Int[np.ndarray, "b t"] = np.zeros((0, block), dtype=np.int64)
@@ -227,7 +228,10 @@ class Pool:
         """Make sure that so many blocks are free."""
         missing = blocks - len(self._free)
         if missing > 0:
-            now, more = len(self), missing + int(SPARE * self.held) // self.block
+            now, spare = len(self), int(SPARE * self.held) // self.block
+            if self.most is not None:
+                spare = max(0, min(spare, self.most - now - missing))
+            more = missing + spare
             self.fill = np.concatenate([self.fill, np.zeros(more, dtype=np.int64)])
             self.positions = np.concatenate([self.positions, np.zeros((more, self.block), dtype=np.int64)])
             self._free += range(now + more - 1, now - 1, -1)
