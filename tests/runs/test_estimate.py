@@ -2,21 +2,27 @@
 
 import gc
 import weakref
+from dataclasses import replace
+from functools import partial
+from itertools import islice
 
 import pytest
 import torch
-from common import SHAPES, SMALL, draw, folder_of, write
+from common import SHAPES, SMALL, folder_of, force_forks, write
 from conftest import ROOT, TINY
 
 from parallel_r1.errors import UserError
-from parallel_r1.generation.local.engine import LocalEngine
-from parallel_r1.generation.local.kv_pool import BLOCK
-from parallel_r1.generation.settings import Budget, Sampling
+from parallel_r1.generation.generator import make_generator
+from parallel_r1.generation.local import engine as engine_room
+from parallel_r1.generation.local.capacity import block_bytes
+from parallel_r1.generation.local.kv_pool import Pool
+from parallel_r1.generation.request import Request
 from parallel_r1.models import attention as attend
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.settings import LoRA
 from parallel_r1.runs import estimate as plan
 from parallel_r1.runs.recipe_file import load_recipe
+from parallel_r1.tasks.load import load_task
 
 
 @pytest.mark.parametrize(
@@ -61,16 +67,84 @@ def test_activations_are_what_a_real_pass_keeps(tiny, tmp_path, recompute):
     assert hidden.requires_grad
 
 
-def test_the_cache_is_what_the_engine_holds(tiny, tmp_path):
-    """Bytes of a token, times the rows that are drawn at once, times what a budget allows."""
-    recipe = load_recipe(write(tmp_path, SMALL), ["engine.rows=7", "stages.two.sampling.budget.total=33"])
-    engine = LocalEngine(tiny.model)
-    draw(engine, tiny.tags, [[10, 11]], Sampling(budget=Budget(total=4)), 0)
-    token = engine.pool.bytes // (len(engine.pool) * BLOCK)
-    found = plan.make(recipe, {}).stages[1]
-    assert found.memory.cache == 7 * 33 * token
-    bounded = plan.make(load_recipe(write(tmp_path, SMALL), ["engine.memory=1000"]), {})
-    assert bounded.stages[1].memory.cache == 1000 * token
+class Noted(Pool):
+    """A pool that notes how large it was, the tensor that is there twice while it grows included."""
+
+    peak = 0
+
+    def write(self, layer, *rest):
+        parts = super().write(layer, *rest)
+        if len(self.layers) > layer + 1 or layer == 0:
+            Noted.peak = max(Noted.peak, self.bytes)
+        return parts
+
+
+@pytest.mark.parametrize("sampler", ["sequential", "isolated"])
+def test_the_cache_is_what_answers_hold_that_use_their_whole_budget(frozen, tmp_path, monkeypatch, sampler):
+    """The answers of a whole step, which never end and fork as often as they may."""
+    frozen.model.save_pretrained(tmp_path / "model")
+    frozen.tokenizer.save_pretrained(tmp_path / "model")
+    changes = [
+        f"model.path={tmp_path / 'model'}",
+        f"stages.two.sampling.sampler={sampler}",
+        "stages.two.sampling.budget={total=120, critical_path=120, path=30, forks=9}",
+        "stages.two.problems=5",
+        "stages.two.group=4",
+        "evaluation.problems=3",
+        "evaluation.samples=2",
+    ]
+    recipe = load_recipe(write(tmp_path, SMALL), changes)
+    stage = recipe.stages["two"]
+    planned = plan.make(recipe, {}).stages[1].memory.cache
+    monkeypatch.setattr(engine_room, "Pool", Noted)
+    monkeypatch.setattr(Noted, "peak", 0)
+    endless = replace(frozen, tags=replace(frozen.tags, eos=frozenset()))
+    problems = list(islice(load_task(stage.task).problems("train", 0), stage.problems))
+    force = force_forks(frozen.tags)
+    asks = [
+        Request(endless.encode_prompt(problem.prompt), stage.sampling, f"{index}/{again}", partial(force, 0))
+        for index, problem in enumerate(problems)
+        for again in range(stage.group)
+    ]
+    traces = make_generator(endless, recipe.engine).traces(asks)
+    assert all(len(trace.token_ids) >= 110 for trace in traces)
+    assert Noted.peak <= planned <= 1.7 * Noted.peak
+
+
+def test_the_cache_by_hand(tiny, tmp_path):
+    """Blocks of answers and prompts, one not full for every branch, and a tenth to spare."""
+    changes = ["engine.rows=7", "stages.two.sampling.budget.total=33", "evaluation.tasks=[]"]
+    size = block_bytes(tiny.model.config, torch.float32)
+    recipe = load_recipe(write(tmp_path, SMALL), changes)
+    one, two = plan.make(recipe, {}).stages
+    prompt = plan.prompt_tokens(recipe, recipe.stages["two"], tiny.tokenizer)
+    assert 10 < prompt < 40
+    assert two.memory.cache == int(((7 * 33 + prompt) // 16 + 7 + 1) * 1.1) * size
+    assert one.memory.cache == 0  # nothing is drawn in the SFT stage or after it
+    shares = {}
+    for memory in ("1000", "'200KB'", "'50%'"):
+        made = plan.make(load_recipe(write(tmp_path, SMALL), [*changes, f"engine.memory={memory}"]), {})
+        shares[memory] = made.stages[1].memory.cache
+    assert shares["'200KB'"] == 200_000
+    assert shares["1000"] == shares["'50%'"] == two.memory.cache
+    half = plan.make(load_recipe(write(tmp_path, SMALL), [*changes, "engine.dtype=bf16"]), {}).stages[1].memory
+    assert half.cache == pytest.approx(two.memory.cache / 2, rel=1e-3)
+    assert half.weights == two.memory.weights * 3 // 2  # the copy that draws
+
+
+def test_an_sft_stage_has_the_cache_of_its_evaluation(tmp_path):
+    one, two = plan.make(load_recipe(write(tmp_path, SMALL), ["evaluation.tasks=['countdown-easy']"]), {}).stages
+    assert one.memory.cache > two.memory.cache > 0  # 256 answers of the evaluation; with forks in the first stage
+
+
+def test_prompts_and_the_copies_of_replay_are_read_in_learning(tmp_path):
+    common = ["defaults.micro_tokens=64", "stages.two.sampling.budget={total=400, critical_path=400}"]
+    sizes = {}
+    for sampler in ("isolated", "causal_join"):
+        changes = [*common, f"stages.two.sampling.sampler={sampler}"]
+        recipe = load_recipe(write(tmp_path, SMALL.replace('scorer = "causal"\n', "")), changes)
+        sizes[sampler] = plan.make(recipe, {}).stages[1].memory.activations
+    assert sizes["causal_join"] > 1.8 * sizes["isolated"]
 
 
 def test_counts_by_hand(tmp_path):
@@ -91,7 +165,7 @@ def test_counts_by_hand(tmp_path):
     assert (two.start, two.steps, two.updates, two.answers, two.tokens) == ("one", 2, 6, 30, 2 * 3 * 30 * 100)
     assert made.evaluated == 3 * (4 * 3 + 10 * 1) * 100  # the base and two stages
     assert two.memory.reference == two.memory.weights
-    assert one.memory.reference == one.memory.cache == 0
+    assert one.memory.reference == 0
     shared = plan.make(load_recipe(write(tmp_path, SMALL), ["processes={count=4, shard=true}"]), {}).stages[0].memory
     assert shared.weights == 5 * shared.gradients == 5 * shared.moments // 2 == 5 * one.memory.weights // 4
     assert made.disk == 4 * made.parameters * 9

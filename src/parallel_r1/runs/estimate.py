@@ -8,34 +8,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from parallel_r1.errors import UserError
-from parallel_r1.generation.settings import Engine
+from parallel_r1.generation.local.capacity import block_bytes, parse_bytes
+from parallel_r1.generation.local.kv_pool import BLOCK, SPARE
 from parallel_r1.models import attention as attend
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.checks import check_model, check_vocabulary, positions
-from parallel_r1.models.policy import load_tokenizer, parameter_count, tag_ids
-from parallel_r1.models.settings import LoRA
+from parallel_r1.models.policy import dtype_of, load_tokenizer, parameter_count
 from parallel_r1.models.tiny import qwen3
+from parallel_r1.models.tokens import encode_prompt, tag_ids
+from parallel_r1.runs.activations import activation_bytes
 from parallel_r1.runs.folder import space
-from parallel_r1.runs.recipe import Processes, Recipe
+from parallel_r1.runs.recipe import Recipe
+from parallel_r1.tasks.load import load_task
 from parallel_r1.training.batch import LOGITS
 from parallel_r1.training.settings import RL, SFT, Stage
 
 NUMBER = 4
-"""Bytes of a number in fp32: a weight, a gradient, a moment, a key or a value."""
+"""Bytes of a number in fp32: a weight, a gradient or a moment."""
+PROBLEMS = 100
+"""Problems of a task whose prompts are measured."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,15 @@ class Memory:
     """Peak memory of a stage per process, in bytes, by part.
 
     Attributes:
-        weights: of the policy. With sharding, the shard and the whole weights that sampling uses.
+        weights: of the policy. With sharding, the shard and the whole weights that sampling uses; a copy of them if
+            answers are drawn in another dtype.
         gradients, moments: of the trained weights; two moments per weight.
         reference: the copy of the trained weights for a KL penalty.
         activations: of the largest micro-batch, with the bf16 copies of weights under autocast. Counted as if all
             weights were trained; an adapter needs a little less.
         logits: of the chunk that is scored at a time, with the tensors of its backward pass.
-        cache: keys and values while answers are sampled, if every answer uses its whole budget.
+        cache: blocks of keys and values while answers are drawn, in training, validation or evaluation, if all of them
+            use their whole budget at the same time.
     """
 
     weights: int
@@ -62,7 +66,8 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """The larger of sampling and training, which alternate."""
+        """The larger of drawing and learning, which take turns: the blocks are given back before the learner begins,
+        and the gradients after every update."""
         return (
             self.weights
             + self.moments
@@ -129,12 +134,16 @@ def make(recipe: Recipe, problems: Mapping[str, int]) -> Plan:
     """
     unknown: list[str] = []
     model, lora, path = None, recipe.model.lora, recipe.model.path
+    tokenizer = None
+    with suppress(UserError):  # what is wrong with it is said below
+        tokenizer = load_tokenizer(path) if path else None
+    prompts = {name: prompt_tokens(recipe, stage, tokenizer) for name, stage in recipe.stages.items()}
     with FakeTensorMode():  # tensors have shapes and no memory here
         try:
             model = build(recipe)
         except OSError as error:
             unknown.append(_unreadable(str(path), error))
-        memories = {} if model is None else _memories(model, recipe)
+        memories = {} if model is None else _memories(model, recipe, prompts)
     parameters = learning = disk = None
     if model is not None:
         check_positions(model.config, recipe)
@@ -167,13 +176,14 @@ def _unreadable(path: str, error: OSError) -> str:
     return f"memory, positions and tags: {path}, {where} ({reason}); parallel-r1 prepare writes one"
 
 
-def _memories(model: PreTrainedModel, recipe: Recipe) -> dict[str, Memory]:
-    """The memory of every stage. Stages with micro-batches of the same size share one pass through the model."""
+def _memories(model: PreTrainedModel, recipe: Recipe, prompts: Mapping[str, int]) -> dict[str, Memory]:
+    """The memory of every stage. Stages with micro-batches of the same size share one pass through the model.
+
+    Args:
+        prompts: stage -> tokens of its longest prompt.
+    """
     activations = cache(partial(activation_bytes, model))  # a local cache: it must not keep the model alive
-    return {
-        name: memory(model, recipe.model.lora, stage, recipe.processes, recipe.engine, activations)
-        for name, stage in recipe.stages.items()
-    }
+    return {name: memory(model, recipe, stage, prompts[name], activations) for name, stage in recipe.stages.items()}
 
 
 def drawn(stage: Stage) -> int:
@@ -227,18 +237,20 @@ def build(recipe: Recipe) -> PreTrainedModel:
 
 def memory(
     model: PreTrainedModel,
-    lora: LoRA | None,
+    recipe: Recipe,
     stage: Stage,
-    processes: Processes,
-    engine: Engine,
+    prompt: int,
     activations: Callable[[int, bool, bool], int],
 ) -> Memory:
     """The peak memory of a stage.
 
     Args:
+        prompt: tokens of its longest prompt.
         activations: (tokens, half, recompute) -> bytes, as in `activation_bytes`.
     """
-    weights = learning = NUMBER * parameter_count(model)
+    lora, processes = recipe.model.lora, recipe.processes
+    parameters = parameter_count(model)
+    weights = learning = NUMBER * parameters
     if lora is not None:
         learning = NUMBER * adapters.size(model, lora)
         weights += learning
@@ -246,71 +258,65 @@ def memory(
             packed = sum(layer.weight.numel() for layer in adapters.linear_layers(model).values())
             weights -= int(packed * (NUMBER - adapters.NF4_BITS / 8))
     share = learning // processes.count if processes.shard else learning
+    draws = isinstance(stage, RL) or bool(recipe.evaluation.tasks) or stage.stop is not None
+    dtype = dtype_of(recipe.engine.dtype)
+    copied = dtype.itemsize * parameters if draws and dtype.itemsize != NUMBER else 0
     config = model.config.get_text_config()
-    drawing = isinstance(stage, RL)
-    longest = max(stage.micro_tokens, stage.sampling.budget.total if drawing else 0)
-    cached_tokens = engine.memory or engine.rows * stage.sampling.budget.total
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    # `replay` reads the paths a second time. A longer answer gets a micro-batch of its own.
+    answer = stage.sampling.budget.total * (2 if stage.scorer == "replay" else 1)
+    longest = max(stage.micro_tokens, prompt + answer if isinstance(stage, RL) else 0)
     return Memory(
-        weights=weights if share == learning else weights + share,
+        weights=(weights if share == learning else weights + share) + copied,
         gradients=share,
         moments=2 * share,
         reference=learning if isinstance(stage, RL) and "reference" in stage.algorithm.needs else 0,
         activations=activations(longest, stage.precision == "bf16", stage.recompute),
         # Logits, log-probabilities, the gradients of both, and one temporary tensor of that size.
         logits=5 * NUMBER * min(LOGITS, longest * config.vocab_size),
-        cache=2 * NUMBER * config.num_hidden_layers * heads * head * cached_tokens if drawing else 0,
+        cache=cache_bytes(recipe, stage, prompt, config, dtype) if draws else 0,
     )
 
 
-def activation_bytes(model: PreTrainedModel, tokens: int, half: bool, recompute: bool) -> int:
-    """Bytes that the backward pass needs from the forward pass, weights not counted.
+def cache_bytes(recipe: Recipe, stage: Stage, prompt: int, config: PretrainedConfig, dtype: torch.dtype) -> int:
+    """Bytes of the blocks of keys and values, if all answers that are drawn at once use their whole budget.
 
     Args:
-        tokens: length of the sequence.
-        half: the pass runs under autocast to bf16.
-        recompute: activations are recomputed layer by layer (checkpointing): one layer at a time has them all.
+        prompt: tokens of the longest prompt; answers to one problem share it.
     """
-    whole = _saved_bytes(model, tokens, half)
-    if not recompute:
-        return whole
-    attend.recompute(model)
-    try:
-        return _saved_bytes(model, tokens, half) + whole // model.config.get_text_config().num_hidden_layers
-    finally:
-        model.activation_checkpointing_disable()
+    engine, sampling = recipe.engine, stage.sampling
+    drawn = [(stage.problems, stage.group)] if isinstance(stage, RL) else []
+    drawn += [(stage.stop.problems, stage.stop.samples)] if stage.stop else []
+    drawn += [(recipe.evaluation.problems, recipe.evaluation.samples_of(task)) for task in recipe.evaluation.tasks]
+    branches = 1 + (sampling.paths if sampling.opens_forks else 0)
+    needed = []
+    for problems, samples in drawn:
+        answers = min(engine.rows, -(-problems * samples // recipe.processes.count))
+        prompts = -(-answers // samples) if samples > 1 else answers
+        tokens = answers * sampling.budget.total + prompts * prompt
+        if isinstance(engine.memory, int):
+            tokens = min(tokens, engine.memory)
+        needed.append(tokens // BLOCK + answers * branches + prompts)
+    most = int(max(needed) * (1 + SPARE)) * block_bytes(config, dtype)
+    fixed = parse_bytes(engine.memory) if isinstance(engine.memory, str) else None
+    return most if fixed is None else min(most, fixed)
 
 
-def _saved_bytes(model: PreTrainedModel, tokens: int, half: bool) -> int:
-    """Bytes of the tensors that a forward pass saves for the backward pass, without the weights."""
-    weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
-    saved: dict[int, Tensor] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    model.train()
-    with (
-        saved_tensors_hooks(note, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=half),
-    ):
-        model.get_decoder()(
-            torch.zeros(1, tokens, dtype=torch.long),
-            attention_mask=attend.NO_MASK,
-            use_cache=False,
-            attention=_attention,
-        )
-    return sum(tensor.untyped_storage().nbytes() for storage, tensor in saved.items() if storage not in weights)
-
-
-def _attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, *_: Any
-) -> Float[Tensor, "b n h e"]:
-    """Plain causal attention without a mask, even in layers with a sliding window or a soft cap."""
-    out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
-    return out.transpose(1, 2)
+def prompt_tokens(recipe: Recipe, stage: Stage, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Tokens of the longest of the first problems that a stage draws answers to, or is evaluated on. Bytes where there
+    is no tokenizer, since a token is a byte or more; 0 for a set of problems that is not there."""
+    names = [stage.task] if isinstance(stage, RL) else []
+    names += [*recipe.evaluation.tasks, *([stage.stop.task] if stage.stop and stage.stop.task else [])]
+    longest = 0
+    for name in dict.fromkeys(names):
+        with suppress(UserError):
+            task = load_task(name)
+            train = isinstance(stage, RL) and name == stage.task
+            for problem in islice(task.problems("train" if train else "test", recipe.seed), PROBLEMS):
+                text = stage.prompt.instruction + problem.prompt
+                form, before = stage.prompt.form, problem.before
+                ids = encode_prompt(tokenizer, text, form, before) if tokenizer else text.encode()
+                longest = max(longest, len(ids))
+    return longest
 
 
 def check_positions(config: PretrainedConfig, recipe: Recipe) -> None:

@@ -30,6 +30,12 @@ def block_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
     return whole + whole // (2 * int(config.get_text_config().num_hidden_layers))
 
 
+def parse_bytes(memory: str) -> int | None:
+    """The bytes of an amount such as "20GB", as `Engine.memory` checked it; None for a share of the device."""
+    match = re.fullmatch(r"([\d.]+) ?(\w+)", memory)
+    return int(float(match[1]) * UNITS[match[2]]) if match else None
+
+
 def blocks(memory: str, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> int:
     """Number of blocks that fit into an amount of memory.
 
@@ -41,11 +47,8 @@ def blocks(memory: str, config: PretrainedConfig, dtype: torch.dtype, device: to
     Raises:
         UserError: more than the device has, or too little for one block.
     """
-    match = re.fullmatch(r"([\d.]+) ?(%|\w+)", memory)
-    assert match is not None  # the settings checked its form
-    amount, unit = float(match[1]), match[2]
-    total = device_bytes(device)
-    wanted = amount / 100 * total - taken_bytes(device) if unit == "%" else amount * UNITS[unit]
+    total, fixed = device_bytes(device), parse_bytes(memory)
+    wanted = float(memory.rstrip(" %")) / 100 * total - taken_bytes(device) if fixed is None else fixed
     if wanted > total:
         expected = f"engine.memory of at most the {total / 1e9:.1f} GB of {device}"
         raise UserError(expected, f"'{memory}'", "give less, or a share: '80%'")
