@@ -50,7 +50,7 @@ def test_logits_in_pieces_need_less_memory(tmp_path):
 def test_data_are_made_ready(tmp_path):
     run("benchmarks/data.py", "--quick", "--runs", "1", "--out", str(tmp_path))
     rows = json.loads((tmp_path / "data.json").read_text())["rows"]
-    assert len(rows) == 4
+    assert len(rows) == 6
     assert all(row["seconds"] > 0 for row in rows)
     assert "20,000 a second" in run("benchmarks/table.py", str(tmp_path))
 

@@ -56,7 +56,7 @@ class Own:
         policy, requests = self.policy, []
         for ask in asks:
             prompt = self.prompt.encode(policy, ask.problem.prompt, ask.problem.before)
-            check_length(policy, len(prompt), self.sampling)
+            check_length(policy, len(prompt), self.sampling, f"'{ask.problem.id}'")
             requests.append(Request(prompt, self.sampling, "/".join(map(str, (self.seed, *ask.key)))))
         generator = make_generator(policy, self.engine)
         done = False

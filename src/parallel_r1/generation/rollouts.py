@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Iterator, Sequence
 
 from parallel_r1 import distributed as processes
 from parallel_r1.answers.rollout import Problem, Rollout
@@ -19,22 +21,60 @@ from parallel_r1.tasks.base import Task, verdicts
 from parallel_r1.tasks.grading.extract import final_answer, without_cut_answer
 from parallel_r1.tasks.prompts import Prompt
 
+log = logging.getLogger(__name__)
+PATIENCE = 1000
+"""So many problems in a row may be too long to read before a run gives up."""
 
-def check_length(policy: Policy, prompt: int, sampling: Sampling) -> None:
+
+def room(policy: Policy, sampling: Sampling) -> float:
+    """The most tokens of a prompt for which the longest answer fits into the model's positions."""
+    most = positions(policy.model.config)
+    return math.inf if most is None else most - sampling.reach
+
+
+def check_length(policy: Policy, prompt: int, sampling: Sampling, problem: str = "") -> None:
     """Check that a prompt of `prompt` tokens and the longest answer to it fit into the model's positions.
+
+    Args:
+        problem: names the problem in the error.
 
     Raises:
         UserError: they do not.
     """
-    answer = sampling.reach
-    most = positions(policy.model.config)
-    if most is not None and prompt + answer > most:
+    most = room(policy, sampling)
+    if prompt > most:
         raise UserError(
-            f"a prompt of at most {max(0, most - answer)} tokens: the model has {most} positions and an answer may "
-            f"take {answer}",
-            f"{prompt} tokens",
+            f"a prompt of at most {max(0, most)} tokens: the model has {positions(policy.model.config)} positions and "
+            f"an answer may take {sampling.reach}",
+            f"{prompt} tokens{f' in problem {problem}' if problem else ''}",
             "shorten the prompt or lower the budget",
         )
+
+
+class Readable(Iterator[Problem]):
+    """The problems of a source that a policy can read and answer within its positions.
+
+    Attributes:
+        left_out: number of problems that were too long, so far.
+
+    Raises:
+        UserError: so many problems in a row are too long that none may fit.
+    """
+
+    def __init__(self, problems: Iterator[Problem], policy: Policy, sampling: Sampling, prompt: Prompt) -> None:
+        self.problems, self.policy, self.sampling, self.prompt = problems, policy, sampling, prompt
+        self.left_out = 0
+
+    def __next__(self) -> Problem:
+        for _ in range(PATIENCE):
+            problem = next(self.problems)
+            size = len(self.prompt.encode(self.policy, problem.prompt, problem.before))
+            if size <= room(self.policy, self.sampling):
+                return problem
+            self.left_out += 1
+            log.warning("left out %s: its prompt has %d tokens", problem.id, size)
+        check_length(self.policy, size, self.sampling, f"'{problem.id}', as in the {PATIENCE - 1} before it")
+        raise AssertionError
 
 
 def judge(
@@ -110,7 +150,8 @@ def answer(
     prompt, generator = prompt or Prompt(), generator or make_generator(policy)
     repeated = [problem for problem in problems for _ in range(samples)]
     encoded = {id(problem): prompt.encode(policy, problem.prompt, problem.before) for problem in problems}
-    check_length(policy, max(map(len, encoded.values())), sampling)
+    for problem in problems:
+        check_length(policy, len(encoded[id(problem)]), sampling, f"'{problem.id}'")
     mine = processes.share(range(len(repeated)))
     traces = generator.traces([Request(encoded[id(repeated[i])], sampling, f"{seed}/{i}") for i in mine])
     answers = [(repeated[i], trace) for i, trace in zip(mine, traces, strict=True)]

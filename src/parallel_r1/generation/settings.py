@@ -7,10 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from parallel_r1.answers.syntax import TAGS
+from parallel_r1.answers.syntax import SUMMARY_GAP, TAGS
 from parallel_r1.answers.trace import Sampler
 from parallel_r1.settings import Count, Section, Share
 
+PATH, JOIN = 3, 2 + bool(SUMMARY_GAP)
+"""The fewest tokens of a path with text, and of what the runtime writes after a fork."""
+COLD = 0.01
+"""A temperature below this is greedy for any logits that differ, and likewise for top-p and min-p."""
 SIZE = re.compile(r"\d+(\.\d+)? ?[KMGT]i?B|(100|[1-9]?\d(\.\d+)?) ?%")
 """How `Engine.memory` is written in bytes or as a share."""
 
@@ -58,8 +62,25 @@ class Sampling(Section):
 
     @property
     def opens_forks(self) -> bool:
-        """Whether an answer may have a well-formed fork, one with at least two paths."""
-        return self.sampler != "sequential" and self.paths > 1 and self.budget.forks > 0
+        """Whether an answer may have a well-formed fork, one with at least two paths that have text."""
+        budget = self.budget
+        if self.sampler == "sequential" or self.paths < 2 or budget.forks < 1:
+            return False
+        # <Parallel>, then in every path <Path>, a token and </Path>, then the join and a token of the summary.
+        chain = 1 + PATH + JOIN + 1
+        total = 1 + self.paths * PATH + JOIN + 1
+        return budget.path >= PATH and budget.critical_path >= chain and budget.total >= total
+
+    @property
+    def certain(self) -> str | None:
+        """The setting that leaves only the most probable token to choose from; None if there is none."""
+        limits = {
+            "temperature": self.temperature < COLD,
+            "top_k": self.top_k == 1,
+            "top_p": self.top_p < COLD,
+            "min_p": self.min_p > 1 - COLD,
+        }
+        return next((name for name, reached in limits.items() if reached), None)
 
     @property
     def filters(self) -> bool:

@@ -32,6 +32,7 @@ class TrainingCard(Section):
         recipe: the name of the recipe.
         recipe_digest: the first 16 hexadecimal digits of the SHA-256 of the resolved recipe.
         stage: the recipe's stage that produced these weights.
+        updates: number of updates of these weights since the model that the recipe starts from.
         kind: "sft" or "rl".
         task: the task of an rl stage.
         reward: the reward of an rl stage.
@@ -47,6 +48,7 @@ class TrainingCard(Section):
     recipe: str
     recipe_digest: str
     stage: str
+    updates: int = 0
     kind: Literal["sft", "rl"]
     task: str | None = None
     reward: str | None = None

@@ -40,7 +40,7 @@ class Policy:
         model: the model, on the device where it generates; training changes its weights in place.
         tokenizer: a tokenizer in which every one of the six tags is one token.
         tags: the ids of the tags and of the tokens around them.
-        version: number of updates to the weights since they were loaded.
+        version: number of updates that the weights have had: since they were loaded, and in the run that loads them.
         lora: settings of the adapter that learns beside frozen weights; None if all weights learn.
         source: the folder or hub id that the weights were loaded from, as long as they are unchanged.
     """

@@ -12,14 +12,15 @@ from parallel_r1.runs.recipe_file import dump_recipe
 from parallel_r1.training.settings import RL
 
 
-def card_of(recipe: Recipe, name: str) -> TrainingCard:
-    """The training card of the weights after stage `name`."""
+def card_of(recipe: Recipe, name: str, updates: int) -> TrainingCard:
+    """The training card of the weights after stage `name`, which have learnt from so many updates."""
     stage = recipe.stages[name]
     rl = stage if isinstance(stage, RL) else None
     return TrainingCard(
         recipe=recipe.name,
         recipe_digest=hashlib.sha256(dump_recipe(recipe).encode()).hexdigest()[:16],
         stage=name,
+        updates=updates,
         kind=stage.kind,
         task=rl.task if rl else None,
         reward=rl.reward if rl else None,

@@ -16,6 +16,8 @@ from parallel_r1.errors import Missing, UserError
 from parallel_r1.evaluation.measure import Result, evaluate, held_out
 from parallel_r1.evaluation.settings import Evaluation
 from parallel_r1.generation.generator import make_generator
+from parallel_r1.generation.rollouts import check_length
+from parallel_r1.generation.training_card import read_card
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
 from parallel_r1.registry import plugin_error
@@ -136,35 +138,40 @@ class Curriculum:
     def learn(self, name: str, policy: Policy) -> Policy:
         """Take the remaining steps of a stage. Returns the policy after the stage, whose checkpoint is then saved."""
         stage, start = self.recipe.stages[name], self.recipe.start_of(name)
-        before = self.state["update"] if self.state and self.state["stage"] == name else None
+        saved, self.state = self.state, None  # the loops let go of it once it is restored
+        before = saved["update"] if saved and saved["stage"] == name else None
+        now = before["stage_step"] if before else 0
+        last = None if before is None or now < stage.steps else self.moments(name, before)
         moments = self.run.moments(start) if stage.optimizer.carry else None
         seed, shard = self.recipe.seed_of(name), self.recipe.processes.shard
         if isinstance(stage, SFT):
             updates = run_sft(policy, stage, seed, before, moments, shard=shard)
         else:
             updates = run_rl(policy, stage, seed, before, moments, shard=shard, engine=self.recipe.engine)
-        watch, now = self.watch(name), before["stage_step"] if before else 0
+        del saved, before, moments
+        watch, update = self.watch(name), None
         try:
             while not watch.over and (update := next(updates, None)):
                 self.take(name, update, policy, watch)
                 now = update.metrics["stage_step"]
-                if now == stage.steps:
-                    before = update.state()
+                if now == stage.steps and name in self.recipe.carried:
+                    last = self.moments(name, update.state())
         except FloatingPointError as error:
             if plugin_error(error) is not None:  # a division in a user's reward, not weights that diverged
                 raise
             raise self.diverged(name, now, policy, watch, error) from error
         if watch.best is None:
-            self.run.save_checkpoint(name, policy, self.moments(name, before), card_of(self.recipe, name))
+            self.run.save_checkpoint(name, policy, last, card_of(self.recipe, name, policy.version))
             return policy
         self.run.hand_over(watch.best, name)
+        del updates, update  # the learner of the last step, before there are two models
         return load_checkpoint(self.recipe, self.run.checkpoint(name))
 
     def diverged(self, name: str, now: int, policy: Policy, watch: Watch, error: FloatingPointError) -> UserError:
         """The error for a stage whose numbers are not finite after step `now`. It names the last good weights: the
         weights after that step, which are saved here if they are finite, else the best validated or the start."""
         if now and all(weight.isfinite().all() for weight in policy.model.parameters()):
-            self.run.save_candidate(now, policy, card=card_of(self.recipe, name))
+            self.run.save_candidate(now, policy, card=card_of(self.recipe, name, policy.version))
             good = self.run.candidate(now)
         elif watch.best is None:
             good = self.run.checkpoint(self.recipe.start_of(name))
@@ -185,7 +192,8 @@ class Curriculum:
         if watch.due(now):
             self.validate(name, now, policy, watch)
             if watch.best == now:
-                self.run.save_candidate(now, policy, self.moments(name, state()), card_of(self.recipe, name))
+                moments = self.moments(name, state()) if name in self.recipe.carried else None
+                self.run.save_candidate(now, policy, moments, card_of(self.recipe, name, policy.version))
         if watch.due(now) or now % self.recipe.save_every == 0:
             self.run.save_state(self.step, {"stage": name, "best": watch.best, "update": state()})
 
@@ -238,11 +246,16 @@ def build_policy(recipe: Recipe) -> Policy:
 
 def load_checkpoint(recipe: Recipe, folder: Path) -> Policy:
     """The policy after a stage, bit for bit. With an adapter: the recipe's model and the adapter of the stage."""
-    model = recipe.model
+    model, device = recipe.model, recipe.engine.device
     if model.lora is None:
-        return models.load(str(folder), device=recipe.engine.device)
-    assert model.path is not None
-    return adapters.load(model.path, model.lora, recipe.seed, folder, device=recipe.engine.device)
+        policy = models.load(str(folder), device=device)
+    else:
+        assert model.path is not None
+        policy = adapters.load(model.path, model.lora, recipe.seed, folder, device=device)
+    card = read_card(folder)
+    # The card of the base is that of the run which made it; a run counts its own updates.
+    policy.version = card.updates if card and folder.name != "base" else 0
+    return policy
 
 
 def train(recipe: Recipe, policy: Policy, run: RunFolder, on_row: Observer) -> list[Result]:
@@ -264,6 +277,7 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, on_row: Observer) -> l
             losses or gradients that are not finite.
     """
     check_positions(policy.model.config, recipe)
+    check_prompts(recipe, policy)
     for stage in recipe.stages.values():
         if isinstance(stage, SFT):
             coldstart.check_lengths(stage.data, policy, stage.prompt)
@@ -284,6 +298,28 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, on_row: Observer) -> l
         policy = curriculum.learn(name, policy)
         curriculum.measure(name, stage, policy)
     return curriculum.results
+
+
+def check_prompts(recipe: Recipe, policy: Policy) -> None:
+    """Refuse a recipe whose evaluations ask a problem that is too long for the model, which would end the run after the
+    first stage was trained.
+
+    Raises:
+        UserError: there is one; names it.
+    """
+    if models.positions(policy.model.config) is None:
+        return
+    settings, seed = recipe.evaluation, recipe.evaluation.seed
+    encoded: dict[tuple[str, str], int] = {}
+    for stage in recipe.stages.values():
+        asked: list[tuple[str, int, Split]] = [(task, settings.problems, "test") for task in settings.tasks]
+        asked += [(stage.stop.task, stage.stop.problems, "validation")] if stage.stop else []
+        for task, count, split in asked:
+            for problem in held_out(load_task(task), count, seed, split):
+                key = stage.prompt.model_dump_json(), problem.id
+                if key not in encoded:
+                    encoded[key] = len(stage.prompt.encode(policy, problem.prompt, problem.before))
+                check_length(policy, encoded[key], stage.sampling, f"'{problem.id}' of {task}")
 
 
 def check(

@@ -80,6 +80,8 @@ class Recipe(Section):
                 raise ValueError(f"stages.{name}.start is '{stage.start}'; {nearest(stage.start, earlier)}")
             earlier.append(name)
         for name in (name for pair in self.compare for name in pair):
+            if name == "base" and self.model.path is None:
+                raise ValueError("compare names 'base', but a model with random weights is not evaluated; leave it out")
             if name not in earlier:
                 raise ValueError(f"compare names '{name}'; {nearest(name, earlier)}")
         return self

@@ -21,7 +21,7 @@ from parallel_r1.coldstart.examples import Example
 from parallel_r1.generation.backend import Counts
 from parallel_r1.generation.distribution import Decoding, decoding
 from parallel_r1.generation.generator import Generator, make_generator
-from parallel_r1.generation.rollouts import answer
+from parallel_r1.generation.rollouts import Readable, answer
 from parallel_r1.generation.settings import Engine
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy, dtype_of
@@ -115,6 +115,7 @@ def run_sft(
     raw, tag_ids = Decoding(missing=policy.tags.missing), policy.tags.ids.values()
     learner = Learner(policy.model, stage, stage.updates, raw, tag_ids=tag_ids, shard=shard)
     done, taken = resume(policy, learner, state, moments)
+    del state, moments  # they hold a copy of all that learns
     endless = epochs(examples, seed) if examples else coldstart.examples(stage.data, seed)
     source = Source(endless, taken)
     for step in range(done + 1, stage.steps + 1):
@@ -165,13 +166,17 @@ def run_rl(
     generator = make_generator(policy, engine)
     drawn_in = policy.model.dtype if engine is None or engine.dtype == "auto" else dtype_of(engine.dtype)
     exact = stage.is_exact and stage.precision == "fp32" and drawn_in == policy.model.dtype == torch.float32
+    born = policy.version
     done, taken = resume(policy, learner, state, moments)
-    source = Source(problem_stream(task, "train", seed), taken)
+    del state, moments  # they hold a copy of all that learns
+    readable = Readable(problem_stream(task, "train", seed), policy, stage.sampling, stage.prompt)
+    source = Source(readable, taken)
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
         generator.counts = Counts()
         rewarded = partial(apply_reward, reward=reward, step=step)
-        groups, thrown = draw_groups(policy, task, source, stage, rewarded, seed, generator)
+        left_out, updated = readable.left_out, policy.version - born
+        groups, thrown = draw_groups(policy, task, source, stage, rewarded, f"{seed}/{updated}", generator)
         sampling_seconds = time.perf_counter() - started
         check_sampled(groups)
         credited, mismatch = add_logprobs(algorithm.credit(groups), learner, stage, policy, reference, exact=exact)
@@ -187,6 +192,7 @@ def run_rl(
             "dead_groups": fmean(not any(sample.advantage for sample in samples) for samples in credited),
             **describe_spreads(groups),
             "thrown_groups": thrown,
+            **({"left_out": readable.left_out - left_out} if readable.left_out > left_out else {}),
             **means(updates),
             **mismatch,
             "sampled": sum(Sample(rollout.trace).sampled for rollout in rollouts),
@@ -204,10 +210,14 @@ def draw_groups(
     source: Iterator[Problem],
     stage: RL,
     rewarded: Callable[[Group], Group],
-    seed: int,
+    seed: str,
     generator: Generator,
 ) -> tuple[list[Group], int]:
-    """The rewarded groups of a step, and how many groups were replaced because all their answers earned the same."""
+    """The rewarded groups of a step, and how many groups were replaced because all their answers earned the same.
+
+    Args:
+        seed: of the step.
+    """
     kept: list[Group] = []
     thrown = 0
     refill = stage.algorithm.refill
@@ -220,7 +230,7 @@ def draw_groups(
             problems,
             stage.group,
             stage.sampling,
-            f"{seed}/{policy.version}{again}",
+            f"{seed}{again}",
             prompt=stage.prompt,
             generator=generator,
         )

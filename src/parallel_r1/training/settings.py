@@ -167,8 +167,11 @@ class RL(Stage):
 
     @model_validator(mode="after")
     def explores(self) -> RL:
-        if self.sampling.temperature == 0:
-            raise ValueError("sampling.temperature must be above 0: greedy answers to a problem are all the same")
+        if name := self.sampling.certain:
+            raise ValueError(
+                f"sampling.{name} leaves one token to choose from: all answers to a problem are the same, and no group "
+                f"can learn"
+            )
         if "reference" in self.algorithm.needs and self.sampling.filters:
             raise ValueError(
                 "algorithm.kl needs top_k, top_p and min_p off: the divergence from a reference policy is infinite "

@@ -261,7 +261,7 @@ def check_forks(reward: Callable[[Outcome], Terms | float], opens_forks: bool) -
             "a reward that does not pay for forks, because the sampler is sequential, a fork has one path or the "
             "budget allows none",
             f"{part.name} in '{whole}'",
-            f"use one of {others}, or another sampler",
+            f"use one of {others}, or another sampler or budget",
         )
 
 
