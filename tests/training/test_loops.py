@@ -467,5 +467,5 @@ def test_a_mismatch_is_measured_at_every_step(policy, monkeypatch):
 
 
 def test_rl_refuses_greedy_answers():
-    with pytest.raises(UserError, match="sampling.temperature leaves one token"):
+    with pytest.raises(UserError, match=r"sampling.temperature leaves one token"):
         RL(kind="rl", task="countdown-easy", steps=1, sampling=Sampling(temperature=0))
