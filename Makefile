@@ -48,6 +48,7 @@ bench: $(DONE)
 	$(BENCH)/forks.py --compile --out $(RESULTS) --model tiny
 	$(BENCH)/forks.py --compile --out $(RESULTS) --model 20m --paths 4 --case equal
 	$(BENCH)/growth.py --out $(RESULTS)
+	$(BENCH)/memory.py --out $(RESULTS)
 	$(BENCH)/scoring.py --out $(RESULTS)
 	$(BENCH)/logits.py --out $(RESULTS)
 	$(BENCH)/products.py --out $(RESULTS)

@@ -46,6 +46,15 @@ def test_logits_in_pieces_need_less_memory(tmp_path):
 
 
 @pytest.mark.slow
+def test_memory_keeps_its_promise(tmp_path):
+    """The script itself refuses more than was promised."""
+    run("benchmarks/memory.py", "--quick", "--out", str(tmp_path))
+    rows = json.loads((tmp_path / "memory.json").read_text())["rows"]
+    assert len(rows) == 9
+    assert all(0 < row["MB of the tokens held"] <= row["MB allocated"] for row in rows)
+
+
+@pytest.mark.slow
 @needs_data
 def test_data_are_made_ready(tmp_path):
     run("benchmarks/data.py", "--quick", "--runs", "1", "--out", str(tmp_path))
