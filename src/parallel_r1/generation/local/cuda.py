@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -138,10 +139,10 @@ def _slowly(
 ) -> tuple[Float[Tensor, "c k g e"], Float[Tensor, "c k g"]]:
     """The same elsewhere: FlexAttention that is not compiled reads no block tables, but all keys."""
     table, size = chunks(plan), plan.pool.block
-    count, width = table.blocks.shape
-    at = (table.blocks[:, :, None] * size + torch.arange(size)).view(count, -1)
-    seen = within(torch.arange(count)[:, None], None, None, at)
-    seen &= torch.arange(width * size) // size < table.sizes[:, None]
+    (count, width), arange = table.blocks.shape, partial(torch.arange, device=plan.pool.device)
+    at = (table.blocks[:, :, None] * size + arange(size)).view(count, -1)
+    seen = within(arange(count)[:, None], None, None, at)
+    seen &= arange(width * size) // size < table.sizes[:, None]
     scores = (asking[table.branch] @ keys[0][:, at].transpose(0, 1).mT).float() * layer.scale
     if layer.softcap is not None:
         scores = layer.softcap * torch.tanh(scores / layer.softcap)
