@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import processes
@@ -310,6 +311,7 @@ class Forcing:
 
 def submit(scheduler, prompt, sampling, seed, force=None):
     """Put one answer into a scheduler's queue."""
-    index = scheduler.submitted
-    forced = None if force is None else lambda address, size: force(index, address, size)
-    return scheduler.submit(Request(prompt, sampling, str(seed), forced))
+    answer = scheduler.submit(Request(prompt, sampling, str(seed)))
+    if force is not None:
+        answer.force = partial(force, answer.index)
+    return answer

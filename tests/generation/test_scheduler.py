@@ -319,7 +319,7 @@ def test_tags_only_matter_through_their_ids(frozen):
 
 def answers_of(drawing):
     """Run a drawing to its end."""
-    while drawing.queue or drawing.running:
+    while drawing.is_busy:
         drawing.step()
 
 
@@ -409,7 +409,7 @@ def test_cancelling_in_mid_fork_frees_before_the_next_step_and_changes_nobody_el
     drawing.cancel(answers[1])
     drawing.cancel(answers[1])  # twice is once
     assert answers[1].finish is None
-    assert drawing._cancel() == [answers[1]]
+    assert drawing._cancel(drawing.cancelled) == [answers[1]]
     assert drawing.engine.counts.kv == held - len(prompts[1]) - answers[1].total + sum(
         len(thread.feed) for thread in (answers[1].trunk, *answers[1].trunk.parts[-1])
     )

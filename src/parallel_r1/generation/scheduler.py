@@ -2,7 +2,7 @@
 
 An answer is a tree of threads (`threads.py`): its trunk, and one thread per open path. `Scheduler.step`
 
-1. ends the answers that were cancelled since the last step;
+1. takes in the answers that were submitted, and ends those that were cancelled, since the last step;
 2. admits answers from the queue while there are rows and memory. If the KV cache is too full for one more token per
    thread, it preempts the answer that was admitted last: the answer leaves the KV cache, keeps its tokens, and is first
    in the queue;
@@ -20,8 +20,9 @@ So answers, paths and summaries of any length run side by side, and a finished a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from parallel_r1.answers.syntax import Tags
@@ -43,12 +44,13 @@ class Scheduler:
         memory: largest number of tokens in the KV cache; None for no limit.
         on_token: called for every token, as it is sampled or given.
         decode: token ids to text; needed for stop texts.
+        arrived: answers that were submitted since the last step.
         queue: answers that wait, first in first out.
         running: answers in the KV cache, in the order in which they were admitted.
         active: threads that feed a token in the next step.
         prompts: prompt -> number of its answers that have not ended.
         cancelled: answers for which `cancel` was called since the last step.
-        submitted: number of answers so far, the index of the next one.
+        indices: numbers the answers.
     """
 
     engine: Backend[Any]
@@ -57,28 +59,30 @@ class Scheduler:
     memory: int | None = None
     on_token: OnToken | None = None
     decode: Decode | None = None
+    arrived: deque[Answer] = field(default_factory=deque)
     queue: deque[Answer] = field(default_factory=deque)
     running: list[Answer] = field(default_factory=list)
     active: list[Thread] = field(default_factory=list)
     prompts: dict[tuple[int, ...], int] = field(default_factory=dict)
     cancelled: list[Answer] = field(default_factory=list)
-    submitted: int = 0
+    indices: Iterator[int] = field(default_factory=count)
 
     @property
     def is_busy(self) -> bool:
         """Whether an answer waits or is being generated."""
-        return bool(self.queue or self.running)
+        return bool(self.arrived or self.queue or self.running)
 
     def submit(self, request: Request) -> Answer:
-        """Put one answer into the queue.
+        """Put one answer at the end of the queue, from the next step on. May be called at any moment, from `on_token`
+        and from other threads too.
 
         Raises:
             UserError: an empty prompt; `memory` below the tokens of the prompt and the budget; stop texts without
                 `decode`.
         """
-        prompt, sampling = request.prompt_ids, request.sampling
+        prompt, sampling, index = request.prompt_ids, request.sampling, next(self.indices)
         if not prompt:
-            raise UserError("prompts of at least one token", f"prompt {self.submitted} is empty", "give it some text")
+            raise UserError("prompts of at least one token", f"prompt {index} is empty", "give it some text")
         need = len(prompt) + sampling.budget.total
         if self.memory is not None and self.memory < need:
             raise UserError(
@@ -94,22 +98,26 @@ class Scheduler:
             )
         if sampling.stop and self.decode is None:
             raise UserError("a decode function for stop texts", "none", "pass decode, such as policy.decode")
-        answer = Answer(self.submitted, request, self.tags, self.on_token, self.decode)
-        self.submitted += 1
-        self.prompts[answer.prompt] = self.prompts.get(answer.prompt, 0) + 1
-        self.queue.append(answer)
+        answer = Answer(index, request, self.tags, self.on_token, self.decode)
+        self.arrived.append(answer)
         return answer
 
+    def _take(self) -> None:
+        """Put the answers that have arrived into the queue."""
+        for _ in range(len(self.arrived)):  # another thread may add more
+            answer = self.arrived.popleft()
+            self.prompts[answer.prompt] = self.prompts.get(answer.prompt, 0) + 1
+            self.queue.append(answer)
+
     def cancel(self, answer: Answer) -> None:
-        """End an answer at the start of the next step. May be called during a step, from `on_token` too. Does nothing
-        if the answer has ended by then."""
+        """End an answer at the start of the next step. May be called at any moment, as `submit`. Does nothing if the
+        answer has ended by then."""
         self.cancelled.append(answer)
 
-    def _cancel(self) -> list[Answer]:
-        """End the cancelled answers and remove them from the KV cache. Returns the ones that had not ended."""
+    def _cancel(self, answers: Sequence[Answer]) -> list[Answer]:
+        """End some answers and remove them from the KV cache. Returns the ones that had not ended."""
         ended = []
-        cancelled, self.cancelled = self.cancelled, []  # another thread may add to the list
-        for answer in cancelled:
+        for answer in answers:
             if answer.finish is not None:
                 continue
             answer.finish = "cancelled"
@@ -123,7 +131,9 @@ class Scheduler:
 
     def step(self) -> list[Answer]:
         """One step as the module describes it. Returns the answers that have ended, the cancelled ones first."""
-        cancelled = self._cancel()
+        to_end, self.cancelled = self.cancelled, []  # before the arrivals: who is cancelled has been submitted
+        self._take()
+        cancelled = self._cancel(to_end)
         self._admit()
         if not self._fits():
             self.engine.trim()
