@@ -140,6 +140,7 @@ class Scheduler:
         while not self._fits() and len(self.running) > 1:
             self._preempt()
         if not self.active:
+            self.engine.trim()
             return cancelled
         threads = self.active
         logits = self.engine.step([(thread.branch, thread.feed.popleft()) for thread in threads])
