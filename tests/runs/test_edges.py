@@ -1,8 +1,10 @@
 """Recipes and runs at their edges: refused before they start, or carried through."""
 
+import copy
 import gc
 import json
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -168,3 +170,21 @@ def _tensors(values):
     elif isinstance(values, dict | list | tuple):
         for value in values.values() if isinstance(values, dict) else values:
             yield from _tensors(value)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_tags_that_the_model_cannot_tell_apart_are_named(tmp_path, frozen, equal):
+    policy = replace(frozen, model=copy.deepcopy(frozen.model))
+    table = policy.model.get_input_embeddings().weight
+    if equal:
+        with torch.no_grad():
+            table[sorted(policy.tags.ids.values())] = table[9] + 1e-5
+    policy.model.save_pretrained(tmp_path / "model")
+    policy.tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "small.toml").write_text(RECIPE[: RECIPE.index("[model.")] + RECIPE[RECIPE.index("[evaluation]") :])
+    changes = [f"model.path={tmp_path / 'model'}", "evaluation.tasks=[]", "stages.sft.steps=1", "stages.rl.steps=1"]
+    recipe, rows = load_recipe(tmp_path / "small.toml", changes), []
+    train(recipe, build_policy(recipe), RunFolder.create(tmp_path / "run", recipe), rows.append)
+    warnings = [row["warning"] for row in rows if row.get("rule") == "tags"]
+    assert len(warnings) == equal
+    assert all("prepare --init mean" in text for text in warnings)

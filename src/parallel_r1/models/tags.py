@@ -100,6 +100,13 @@ def add_tags(tokenizer: PreTrainedTokenizerBase) -> Tags:
     return tags
 
 
+def are_alike(policy: Policy) -> bool:
+    """Whether the embeddings of the six tags are equal, so that the model cannot tell one from another."""
+    table = policy.model.get_input_embeddings()
+    rows = table.weight.detach()[sorted(policy.tags.ids.values())].float()
+    return bool((rows - rows[0]).abs().max() <= 1e-3 * rows.abs().max())
+
+
 def _fill(
     model: PreTrainedModel, tokens: Mapping[str, int], pieces: Mapping[str, Sequence[int]] | None, rows: int, seed: int
 ) -> None:

@@ -20,6 +20,7 @@ from parallel_r1.generation.rollouts import check_length
 from parallel_r1.generation.training_card import read_card
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
+from parallel_r1.models.tags import are_alike
 from parallel_r1.registry import plugin_error
 from parallel_r1.runs import trackers as tracking
 from parallel_r1.runs.checkpoint import card_of, card_of_base
@@ -285,6 +286,14 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, on_row: Observer) -> l
     learning = sum(weight.numel() for weight in adapters.learning(policy.model).values())
     run.check_space(space(recipe, models.parameter_count(policy.model), learning))
     first = next(iter(recipe.stages))
+    if not curriculum.step and are_alike(policy):
+        text = (
+            "the embeddings of the six tags are equal: the model cannot tell them apart until they have learnt. Write "
+            "them with parallel-r1 prepare --init mean, or raise optimizer.tags"
+        )
+        warning = {"step": 0, "kind": "warning", "stage": first, "rule": "tags", "warning": text}
+        run.log(warning)
+        on_row(warning)
     if recipe.model.path is not None:
         curriculum.measure("base", recipe.stages[first], policy)
     run.save_checkpoint("base", policy, card=card_of_base(recipe))
