@@ -188,3 +188,9 @@ def test_tags_that_the_model_cannot_tell_apart_are_named(tmp_path, frozen, equal
     warnings = [row["warning"] for row in rows if row.get("rule") == "tags"]
     assert len(warnings) == equal
     assert all("prepare --init mean" in text for text in warnings)
+
+
+@pytest.mark.parametrize("key", ["rehearse={countdown-easy=1.0},rehearsal=0.1", "parallel=0.9", "paths=3"])
+def test_keys_that_a_file_of_answers_would_ignore_are_refused(tmp_path, key):
+    with pytest.raises(UserError, match=r"stages.sft.data; \w+ has no effect beside file: leave it out"):
+        make(tmp_path, "stages.sft.data={file='x.jsonl'," + key + "}")

@@ -13,7 +13,7 @@ class Data(Section):
     """What supervised fine-tuning reads: a file of answers, or what a procedural teacher writes.
 
     Attributes:
-        file: JSONL or parquet with the columns prompt and text; the other fields are then unused.
+        file: JSONL or parquet with the columns prompt and text; then no other field may be given.
         tasks: task -> weight, for the teacher.
         rehearse: task -> weight, for what the base could do already; in the share `rehearsal` of the examples. These
             are sequential answers whose first token, the choice between forking and not, is given: they keep the
@@ -37,6 +37,9 @@ class Data(Section):
     def one_source(self) -> Data:
         if (self.file is None) == (not self.tasks):
             raise ValueError("exactly one of file and tasks must be given")
+        others = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        if self.file is not None and others != ["file"]:
+            raise ValueError(f"{others[1]} has no effect beside file: leave it out")
         if (self.rehearsal > 0) != bool(self.rehearse):
             raise ValueError("rehearse and rehearsal go together: tasks, and the share of examples from them")
         return self

@@ -214,17 +214,18 @@ class Scheduler:
         need: list[int] = []
         while self.queue and len(self.running) + len(admitted) < self.rows:
             answer = self.queue[0]
-            shares = any(other.prompt == answer.prompt for other in (*self.running, *admitted))
-            need += answer.sizes + ([] if shares else [len(answer.prompt)])
+            # One that was alone when it began holds the prompt for itself.
+            held = any(other.shares and other.prompt == answer.prompt for other in (*self.running, *admitted))
+            need += answer.sizes + ([] if held else [len(answer.prompt)])
             if not self._fits(need):
                 self.engine.trim()
                 if (self.running or admitted) and not self._fits(need):
                     break
+            answer.shares = self.prompts[answer.prompt] > 1
             admitted[self.queue.popleft()] = None
         if not admitted:
             return
-        shared = [self.prompts[answer.prompt] > 1 for answer in admitted]
-        branches = self.engine.open([answer.prompt for answer in admitted], shared)
+        branches = self.engine.open([answer.prompt for answer in admitted], [answer.shares for answer in admitted])
         for answer, branch in zip(admitted, branches, strict=True):
             answer.trunk.branch = branch
             self._restore(answer.trunk, [answer.prompt[-1]])

@@ -155,6 +155,7 @@ class Answer:
         coming_paths: how many of `open_paths` have not got their `<Path>` yet.
         finish: why the answer ended; None while it goes on.
         broken: whether it ended because logits were NaN.
+        shares: whether other answers read the same copy of its prompt in the KV cache.
     """
 
     def __init__(
@@ -169,7 +170,7 @@ class Answer:
         self.seed, self.force, self.on_token, self.decode = request.seed, request.force, on_token, decode
         self.total = self.forks = self.open_forks = self.open_paths = self.coming_paths = 0
         self.finish: Finish | None = None
-        self.broken = False
+        self.broken = self.shares = False
         self.trunk = Thread(self, None, TRUNK, None, 0, self.sampling.budget.critical_path, random.Random(self.seed))
         self.trunk.feed.append(self.prompt[-1])
 
