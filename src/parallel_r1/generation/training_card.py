@@ -32,7 +32,7 @@ class TrainingCard(Section):
         recipe: the name of the recipe.
         recipe_digest: the first 16 hexadecimal digits of the SHA-256 of the resolved recipe.
         stage: the recipe's stage that produced these weights.
-        updates: number of updates of these weights since the model that the recipe starts from.
+        updates: number of updates that these weights have had, in this run and in those before whose card it read.
         kind: "sft" or "rl".
         task: the task of an rl stage.
         reward: the reward of an rl stage.

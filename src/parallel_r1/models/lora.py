@@ -89,10 +89,36 @@ def load(
     policy = replace(models.load(path, device=device, dtype=dtype, quantisation=quantisation), lora=settings)
     attach(policy.model, settings, policy.tags.ids.values(), seed)
     if start is not None:
-        from safetensors.torch import load_file
-
-        set_weights(policy.model, load_file(start / ADAPTER))
+        set_weights(policy.model, _read(start / ADAPTER, learning(policy.model)))
     return policy
+
+
+def _read(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The adapter in a file.
+
+    Raises:
+        UserError: no such file, a damaged one, or an adapter of other settings or of another model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        values = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"an adapter in {path}",
+            f"{error or type(error).__name__}".splitlines()[0],
+            "name a checkpoint of a run with model.lora",
+        ) from error
+    for name in dict.fromkeys([*expected, *values]):
+        shapes = [list(tree[name].shape) if name in tree else "none" for tree in (expected, values)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"an adapter with the settings of model.lora, {name} of shape {shapes[0]}",
+                f"{shapes[1]} in {path}",
+                "give the model and the settings that it was trained with",
+            )
+    return values
 
 
 def _nf4(dtype: torch.dtype) -> Any:

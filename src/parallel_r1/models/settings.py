@@ -54,11 +54,13 @@ class Model(Section):
         path: a model folder, or the name of a model on the hub.
         architecture: a model with random weights.
         lora: the adapter to train; if None, all weights are trained.
+        adapter: a checkpoint of such an adapter to continue with; a new one if None.
     """
 
     path: str | None = None
     architecture: Architecture | None = None
     lora: LoRA | None = None
+    adapter: str | None = None
 
     @model_validator(mode="after")
     def one_source(self) -> Model:
@@ -66,4 +68,6 @@ class Model(Section):
             raise ValueError("exactly one of path and architecture must be given")
         if self.lora is not None and self.path is None:
             raise ValueError("lora needs path: with random weights all weights must be trained")
+        if self.adapter is not None and self.lora is None:
+            raise ValueError("adapter needs lora: the settings that it was trained with")
         return self

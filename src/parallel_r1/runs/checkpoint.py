@@ -36,5 +36,6 @@ def card_of(recipe: Recipe, name: str, updates: int) -> TrainingCard:
 
 
 def card_of_base(recipe: Recipe) -> TrainingCard | None:
-    """The training card of the model folder that a recipe starts from; None if it has none."""
-    return None if recipe.model.path is None else read_card(recipe.model.path)
+    """The training card of the weights that a recipe starts from; None if they have none."""
+    start = recipe.model.adapter or recipe.model.path
+    return None if start is None else read_card(start)

@@ -16,7 +16,6 @@ from parallel_r1.errors import Missing, UserError
 from parallel_r1.evaluation.measure import Result, evaluate, held_out
 from parallel_r1.evaluation.settings import Evaluation
 from parallel_r1.generation.generator import make_generator
-from parallel_r1.generation.rollouts import check_length
 from parallel_r1.generation.training_card import read_card
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
@@ -26,6 +25,7 @@ from parallel_r1.runs import trackers as tracking
 from parallel_r1.runs.checkpoint import card_of, card_of_base
 from parallel_r1.runs.estimate import check_positions
 from parallel_r1.runs.folder import RunFolder, space
+from parallel_r1.runs.lengths import check_prompts
 from parallel_r1.runs.monitor import Monitor
 from parallel_r1.runs.recipe import Recipe
 from parallel_r1.tasks.base import Split, problem_stream
@@ -38,6 +38,10 @@ from parallel_r1.training.settings import RL, SFT
 log = logging.getLogger(__name__)
 Observer = Callable[[dict[str, Any]], None]
 """A callback, called with every row of metrics as it is logged."""
+ALIKE = (
+    "the embeddings of the six tags are equal: the model cannot tell them apart until they have learnt. Write them with "
+    "parallel-r1 prepare --init mean, or raise optimizer.tags"
+)
 Counted = tuple[str, int, int, Split]
 """(task, maximum number of problems, seed, split): a key of the counted problems."""
 
@@ -230,9 +234,7 @@ def build_policy(recipe: Recipe) -> Policy:
     """The policy that a recipe starts from: loaded, or random with a tokenizer trained for its first SFT stage."""
     model = recipe.model
     if model.path is not None:
-        if model.lora is None:
-            return models.load(model.path, device=recipe.engine.device)
-        return adapters.load(model.path, model.lora, recipe.seed, device=recipe.engine.device)
+        return _load(recipe, model.path, Path(model.adapter) if model.adapter else None)
     assert model.architecture is not None
     shape = model.architecture.model_dump()
     sources = [stage.data for stage in recipe.stages.values() if isinstance(stage, SFT)]
@@ -247,15 +249,25 @@ def build_policy(recipe: Recipe) -> Policy:
 
 def load_checkpoint(recipe: Recipe, folder: Path) -> Policy:
     """The policy after a stage, bit for bit. With an adapter: the recipe's model and the adapter of the stage."""
-    model, device = recipe.model, recipe.engine.device
-    if model.lora is None:
-        policy = models.load(str(folder), device=device)
+    if recipe.model.lora is None:
+        return _load(recipe, str(folder))
+    assert recipe.model.path is not None
+    return _load(recipe, recipe.model.path, folder)
+
+
+def _load(recipe: Recipe, path: str, start: Path | None = None) -> Policy:
+    """Load weights for a recipe, with the number of updates that their training card says.
+
+    Args:
+        start: a checkpoint whose adapter to continue with.
+    """
+    lora, device = recipe.model.lora, recipe.engine.device
+    if lora is None:
+        policy = models.load(path, device=device)
     else:
-        assert model.path is not None
-        policy = adapters.load(model.path, model.lora, recipe.seed, folder, device=device)
-    card = read_card(folder)
-    # The card of the base is that of the run which made it; a run counts its own updates.
-    policy.version = card.updates if card and folder.name != "base" else 0
+        policy = adapters.load(path, lora, recipe.seed, start, device=device)
+    card = read_card(start or path)
+    policy.version = card.updates if card else 0
     return policy
 
 
@@ -287,11 +299,7 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, on_row: Observer) -> l
     run.check_space(space(recipe, models.parameter_count(policy.model), learning))
     first = next(iter(recipe.stages))
     if not curriculum.step and are_alike(policy):
-        text = (
-            "the embeddings of the six tags are equal: the model cannot tell them apart until they have learnt. Write "
-            "them with parallel-r1 prepare --init mean, or raise optimizer.tags"
-        )
-        warning = {"step": 0, "kind": "warning", "stage": first, "rule": "tags", "warning": text}
+        warning = {"step": 0, "kind": "warning", "stage": first, "rule": "tags", "warning": ALIKE}
         run.log(warning)
         on_row(warning)
     if recipe.model.path is not None:
@@ -307,28 +315,6 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, on_row: Observer) -> l
         policy = curriculum.learn(name, policy)
         curriculum.measure(name, stage, policy)
     return curriculum.results
-
-
-def check_prompts(recipe: Recipe, policy: Policy) -> None:
-    """Refuse a recipe whose evaluations ask a problem that is too long for the model, which would end the run after the
-    first stage was trained.
-
-    Raises:
-        UserError: there is one; names it.
-    """
-    if models.positions(policy.model.config) is None:
-        return
-    settings, seed = recipe.evaluation, recipe.evaluation.seed
-    encoded: dict[tuple[str, str], int] = {}
-    for stage in recipe.stages.values():
-        asked: list[tuple[str, int, Split]] = [(task, settings.problems, "test") for task in settings.tasks]
-        asked += [(stage.stop.task, stage.stop.problems, "validation")] if stage.stop else []
-        for task, count, split in asked:
-            for problem in held_out(load_task(task), count, seed, split):
-                key = stage.prompt.model_dump_json(), problem.id
-                if key not in encoded:
-                    encoded[key] = len(stage.prompt.encode(policy, problem.prompt, problem.before))
-                check_length(policy, encoded[key], stage.sampling, f"'{problem.id}' of {task}")
 
 
 def check(

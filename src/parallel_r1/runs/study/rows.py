@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from parallel_r1.errors import UserError, nearest
 from parallel_r1.generation.settings import Engine, Sampling
 from parallel_r1.runs.curriculum import Counted, check
-from parallel_r1.runs.recipe import Recipe
+from parallel_r1.runs.recipe import Processes, Recipe
 from parallel_r1.runs.recipe_file import make_recipe, read_toml, validated
 from parallel_r1.runs.study.work import Base, Measurement, Training
 from parallel_r1.settings import Name, Section
@@ -212,10 +212,22 @@ def _recipe(
                 f"a stop rule or optimizer.carry in stage '{name}' of {path}",
                 "leave both out",
             )
-    if recipe.tracking:
-        raise UserError("a study without trackers", f"recipe.tracking in {path}", "read its study.json instead")
+    _refuse_unused(recipe, path)
     check(recipe.model_copy(update={"stages": chain}), counts=counts)
     return recipe
+
+
+def _refuse_unused(recipe: Recipe, path: Path) -> None:
+    """Refuse keys of a recipe that have no effect in a study."""
+    given = {
+        "tracking": (bool(recipe.tracking), "read its study.json instead"),
+        "compare": (bool(recipe.compare), "rows are compared with the row in `against`"),
+        "processes": (recipe.processes != Processes(), "give --processes on the command line"),
+        "model.adapter": (recipe.model.adapter is not None, "the stages of a row say what they continue"),
+    }
+    for key, (is_given, advice) in given.items():
+        if is_given:
+            raise UserError(f"a study without recipe.{key}", f"one in {path}", advice)
 
 
 def _cell(name: str, row: Row, budget: str, seed: int, recipe: Recipe, base: Base) -> Cell:
@@ -223,11 +235,16 @@ def _cell(name: str, row: Row, budget: str, seed: int, recipe: Recipe, base: Bas
     for stage in row.stages:
         start = trainings[-1] if trainings else base
         reduced = alone(recipe.stages[stage])
-        engine = recipe.engine if isinstance(reduced, RL) else Engine()  # SFT samples nothing: the key must not differ
-        trainings.append(Training(start, stage, reduced, seed, recipe.save_every, engine, recipe.imports))
+        # SFT samples nothing, so only the device of the engine counts.
+        engine = recipe.engine if isinstance(reduced, RL) else Engine(device=recipe.engine.device)
+        trainings.append(
+            Training(start, stage, reduced, seed, recipe.save_every, engine, recipe.model.lora, recipe.imports)
+        )
     last = recipe.stages[row.stages[-1] if row.stages else next(iter(recipe.stages))]
     end = trainings[-1] if trainings else base
-    sampling = last.sampling, last.prompt, recipe.engine, recipe.imports
+    lora = recipe.model.lora
+    held = lora if lora and lora.quantise != "none" and not trainings else None
+    sampling = last.sampling, last.prompt, recipe.engine, held, recipe.imports
     measurements = (Measurement(end, task, recipe.evaluation, *sampling) for task in recipe.evaluation.tasks)
     return Cell(name, row.part, budget, seed, tuple(trainings), tuple(measurements))
 

@@ -18,9 +18,11 @@ from parallel_r1.files import write_json
 from parallel_r1.generation.generator import make_generator
 from parallel_r1.generation.settings import Engine, Sampling
 from parallel_r1.generation.training_card import FILE as CARD
-from parallel_r1.models.settings import Model
+from parallel_r1.models import lora as adapters
+from parallel_r1.models.policy import Policy
+from parallel_r1.models.settings import LoRA, Model
 from parallel_r1.registry import load_plugins
-from parallel_r1.runs.curriculum import build_policy, train
+from parallel_r1.runs.curriculum import build_policy, load_checkpoint, train
 from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.recipe import Recipe
 from parallel_r1.runs.recipe_file import read_toml
@@ -38,6 +40,11 @@ class Base:
 
     path: str
     updates = 0
+
+    @property
+    def base(self) -> Base:
+        """Itself: the weights that a chain of stages starts from."""
+        return self
 
     @cached_property
     def key(self) -> str:
@@ -67,7 +74,7 @@ class Training(FromWeights):
 
     Attributes:
         name: of the stage.
-        save_every, engine, imports: as in a recipe.
+        save_every, engine, lora, imports: as in a recipe.
     """
 
     name: str
@@ -75,15 +82,21 @@ class Training(FromWeights):
     seed: int
     save_every: int
     engine: Engine
+    lora: LoRA | None
     imports: tuple[str, ...]
 
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def base(self) -> Base:
+        """The weights that its chain of stages starts from."""
+        return self.start.base
+
     @cached_property
     def key(self) -> str:
-        """The digest of its recipe, with the key of its start in place of the path of its start."""
-        return training_key(self.recipe(self.start.key))
+        """The digest of its recipe, with keys in place of the paths of weights."""
+        return training_key(self.recipe(lambda weights: weights.key))
 
     @property
     def updates(self) -> int:
@@ -91,16 +104,20 @@ class Training(FromWeights):
         own = self.stage.updates if isinstance(self.stage, RL) else 0
         return self.start.updates + own
 
-    def recipe(self, start: str) -> Recipe:
-        """Its recipe.
+    def recipe(self, name: Callable[[Base | Training], str]) -> Recipe:
+        """Its recipe. With an adapter a stage starts from the base and the adapter of the stage before, as in a run.
 
         Args:
-            start: path of the weights that it starts from.
+            name: how weights are called in it: by their path, or by their key.
         """
+        if self.lora is None:
+            model = Model(path=name(self.start))
+        else:
+            model = Model(path=name(self.base), lora=self.lora, adapter=name(self.after) if self.after else None)
         return Recipe(
             name=self.name,
             seed=self.seed,
-            model=Model(path=start),
+            model=model,
             engine=self.engine,
             stages={self.name: self.stage},
             save_every=self.save_every,
@@ -115,12 +132,16 @@ class Training(FromWeights):
         """The path of its weights once it is trained."""
         return str(self.run(folder).checkpoint(self.name))
 
+    def policy(self, folder: Path) -> Policy:
+        """The policy once it is trained."""
+        return load_checkpoint(self.recipe(lambda weights: weights.weights(folder)), Path(self.weights(folder)))
+
     def is_done(self, folder: Path) -> bool:
         return Path(self.weights(folder)).exists() and not (self.run(folder).path / "state").exists()
 
     def do(self, folder: Path, on_row: OnRow) -> None:
         load_plugins(self.imports, Path())
-        recipe = self.recipe(self.start.weights(folder))
+        recipe = self.recipe(lambda weights: weights.weights(folder))
         self.run(folder).restate(recipe)  # as the key is the same, only the path of the start can differ
         run = RunFolder.create(self.run(folder).path, recipe)
         train(recipe, build_policy(recipe), run, on_row)
@@ -131,13 +152,18 @@ class Training(FromWeights):
 
 @dataclass(frozen=True)
 class Measurement(FromWeights):
-    """An evaluation of weights on the held-out problems of a task."""
+    """An evaluation of weights on the held-out problems of a task.
+
+    Attributes:
+        lora: how the base is held, if it is measured itself and in 4 bits; None elsewhere.
+    """
 
     task: str
     evaluation: Evaluation
     sampling: Sampling
     prompt: Prompt
     engine: Engine
+    lora: LoRA | None
     imports: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -147,7 +173,8 @@ class Measurement(FromWeights):
     def key(self) -> str:
         settings = self.evaluation.model_copy(update={"tasks": (self.task,)})
         drawn = self.sampling, self.prompt, self.engine, self.imports
-        return measurement_key(self.start.key, self.task, settings.model_dump_json(), *drawn)
+        held = self.lora.model_dump_json() if self.lora else ""
+        return measurement_key(self.start.key + held, self.task, settings.model_dump_json(), *drawn)
 
     def result(self, folder: Path) -> Result | None:
         """The saved result; None if it is not there."""
@@ -159,12 +186,20 @@ class Measurement(FromWeights):
 
     def do(self, folder: Path, on_row: OnRow) -> None:
         load_plugins(self.imports, Path())
-        policy = models.load(self.start.weights(folder), device=self.engine.device)
+        policy = self.policy(folder)
         generator = make_generator(policy, self.engine)
         result = evaluate(
             policy, self.task, self.evaluation, self.sampling, prompt=self.prompt, generator=generator
         ).to_json()
         RunFolder(folder).save_evaluation(self.key, self.task, result)
+
+    def policy(self, folder: Path) -> Policy:
+        """The policy that is measured."""
+        if self.after is not None:
+            return self.after.policy(folder)
+        if self.lora is not None:
+            return adapters.load(self.start.weights(folder), self.lora, 0, device=self.engine.device)
+        return models.load(self.start.weights(folder), device=self.engine.device)
 
 
 def seeds_in(folder: Path) -> list[int]:
