@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -12,6 +13,7 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -70,3 +72,47 @@ def random_model(name: str, vocabulary: int, **changes: Any) -> PreTrainedModel:
             if parameter.ndim > 1:
                 parameter.mul_(4.0)
     return model
+
+
+SMALL: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "moe_intermediate_size"), 32),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "num_experts_per_tok"), 2),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim"), 64),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "encoder_attention_heads"), 4),
+    **dict.fromkeys(("head_dim", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "rotary_dim"), 8),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), 1024),
+    **dict.fromkeys(("pad_token_id", "eos_token_id"), 0),
+    **dict.fromkeys(("n_group", "topk_group"), 1),
+    "bos_token_id": None,
+    "shared_expert_intermediate_size": 32,
+}
+"""What configurations call their sizes, with small values."""
+LARGEST = 5_000_000
+"""Parameters of the largest model that counts as small."""
+
+
+def small_causal(config: type[PretrainedConfig], vocabulary: int) -> PreTrainedModel | None:
+    """A small random model of any causal architecture of transformers; None where no small one can be built from the
+    configuration alone, as of models that also see or hear."""
+    for without in ((), ("bos_token_id",), ("head_dim", "v_head_dim"), ("bos_token_id", "head_dim", "v_head_dim")):
+        sizes = {name: value for name, value in {"vocab_size": vocabulary, **SMALL}.items() if name not in without}
+        try:
+            known = config()
+            shape = config(**{name: value for name, value in sizes.items() if hasattr(known, name)})
+            with torch.device("meta"):
+                size = AutoModelForCausalLM.from_config(shape).num_parameters()
+            if size > LARGEST:
+                return None
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32, attn_implementation=ATTENTION).eval()
+        except Exception:  # a configuration refuses sizes that do not go together in as many ways as there are
+            continue
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(4.0)
+        return model
+    return None
