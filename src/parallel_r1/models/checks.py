@@ -81,6 +81,22 @@ def _check_layers(model: PreTrainedModel) -> set[int]:
     return set(seen)
 
 
+def _defined(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """Causal attention of one layer, written out: [b, h, n, d] and twice [b, k, n, d] to [b, n, h, d]."""
+    import torch
+
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
+    scores = query @ key.mT * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    place = torch.arange(query.shape[2], device=query.device)
+    behind = place[:, None] - place
+    hidden = (behind < 0) | (behind >= (window or TRIAL))
+    return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ value).transpose(1, 2).contiguous()
+
+
 def _try(model: PreTrainedModel, layers: set[int]) -> None:
     """Refuse a model that is more than a softmax over queries and keys in every layer: one that needs a mask, asks
     twice for attention in a layer, or predicts something else when its attention is computed from what it hands over.
@@ -103,17 +119,9 @@ def _try(model: PreTrainedModel, layers: set[int]) -> None:
         return
     asked: list[int] = []
 
-    def attention(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, softcap: float | None
-    ) -> Tensor:
+    def attention(module: Any, *rest: Any) -> Tensor:
         asked.append(module.layer_idx)
-        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
-        scores = query @ key.mT * scale
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        behind = place[:, None] - place
-        hidden = (behind < 0) | (behind >= (window or TRIAL))
-        return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ value).transpose(1, 2).contiguous()
+        return _defined(*rest)
 
     place = torch.arange(TRIAL, device=model.device)
     tokens, training = (1 + place)[None], model.training
