@@ -7,18 +7,20 @@ take, and one block for every branch. Answers of random weights, none of which e
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import measure
+import numpy as np
+from jaxtyping import Int
 from measure import arguments, endless, report
 
 from parallel_r1.answers.trace import TRUNK, Address
 from parallel_r1.generation.local import engine as engine_file
 from parallel_r1.generation.local.capacity import block_bytes, parse_bytes, token_bytes
 from parallel_r1.generation.local.generator import LocalGenerator
-from parallel_r1.generation.local.kv_pool import BLOCK, Pool
+from parallel_r1.generation.local.kv_pool import BLOCK, Branch, Pool
 from parallel_r1.generation.request import Request
 from parallel_r1.generation.settings import Budget, Engine, Sampling
 from parallel_r1.models.policy import Policy
@@ -40,11 +42,18 @@ class Watched(Pool):
     """A pool that notes its peak."""
 
     peak = Peak()
+    fed = (0, 0)
+
+    def place(self, feeds: Iterable[tuple[Branch, int]]) -> Int[np.ndarray, "3 n"]:
+        """Note what is held when a step is computed: afterwards answers end."""
+        placed = super().place(feeds)
+        self.fed = self.held, int(((self.fill > 0) & (self.fill < BLOCK)).sum())
+        return placed
 
     def fit(self) -> None:
-        """Measure before every step: what is there after the step before."""
+        """Note what the step before allocated."""
         if self.bytes > Watched.peak.allocated:
-            Watched.peak = Peak(self.bytes, self.held, int(((self.fill > 0) & (self.fill < BLOCK)).sum()))
+            Watched.peak = Peak(self.bytes, *self.fed)
         super().fit()
 
 

