@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from parallel_r1.errors import UserError
+from parallel_r1.generation.local import packed
 from parallel_r1.generation.local.capacity import block_bytes, parse_bytes
 from parallel_r1.generation.local.kv_pool import BLOCK, SPARE
 from parallel_r1.models import attention as attend
@@ -46,7 +47,7 @@ class Memory:
 
     Attributes:
         weights: of the policy. With sharding, the shard and the whole weights that sampling uses; a copy of them if
-            answers are drawn in another dtype.
+            answers are drawn in another dtype, or packed ones if `engine.device` is "cpu".
         gradients, moments: of the trained weights; two moments per weight.
         reference: the copy of the trained weights for a KL penalty.
         activations: of the largest micro-batch, with the bf16 copies of weights under autocast. Counted as if all
@@ -255,12 +256,14 @@ def memory(
         learning = NUMBER * adapters.size(model, lora)
         weights += learning
         if lora.quantise == "nf4":
-            packed = sum(layer.weight.numel() for layer in adapters.linear_layers(model).values())
-            weights -= int(packed * (NUMBER - adapters.NF4_BITS / 8))
+            frozen = sum(layer.weight.numel() for layer in adapters.linear_layers(model).values())
+            weights -= int(frozen * (NUMBER - adapters.NF4_BITS / 8))
     share = learning // processes.count if processes.shard else learning
     draws = isinstance(stage, RL) or bool(recipe.evaluation.tasks) or stage.stop is not None
     dtype = dtype_of(recipe.engine.dtype)
     copied = dtype.itemsize * parameters if draws and dtype.itemsize != NUMBER else 0
+    if draws and not copied and recipe.engine.device == "cpu":  # "auto" is read as a GPU
+        copied = NUMBER * sum(size for part in model.modules() if (size := packed.size(part)))
     config = model.config.get_text_config()
     # `replay` reads the paths a second time. A longer answer gets a micro-batch of its own.
     answer = stage.sampling.budget.total * (2 if stage.scorer == "replay" else 1)

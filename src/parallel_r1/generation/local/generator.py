@@ -14,6 +14,7 @@ from parallel_r1.errors import UserError
 from parallel_r1.generation.backend import Counts
 from parallel_r1.generation.local.capacity import blocks
 from parallel_r1.generation.local.engine import LocalEngine, compiled
+from parallel_r1.generation.local.packed import follow, with_packed
 from parallel_r1.generation.request import OnToken, OnTrace, Request
 from parallel_r1.generation.scheduler import Scheduler
 from parallel_r1.generation.settings import Engine
@@ -53,7 +54,7 @@ class LocalGenerator:
             self._choose_model()
 
     def _choose_model(self) -> None:
-        """Draw with the policy's model, or with a copy of it in the dtype of the settings."""
+        """Draw with the policy's model, or with a copy of it in the dtype of the settings, or with packed weights."""
         model: Any = self.policy.model
         dtype = model.dtype if self.settings.dtype == "auto" else dtype_of(self.settings.dtype)
         if dtype != model.dtype:
@@ -62,14 +63,16 @@ class LocalGenerator:
             model = copy.deepcopy(model)
             for parameter in model.parameters():  # not of its buffers: rotary frequencies stay in fp32
                 parameter.data = parameter.data.to(dtype)
-        self.model, self.forward = model, compiled(model) if self.settings.compile else None
+        self.model = with_packed(model)
+        self.forward = compiled(self.model) if self.settings.compile else None
 
     @torch.no_grad()
     def _follow(self) -> None:
-        """Copy the weights of the policy, which may have learnt since, into a copy in another dtype."""
-        if self.model is not self.policy.model:
-            for mine, theirs in zip(self.model.parameters(), self.policy.model.parameters(), strict=True):
+        """Take over the weights of the policy, which may have learnt since: in another dtype, and packed."""
+        for mine, theirs in zip(self.model.parameters(), self.policy.model.parameters(), strict=True):
+            if mine is not theirs:
                 mine.copy_(theirs)
+        follow(self.model)
 
     def traces(
         self, requests: Sequence[Request], *, on_token: OnToken | None = None, on_trace: OnTrace | None = None

@@ -184,8 +184,9 @@ class Pool:
         if held is None or len(held[0]) < len(self):
             keys = self._part(key.shape[0], key.shape[2], key.dtype, held and held[0])
             self.layers[layer] = held = keys, self._part(key.shape[0], value.shape[2], value.dtype, held and held[1])
-        for part, new in zip(held, (key, value), strict=True):
-            part[blocks, :, places] = new.transpose(0, 1)
+        keys, values = held
+        keys[blocks, :, places] = key.transpose(0, 1)
+        values[blocks, :, places] = value.transpose(0, 1)
         return held
 
     def fit(self) -> None:
