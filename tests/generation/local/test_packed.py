@@ -67,6 +67,14 @@ def test_small_weights_other_dtypes_and_other_layers_are_left_alone(tokenizer):
     assert size(torch.nn.Embedding(1000, 1000)) == 0
 
 
+def test_a_layer_with_a_hook_keeps_it(wide):
+    layer = wide.model.layers[0].mlp.up_proj
+    layer.register_forward_hook(lambda module, inputs, out: out * 0)
+    assert sum(isinstance(part, PackedLinear) for part in with_packed(wide).modules()) == 5
+    ids = torch.randint(10, 400, (1, 3))
+    torch.testing.assert_close(with_packed(wide)(ids).logits, wide(ids).logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_a_compiled_model_uses_packed_weights(wide, tokenizer, tags):
     (found,) = measure(

@@ -64,8 +64,8 @@ def _(x: Tensor, layer: int, size: int) -> Tensor:
 
 def size(part: nn.Module) -> int:
     """How many numbers of a part of a model are packed on a CPU; 0 if it gains nothing."""
-    if type(part) is not nn.Linear:  # not what adapters and quantisers derive
-        return 0
+    if type(part) is not nn.Linear or part._forward_hooks or part._forward_pre_hooks:
+        return 0  # hooks would be lost, and so would what adapters and quantisers derive
     weight = part.weight
     return weight.numel() if weight.dtype == torch.float32 and weight.numel() >= FEWEST else 0
 
