@@ -24,7 +24,8 @@ from itertools import product
 import torch
 from measure import alternate, arguments, generate, generators, policy, prompts, ratio, report
 
-from parallel_r1.answers.syntax import FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, Tags
+from parallel_r1.answers.schemas import DEFAULT
+from parallel_r1.answers.syntax import Tags
 from parallel_r1.answers.trace import Address, Sampler
 from parallel_r1.generation.generator import Generator
 from parallel_r1.generation.request import Request
@@ -34,6 +35,9 @@ from parallel_r1.models.policy import Policy
 FORKS = 2
 BLIND: tuple[Sampler, ...] = ("isolated", "causal_join")
 """Samplers that run the paths blind to each other."""
+
+
+FORK_OPEN, (PATH_OPEN, PATH_CLOSE), SUMMARY_CLOSE = DEFAULT.opener, DEFAULT.path, DEFAULT.pairs["summary"][1]
 
 
 @dataclass(frozen=True)

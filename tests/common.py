@@ -13,13 +13,14 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as kinds
 from transformers import PreTrainedTokenizerFast, Qwen3Config
 
+from parallel_r1.answers.schemas import DEFAULT
 from parallel_r1.answers.trace import TRUNK
 from parallel_r1.coldstart import examples as coldstart
 from parallel_r1.generation.distribution import RAW
 from parallel_r1.generation.generator import make_generator
 from parallel_r1.generation.request import Request
 from parallel_r1.generation.scheduler import Scheduler
-from parallel_r1.models.tags import SAMPLE
+from parallel_r1.models.tags import sample
 from parallel_r1.runs.recipe_file import load_recipe
 from parallel_r1.training.batch import collate, score
 from parallel_r1.training.sample import Sample
@@ -174,7 +175,7 @@ ANSWER = (
 )
 
 
-TEXTS = [ANSWER, SAMPLE, "".join(map(chr, range(32, 127))), "the sum of 3 and 4 is 7, and so on.\n" * 9]
+TEXTS = [ANSWER, sample(DEFAULT), "".join(map(chr, range(32, 127))), "the sum of 3 and 4 is 7, and so on.\n" * 9]
 
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"

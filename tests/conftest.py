@@ -34,7 +34,9 @@ from hypothesis import HealthCheck, settings
 from transformers.utils import logging
 
 from parallel_r1 import models, registry
+from parallel_r1.answers.schemas import Schema
 from parallel_r1.models.policy import Policy
+from parallel_r1.models.tags import add_tags
 from parallel_r1.tasks.load import TASKS
 from parallel_r1.training.algorithms.base import ALGORITHMS
 from parallel_r1.training.rewards.base import REWARDS
@@ -72,6 +74,23 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def tags(tokenizer):
     return models.tag_ids(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tagged():
+    """Schema -> a policy of random weights with its tags."""
+    from architectures import random_model
+
+    made: dict[str, Policy] = {}
+
+    def make(schema: Schema) -> Policy:
+        if schema.name not in made:
+            tokenizer = models.load_tokenizer(str(TINY))
+            tags = add_tags(tokenizer, schema)
+            made[schema.name] = Policy(random_model("qwen3", len(tokenizer)), tokenizer, tags)
+        return made[schema.name]
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -97,9 +97,9 @@ def test_answers(tiny):
 def forked(policy):
     """An answer with a fork, as `generate` gives it."""
     from parallel_r1.answers.parser import parse
-    from parallel_r1.answers.syntax import fork_text
+    from parallel_r1.answers.schemas import DEFAULT
 
-    text = "so " + fork_text(["3*5=15", "<b>7</b>"], "15 is near.") + " Final Answer: 3*5+7"
+    text = "so " + DEFAULT.write(["3*5=15", "<b>7</b>"], "15 is near.") + " Final Answer: 3*5+7"
     trace = parse(policy.encode(text), policy.tags)
     return pr.Answer(PROMPT, trace, trace.texts(policy.decode))
 

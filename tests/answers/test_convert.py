@@ -6,11 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import anything, well_formed
 
-from parallel_r1.answers.convert import OURS, SCHEMAS, convert, repair
+from parallel_r1.answers.convert import convert, repair
 from parallel_r1.answers.parser import parse_text, trunk
-from parallel_r1.answers.syntax import TAGS
+from parallel_r1.answers.schemas import DEFAULT as OURS
+from parallel_r1.answers.schemas import SCHEMAS
 
-OTHERS = sorted(set(SCHEMAS) - {OURS})
+OTHERS = [SCHEMAS[name] for name in ("multiverse", "npr", "threadweaver")]
+PLANNING = pytest.mark.parametrize("other", OTHERS, ids=lambda schema: schema.name)
 CANONICAL = (
     "Try it.\n<Parallel><Path>Add 1.</Path><Path>Take 2 away.</Path></Parallel>\n<Summary>Both.</Summary>\n\nDone."
 )
@@ -75,26 +77,27 @@ UNCLOSED = CANONICAL.partition("</Summary>")[0] + "\n\nFinal Answer: 3"
 PLANNED = CANONICAL.replace("<Parallel>", "1: add\n2: subtract\n<Parallel>")
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_a_published_layout_becomes_ours(name):
-    assert convert(LAID_OUT[name], name, OURS) == PLANNED
+@PLANNING
+def test_a_published_layout_becomes_ours(other):
+    assert convert(LAID_OUT[other.name], other, OURS) == PLANNED
+    assert not parse_text(LAID_OUT[other.name], other).defects
     assert not parse_text(PLANNED).defects
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_ours_with_a_plan_goes_there_and_back(name):
-    there = convert(PLANNED, OURS, name)
-    assert convert(there, name, OURS) == PLANNED
-    assert convert(convert(LAID_OUT[name], name, OURS), OURS, name) == there
-    assert "".join(there.split()) == "".join(LAID_OUT[name].split())  # the same but for its layout
+@PLANNING
+def test_ours_with_a_plan_goes_there_and_back(other):
+    there = convert(PLANNED, OURS, other)
+    assert convert(there, other, OURS) == PLANNED
+    assert convert(convert(LAID_OUT[other.name], other, OURS), OURS, other) == there
+    assert "".join(there.split()) == "".join(LAID_OUT[other.name].split())  # the same but for its layout
+    assert not parse_text(there, other).defects
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_a_fork_without_a_plan_gets_one_and_loses_it_again(name):
-    there = convert(CANONICAL, OURS, name)
-    outline = SCHEMAS[name].outline
-    assert f"{outline[0]}2: Take 2 away.{outline[1]}" in there
-    assert convert(there, name, OURS) == CANONICAL
+@PLANNING
+def test_a_fork_without_a_plan_gets_one_and_loses_it_again(other):
+    there = convert(CANONICAL, OURS, other)
+    assert f"{other.item[0]}2: Take 2 away.{other.item[1]}" in there
+    assert convert(there, other, OURS) == CANONICAL
 
 
 plain = st.text(alphabet="ab.", min_size=1, max_size=5)
@@ -120,11 +123,11 @@ def test_any_answer_survives_every_format(text, first, second):
 
 
 @given(st.sampled_from(OTHERS), anything, st.integers(0, 200))
-def test_what_is_broken_is_named_and_never_guessed(name, noise, at):
-    text = LAID_OUT[name]
+def test_what_is_broken_is_named_and_never_guessed(other, noise, at):
+    text = LAID_OUT[other.name]
     for broken in (noise, text[:at] + noise + text[at:]):
         try:
-            found = convert(broken, name, OURS)
+            found = convert(broken, other, OURS)
         except ValueError as error:
             found = str(error)[str(error).index("character") :]
         assert isinstance(found, str)
@@ -142,17 +145,17 @@ def test_what_is_broken_is_named_and_never_guessed(name, noise, at):
 )
 def test_broken_texts_are_refused(text, said):
     with pytest.raises(ValueError, match=said):
-        convert(text, "threadweaver", OURS)
+        convert(text, SCHEMAS["threadweaver"], OURS)
 
 
 def test_what_a_format_does_not_have():
     without = "<Parallel>\n<Thread>a</Thread>\n<Thread>b</Thread>\n</Parallel>"
-    ours = convert(without, "threadweaver", OURS)
+    ours = convert(without, SCHEMAS["threadweaver"], OURS)
     assert [defect.kind for defect in parse_text(ours).defects] == ["missing-summary"]
     goal = LAID_OUT["multiverse"].replace("<Goal>\n", "<Goal>\nTwo ways.\n")
-    assert convert(goal, "multiverse", OURS) == PLANNED.replace("1: add", "Two ways.\n1: add")
+    assert convert(goal, SCHEMAS["multiverse"], OURS) == PLANNED.replace("1: add", "Two ways.\n1: add")
     three = LAID_OUT["npr"].replace("<plan>2: subtract</plan>\n", "")  # one outline for two paths says nothing
-    assert convert(three, "npr", OURS) == CANONICAL
+    assert convert(three, SCHEMAS["npr"], OURS) == CANONICAL
 
 
 @pytest.mark.parametrize(
@@ -199,9 +202,10 @@ def test_real_traces_survive_every_format():
     valid = [text for text in (repair(trace)[0] for trace in traces) if not parse_text(text).defects]
     assert len(valid) > 250
     for text in valid:
-        for name in OTHERS:
-            there = convert(text, OURS, name)
-            assert not any(tag in there for tag in set(TAGS) - set(SCHEMAS[name].tags))
-            back = convert(there, name, OURS)
+        for other in OTHERS:
+            there = convert(text, OURS, other)
+            assert not any(tag in there for tag in set(OURS.tags) - set(other.tags))
+            assert not parse_text(there, other).defects
+            back = convert(there, other, OURS)
             assert "".join(back.split()) == "".join(text.split())
             assert "".join(trunk(back).split()) == "".join(trunk(text).split())

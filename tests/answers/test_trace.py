@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from strategies import anything, well_formed
 
-from parallel_r1.answers.parser import parse, parse_text, text_pieces, trunk
+from parallel_r1.answers.parser import parse, parse_text, pieces, trunk
 from parallel_r1.answers.scanner import DEEPEST
 from parallel_r1.answers.trace import TRUNK, Span, Trace
 
@@ -18,13 +18,17 @@ def test_a_canonical_answer():
     assert found.defects == []
     assert found.paths == [2]
     assert found.fork_at == [3]
-    texts = [text for text, _ in text_pieces(GOOD)]
-    by_text = dict(zip(texts, found.addresses, strict=True))
+    by_text = {piece.text: piece.address for piece in pieces(GOOD)}
     assert by_text["a"] == ((0, 0),)
     assert by_text["b"] == ((0, 1),)
     assert by_text["c"] == by_text["so "] == by_text["</Parallel>"] == by_text["<Parallel>"] == TRUNK
-    given_texts = [text for text, is_given in zip(texts, found.given, strict=True) if is_given]
-    assert given_texts == ["<Path>", "<Path>", "</Parallel>", "\n", "<Summary>"]
+    assert [piece.text for piece in pieces(GOOD) if piece.given] == [
+        "<Path>",
+        "<Path>",
+        "</Parallel>",
+        "\n",
+        "<Summary>",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -74,8 +78,8 @@ def test_well_formed_answers_have_no_defect(text):
 @given(anything)
 def test_no_text_breaks_the_scanner(text):
     found = parse_text(text)
-    assert "".join(piece for piece, _ in text_pieces(text)) == text
-    assert len(found.addresses) == len(found.given) == len(text_pieces(text))
+    assert "".join(piece.text for piece in pieces(text)) == text
+    assert len(found.addresses) == len(found.given) == len(text)
     assert [defect.at for defect in found.defects] == sorted(defect.at for defect in found.defects)
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from strategies import anything, well_formed
 from torch.nn.attention.flex_attention import create_mask
 
-from parallel_r1.answers.parser import parse, parse_text, text_pieces
+from parallel_r1.answers.parser import parse, pieces
 from parallel_r1.answers.trace import TRUNK
 from parallel_r1.answers.visibility import layout, pack, strangers
 from parallel_r1.training.batch import collate
@@ -16,9 +16,7 @@ addresses = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=3
 
 
 def runs_of(text):
-    return [
-        (address, len(piece)) for (piece, _), address in zip(text_pieces(text), parse_text(text).addresses, strict=True)
-    ]
+    return [(piece.address, len(piece.text)) for piece in pieces(text)]
 
 
 @given(well_formed | anything)

@@ -275,7 +275,7 @@ def test_inspect():
         (("recipes", "tiny/dmeo"), "did you mean 'tiny/demo'"),
         (("recipes", "--copy", "x"), "parallel-r1 recipes NAME --copy FOLDER"),
         (("generate", "models/tiny-base", "--prompt", "x", "--sampler", "isolate"), "did you mean 'isolated'"),
-        (("generate", "models/tiny-base", "--prompt", "x", "--stop", "a</Path>"), "one of the six tags"),
+        (("generate", "models/tiny-base", "--prompt", "x", "--stop", "a</Path>"), "a tag of a fork"),
         (("generate", "models/tiny-base", "--prompt", "x", "--top-p", "0"), "greater than 0"),
         (("inspect", "models/tiny-base", "--text", "x", "--picture", "x.txt"), ".png, .svg or .pdf"),
         (("parity", "models/tiny-base", "--scorer", "cause"), "did you mean 'causal'"),
@@ -507,5 +507,5 @@ def test_prepare(tmp_path):
     done = run("prepare", tmp_path / "tagged", "--out", tmp_path / "again")
     assert done.returncode == 0
     assert done.stdout.count("\n") == 1
-    assert "has the six tags already" in done.stdout
+    assert "has these tags already" in done.stdout
     assert not (tmp_path / "again").exists()

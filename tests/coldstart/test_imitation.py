@@ -9,7 +9,7 @@ from conftest import SHARED, needs_data
 from parallel_r1 import models
 from parallel_r1.answers.convert import repair
 from parallel_r1.answers.parser import parse_text
-from parallel_r1.answers.syntax import TAGS
+from parallel_r1.answers.schemas import DEFAULT
 from parallel_r1.coldstart.examples import Example, examples, plain_texts, read_examples, to_trace
 from parallel_r1.coldstart.settings import Data
 from parallel_r1.errors import UserError
@@ -129,7 +129,7 @@ def test_empty_and_missing_files(tmp_path):
 def test_tokenizer_texts_hold_no_tag():
     texts = list(plain_texts(TEACHER, 0, 20))
     assert texts
-    assert not any(tag in text for tag in TAGS for text in texts)
+    assert not any(tag in text for tag in DEFAULT.tags for text in texts)
 
 
 # Real traces

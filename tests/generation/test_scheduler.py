@@ -20,6 +20,7 @@ from parallel_r1.generation.distribution import decoding
 from parallel_r1.generation.local.engine import LocalEngine
 from parallel_r1.generation.scheduler import Scheduler
 from parallel_r1.generation.settings import Budget, Engine, Sampling
+from parallel_r1.generation.tree import Fork
 
 
 def raw(trace):
@@ -185,7 +186,7 @@ def test_given_tokens_are_marked(frozen):
     for span in trace.spans:
         if not span.sampled:
             assert span.logprobs is None
-            assert set(span.token_ids) <= {*tags.ids.values(), *tags.gap}
+            assert set(span.token_ids) <= {*tags.ids.values(), *tags.join}
         else:
             assert len(span.logprobs) == len(span.token_ids)
             assert tags.ids["</Parallel>"] not in span.token_ids or parse_ids(trace.token_ids, tags).defects
@@ -268,7 +269,7 @@ def test_tags_in_a_prompt_are_text(frozen, sampler):
     engine, force = LocalEngine(frozen.model), force_forks(frozen.tags)
     traces = draw(engine, frozen.tags, [prompt] * 3, sampling, 0, force=force)
     assert mismatch(frozen, traces, EXACT_SCORER[sampler]) <= 1e-4
-    newline = frozen.tags.gap[0]
+    newline = frozen.tags.join[1]
     (plain,) = draw(engine, frozen.tags, [prompt], sampling, 0, force=lambda _, __, size: newline if size % 3 else None)
     assert (plain.forks, plain.well_formed, plain.spans[0].address) == (0, True, TRUNK)
     assert mismatch(frozen, [plain], EXACT_SCORER[sampler]) == mismatch(frozen, [plain], "causal") <= 1e-4
@@ -364,7 +365,7 @@ def test_memory_of_a_fork(frozen):
             drawing.step()
         while answer.open_forks:
             drawing.step()
-        (paths,) = (part for part in answer.trunk.parts if isinstance(part, list))
+        (paths,) = (part.paths for part in answer.trunk.parts if isinstance(part, Fork))
         lengths = [len(path.token_ids()) for path in paths]
         assert engine.counts.peak_kv == len(prompt) + 5 + sum(lengths)
         drawing.step()  # reads `</Parallel>`, and with it what the join reads again
@@ -411,7 +412,7 @@ def test_cancelling_in_mid_fork_frees_before_the_next_step_and_changes_nobody_el
     assert answers[1].finish is None
     assert drawing._cancel(drawing.cancelled) == [answers[1]]
     assert drawing.engine.counts.kv == held - len(prompts[1]) - answers[1].total + sum(
-        len(thread.feed) for thread in (answers[1].trunk, *answers[1].trunk.parts[-1])
+        len(thread.feed) for thread in (answers[1].trunk, *answers[1].trunk.parts[-1].paths)
     )
     answers_of(drawing)
     assert drawing.engine.counts.kv == 0

@@ -201,7 +201,7 @@ def test_memory_of_scoring_grows_with_the_length_not_its_square(tiny, record):
         row = [
             *words * (length // 4 // len(words)),
             text["<Parallel>"], text["<Path>"], *path, text["</Path>"], text["<Path>"], *path, text["</Path>"],
-            text["</Parallel>"], *policy.tags.gap, text["<Summary>"],
+            *policy.tags.join,
             *words * (length // 4 // len(words)), text["</Summary>"],
         ]  # fmt: skip
         batch = collate([Sample(replace(parse(row, policy.tags), prompt_ids=tuple(ids)))], "isolated").to("cuda")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import anything, well_formed
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-from parallel_r1.answers.parser import parse, parse_text, text_pieces
+from parallel_r1.answers.parser import parse, pieces
 from parallel_r1.answers.visibility import pack, stretches
 from parallel_r1.models import attention as attend
 from parallel_r1.models.attention import Ranges, Sight, capped, masked, merge
@@ -22,9 +22,7 @@ rows = st.lists(st.lists(well_formed | anything, min_size=1, max_size=2), min_si
 
 
 def runs_of(text):
-    found = [
-        (address, len(piece)) for (piece, _), address in zip(text_pieces(text), parse_text(text).addresses, strict=True)
-    ]
+    found = [(piece.address, len(piece.text)) for piece in pieces(text)]
     return [((), 3), *found]
 
 

@@ -10,7 +10,7 @@ from conftest import TINY
 from safetensors.torch import load_file, save_file
 
 from parallel_r1 import models
-from parallel_r1.answers.syntax import TAGS
+from parallel_r1.answers.schemas import DEFAULT
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.parity import measure
 from parallel_r1.generation.generator import make_generator
@@ -32,7 +32,7 @@ def test_the_shipped_model_is_small_and_has_the_tags(tiny):
     assert 0.8e6 < models.parameter_count(tiny.model) < 1.2e6
     assert tiny.model.config.model_type == "qwen3"
     assert (TINY / "model.safetensors").is_file()
-    assert len({tiny.tags.ids[tag] for tag in TAGS}) == 6
+    assert len({tiny.tags.ids[tag] for tag in DEFAULT.tags}) == 6
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_model_without_tags_is_refused(tmp_path, tokenizer):
 
     vocabulary = {character: index for index, character in enumerate("<>/PathrlSumye\n")}
     plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(vocabulary, [])), eos_token="e", unk_token="\n")
-    with pytest.raises(UserError, match=r"<Parallel> is one token.*add the six tags"):
+    with pytest.raises(UserError, match=r"<Parallel> is one token.*add the tags"):
         models.tag_ids(plain)
 
 

@@ -14,13 +14,13 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from parallel_r1 import models
 from parallel_r1.answers.parser import parse_text
-from parallel_r1.answers.syntax import TAGS
+from parallel_r1.answers.schemas import DEFAULT
 from parallel_r1.coldstart import examples as coldstart
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.parity import measure
 from parallel_r1.models.tags import prepare
 
-WORDS = [part for text in TEXTS for part in re.split("|".join(TAGS), text)]
+WORDS = [part for text in TEXTS for part in re.split("|".join(DEFAULT.tags), text)]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
@@ -182,7 +182,7 @@ def test_only_what_is_missing_is_added(tmp_path):
     before = tagless(tmp_path / "plain", some)
     made = prepare(str(tmp_path / "plain"), tmp_path / "tagged")
     policy = models.load(str(tmp_path / "tagged"))
-    assert set(made.tokens) == set(TAGS) - {"<Path>", "</Path>"}
+    assert set(made.tokens) == set(DEFAULT.tags) - {"<Path>", "</Path>"}
     kept = [policy.tags.ids[tag] for tag in ("<Path>", "</Path>")]
     assert torch.equal(policy.model.get_input_embeddings().weight[kept], before.get_input_embeddings().weight[kept])
     assert some.extra_special_tokens == ["<Path>", "</Path>"]
@@ -190,12 +190,12 @@ def test_only_what_is_missing_is_added(tmp_path):
 
 def test_a_tag_that_is_a_word_already_keeps_its_row(tmp_path):
     plain = unigram(TEXTS * 2)
-    (word,) = [tag for tag in TAGS if tag in plain.get_vocab()]
+    (word,) = [tag for tag in DEFAULT.tags if tag in plain.get_vocab()]
     before = tagless(tmp_path / "plain", plain)
     made = prepare(str(tmp_path / "plain"), tmp_path / "tagged")
     policy = models.load(str(tmp_path / "tagged"))
     token = plain.get_vocab()[word]
-    assert set(made.tokens) == set(TAGS) - {word}
+    assert set(made.tokens) == set(DEFAULT.tags) - {word}
     assert policy.tags.ids[word] == token
     assert policy.encode(f"x{word}y").count(token) == 1
     tables = (each.get_input_embeddings().weight for each in (before, policy.model))

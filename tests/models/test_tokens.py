@@ -13,7 +13,7 @@ from tokenizers import processors
 import parallel_r1 as pr
 from parallel_r1 import models
 from parallel_r1.answers.rollout import Problem
-from parallel_r1.answers.syntax import TAGS
+from parallel_r1.answers.schemas import DEFAULT
 from parallel_r1.coldstart.ask_self import Own
 from parallel_r1.coldstart.examples import Example, read_examples, to_trace
 from parallel_r1.coldstart.journal import Ask
@@ -40,7 +40,7 @@ SHORT = {"paths": 2, "budget": {"critical_path": 20, "path": 8, "total": 40, "fo
 def tokenizer(template=None, begins=0, special=("<|end|>", "<|user|>", "<|system|>", "<|assistant|>")):
     """A tokenizer with the tags, with a chat template or with a beginning of text before every text."""
     made = byte_level()
-    made.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": [*TAGS, *special]})
+    made.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": [*DEFAULT.tags, *special]})
     if begins:
         begin = " ".join(["<s>"] * begins)
         made._tokenizer.post_processor = processors.TemplateProcessing(

@@ -1,93 +1,20 @@
-"""Convert answers between our format and those of other projects, and repair layout that is nearly ours.
+"""Convert answers between schemas, and repair layout that is nearly right.
 
-A format is a row of the table `SCHEMAS`: the tags around a fork, its plan, its paths and its summary. A text is read
-into parts (plain text and forks), which any format can write. Where a format lacks something, it is kept in another
-form: the plan of a fork becomes numbered lines of the trunk before it, and such lines become a plan again; a fork
-without a plan gets the first sentences of its paths where a format requires one. Where a format has no summary, the
-first paragraph after a fork stands for it. Our format drops the numbers of paths, because the paths of a fork have no
-order.
-
-Sources: ThreadWeaver (arXiv 2512.07843), Multiverse (arXiv 2506.09991), NPR (arXiv 2512.07461).
+A text is read into parts (plain text and forks), which any schema can write. Where a schema lacks something, it is kept
+in another form: the plan of a fork becomes numbered lines of the trunk before it, and such lines become a plan again; a
+fork without a plan gets the first sentences of its paths where a schema requires one. Where a schema has no summary,
+the first paragraph after a fork stands for it. Numbers of paths are left out where the schema has none.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from parallel_r1.answers.parser import parse_text, text_pieces
-from parallel_r1.answers.syntax import (
-    FINAL_ANSWER,
-    FORK_CLOSE,
-    FORK_OPEN,
-    PATH_CLOSE,
-    PATH_OPEN,
-    SUMMARY_CLOSE,
-    SUMMARY_GAP,
-    SUMMARY_OPEN,
-    fork_text,
-    holds_gap,
-)
-
-Pair = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Schema:
-    """The tags of a format, as pairs of an opening and a closing tag; None where the format has no such element.
-
-    Attributes:
-        path: around a path.
-        fork: around a fork.
-        plan: around the outlines of all paths.
-        outline: around the outline of one path, which says what the path will do.
-        summary: around the summary.
-        inside: whether the summary stands inside the fork.
-        numbered: whether outlines and paths begin with their number, such as `2: `.
-    """
-
-    path: Pair
-    fork: Pair | None = None
-    plan: Pair | None = None
-    outline: Pair | None = None
-    summary: Pair | None = None
-    inside: bool = False
-    numbered: bool = True
-
-    @property
-    def tags(self) -> list[str]:
-        """All tags of the format."""
-        pairs = (self.fork, self.plan, self.outline, self.path, self.summary)
-        return [tag for pair in pairs if pair for tag in pair]
-
-
-def _pair(name: str) -> Pair:
-    return f"<{name}>", f"</{name}>"
-
-
-OURS = "parallel-r1"
-SCHEMAS: dict[str, Schema] = {
-    OURS: Schema(
-        fork=(FORK_OPEN, FORK_CLOSE),
-        path=(PATH_OPEN, PATH_CLOSE),
-        summary=(SUMMARY_OPEN, SUMMARY_CLOSE),
-        numbered=False,
-    ),
-    "threadweaver": Schema(
-        fork=_pair("Parallel"), plan=_pair("Outlines"), outline=_pair("Outline"), path=_pair("Thread")
-    ),
-    "multiverse": Schema(
-        fork=_pair("Parallel"),
-        plan=_pair("Goal"),
-        outline=_pair("Outline"),
-        path=_pair("Path"),
-        summary=_pair("Conclusion"),
-        inside=True,
-    ),
-    "npr": Schema(plan=_pair("guideline"), outline=_pair("plan"), path=_pair("step"), summary=_pair("takeaway")),
-}
+from parallel_r1.answers.parser import parse_text
+from parallel_r1.answers.schemas import DEFAULT, ITEM, NUMBER, Pair, Schema
+from parallel_r1.answers.syntax import FINAL_ANSWER
 
 
 @dataclass(frozen=True)
@@ -110,20 +37,21 @@ class Fork:
 Parts = tuple[str | Fork, ...]
 
 
-def convert(text: str, source: str, target: str) -> str:
-    """Convert an answer from one format to another.
-
-    Args:
-        source, target: keys of `SCHEMAS`.
+def convert(text: str, source: Schema, target: Schema) -> str:
+    """Convert an answer from one schema to another.
 
     Raises:
-        ValueError: the text breaks its format; names the expected tag and the character.
+        ValueError: the text breaks its schema, or has tags of the other one; names the tag and the character.
     """
-    reader = _Reader(text, SCHEMAS[source])
+    if strange := set(target.tags) - set(source.tags):
+        for tag in strange:
+            if (at := text.find(tag)) >= 0:
+                raise ValueError(f"{tag} at character {at} is a tag of {target.name}, not of {source.name}")
+    reader = _Reader(text, source)
     parts = reader.parts()
     if reader.tag is not None:
         raise ValueError(f"{reader.tag} at character {reader.at} closes nothing")
-    return _Writer(SCHEMAS[target]).text(parts)
+    return _Writer(target).text(parts)
 
 
 class _Reader:
@@ -132,7 +60,7 @@ class _Reader:
     def __init__(self, text: str, schema: Schema) -> None:
         self.schema = schema
         # Plain text stands at even places, tags at odd ones.
-        self.words = re.split("(" + "|".join(map(re.escape, schema.tags)) + ")", text)
+        self.words = schema.pattern.split(text)
         self.starts = list(accumulate(map(len, self.words), initial=0))
         self.next = 0
 
@@ -199,14 +127,24 @@ class _Reader:
     def plan(self) -> tuple[str, tuple[str, ...]]:
         """Text of a plan besides its outlines, and the outlines."""
         assert self.schema.plan
-        assert self.schema.outline
+        assert self.schema.item
         self.take(self.schema.plan[0])
         goal, outlines = [self.plain()], list[str]()
-        while self.tag == self.schema.outline[0]:
-            outlines.append(_without_number(self.inner(self.schema.outline), len(outlines) + 1))
+        while self.tag == self.schema.item[0]:
+            outlines.append(_without_number(self.item(), len(outlines) + 1))
             goal.append(self.plain())
         self.take(self.schema.plan[1])
         return " ".join(" ".join(goal).split()), tuple(outlines)
+
+    def item(self) -> str:
+        """Take an item of a plan. Its closing tag may be missing before the next item or the end of the plan."""
+        assert self.schema.plan
+        assert self.schema.item
+        self.take(self.schema.item[0])
+        text = self.plain().strip()
+        if self.tag not in (self.schema.item[0], self.schema.plan[1]):
+            self.take(self.schema.item[1])
+        return text
 
     def path(self, number: int) -> Parts:
         self.take(self.schema.path[0])
@@ -214,7 +152,7 @@ class _Reader:
         self.take(self.schema.path[1])
         if parts and isinstance(parts[0], str):
             parts[0] = parts[0].lstrip()
-            if self.schema.numbered:
+            if NUMBER in self.schema.head or ITEM in self.schema.head:
                 parts[0] = _without_number(parts[0], number)
         if parts and isinstance(parts[-1], str):
             parts[-1] = parts[-1].rstrip()
@@ -259,10 +197,11 @@ class _Writer:
     def fork(self, before: str, fork: Fork) -> str:
         """Append a fork to the text before it. A plan moves between the fork and that text as the format requires."""
         before, outlines = self.plan(before, fork)
-        paths = [self.text(path) for path in fork.paths]
-        if self.schema is SCHEMAS[OURS]:
-            return before + fork_text(paths, fork.summary)
-        return before + self.layout(fork, outlines, paths)
+        schema, paths = self.schema, [self.text(path) for path in fork.paths]
+        space = " " if schema.head and not schema.head[-1].isspace() else ""
+        numbered = [f"{number}: {outline}" for number, outline in enumerate(outlines, 1)]
+        summary = "\n" + fork.summary if fork.summary and schema.summary is None else fork.summary
+        return before + schema.write([space + path for path in paths], summary, numbered, fork.goal)
 
     def plan(self, before: str, fork: Fork) -> tuple[str, list[str]]:
         """The text before a fork, with a plan taken out of it or put into it, and the outlines of the paths."""
@@ -277,24 +216,6 @@ class _Writer:
             before, outlines = _lines_of_plan(before, len(fork.paths))
             outlines = outlines or invented
         return before, outlines
-
-    def layout(self, fork: Fork, outlines: Sequence[str], paths: Sequence[str]) -> str:
-        """A fork in a format of another project, every element on a line of its own."""
-        schema = self.schema
-        pieces = []
-        if schema.plan and schema.outline:
-            start, end = schema.outline
-            listed = [f"{start}{number}: {outline}{end}" for number, outline in enumerate(outlines, 1)]
-            pieces = [schema.plan[0], *([fork.goal] if fork.goal else []), *listed, schema.plan[1]]
-        for number, path in enumerate(paths, 1):
-            mark = f"{number}: " if schema.numbered else ""
-            pieces.append(f"{schema.path[0]}{mark}{path}{schema.path[1]}")
-        summary = [] if fork.summary is None else [fork.summary.join(schema.summary or ("", ""))]
-        if schema.inside:
-            pieces, summary = pieces + summary, []
-        if schema.fork:
-            pieces = [schema.fork[0], *pieces, schema.fork[1]]
-        return "\n".join([*pieces, *summary])
 
 
 def _lines_of_plan(before: str, count: int) -> tuple[str, list[str]]:
@@ -315,40 +236,40 @@ def _first_words(path: Parts) -> str:
     return sentence if len(sentence) <= 100 else sentence[:100].rsplit(" ", 1)[0] + " .."
 
 
-def repair(text: str) -> tuple[str, list[str]]:
+def repair(text: str, schema: Schema = DEFAULT) -> tuple[str, list[str]]:
     """Correct the layout of an answer; no word is touched.
 
     Returns:
         The text, and the kinds of changes: `space-between-tags` (white space inside a fork but outside its paths was
-        removed), `break-before-summary` (the white space before a summary became one line break) and `unclosed-summary`
-        (a summary was closed at the end of the text, or before its final answer).
+        removed), `break-before-summary` (the white space before a summary became what the schema has there) and
+        `unclosed-summary` (a summary was closed at the end of the text, or before its final answer).
     """
-    pieces = [(words, symbol.tag) for words, symbol in text_pieces(text)]
+    cut = [(words, words if number % 2 else None) for number, words in enumerate(schema.pattern.split(text)) if words]
+    fork, path, summary_tags = schema.fork or schema.path, schema.path, schema.summary or schema.path
+    opening, closing = fork[1], summary_tags[0]
+    tight = {(fork[0], path[0]), (path[1], path[0]), (path[1], fork[1])} if not schema.before_path else set()
     changes: dict[str, None] = {}
     out = ""
-    for number, (words, tag) in enumerate(pieces):
-        before = pieces[number - 1][1] if number else None
-        after = pieces[number + 1][1] if number + 1 < len(pieces) else None
-        if tag is None and not words.strip() and (before, after) in _TIGHT:
+    for number, (words, tag) in enumerate(cut):
+        before = cut[number - 1][1] if number else None
+        after = cut[number + 1][1] if number + 1 < len(cut) else None
+        if tag is None and not words.strip() and (before, after) in tight:
             changes["space-between-tags"] = None
             continue
-        if tag is None and not words.strip() and (before, after) == (FORK_CLOSE, SUMMARY_OPEN) and words != SUMMARY_GAP:
-            words = SUMMARY_GAP
+        joins = schema.apart and tag is None and not words.strip() and (before, after) == (opening, closing)
+        if joins and words != schema.gap:
+            words = schema.gap
             changes["break-before-summary"] = None
-        if tag == SUMMARY_OPEN and before == FORK_CLOSE and not holds_gap(""):
-            out += SUMMARY_GAP
+        if schema.gap and tag == closing and before == opening:
+            out += schema.gap
             changes["break-before-summary"] = None
         out += words
-    defects = parse_text(out).defects
-    if any(defect.kind == "unclosed-summary" for defect in defects):
+    defects = parse_text(out, schema).defects
+    if schema.summary and any(defect.kind == "unclosed-summary" for defect in defects):
         before, mark, answer = out.partition(FINAL_ANSWER)  # the final answer belongs to the trunk
         for text, rest in ((before, mark + answer), (out, "")):
             summary = text.rstrip()
-            closed = summary + SUMMARY_CLOSE + text[len(summary) :] * bool(rest) + rest
-            if len(parse_text(closed).defects) < len(defects):
+            closed = summary + schema.summary[1] + text[len(summary) :] * bool(rest) + rest
+            if len(parse_text(closed, schema).defects) < len(defects):
                 return closed, [*changes, "unclosed-summary"]
     return out, list(changes)
-
-
-_TIGHT = {(FORK_OPEN, PATH_OPEN), (PATH_CLOSE, PATH_OPEN), (PATH_CLOSE, FORK_CLOSE)}
-"""Pairs of tags with nothing between them."""

@@ -12,58 +12,88 @@ parsed as text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
-from parallel_r1.answers.scanner import Structure, Symbol, scan
-from parallel_r1.answers.syntax import TAG_PATTERN, TAGS, Tags, holds_gap
-from parallel_r1.answers.trace import TRUNK, Sampler, Span, Trace
+from parallel_r1.answers.scanner import scan
+from parallel_r1.answers.schemas import DEFAULT, Schema
+from parallel_r1.answers.symbols import Content, Structure, Symbol
+from parallel_r1.answers.syntax import Tags, fits
+from parallel_r1.answers.trace import TRUNK, Address, Sampler, Span, Trace
 
 
-def text_pieces(text: str) -> list[tuple[str, Symbol]]:
-    """A text cut at its tags, every part with the symbol that the scanner reads."""
-    pieces, at = [], 0
-    for number, part in enumerate(TAG_PATTERN.split(text)):
+@dataclass(frozen=True)
+class Piece:
+    """A part of a text: one tag, or text between two tags that has one address and one writer.
+
+    Attributes:
+        text: the tag, or the text.
+        address: where it lies.
+        given: whether the runtime writes it.
+        is_tag: whether it is a tag.
+    """
+
+    text: str
+    address: Address
+    given: bool
+    is_tag: bool
+
+
+def parse_text(text: str, schema: Schema = DEFAULT) -> Structure:
+    """The structure of a text. Places are characters."""
+    symbols, at = [], 0
+    blanks = (schema.before_path, schema.before_join, schema.gap)
+    for number, part in enumerate(schema.pattern.split(text)):
         if number % 2:
-            pieces.append((part, Symbol(part, at)))
+            symbols.append(Symbol(part, at, part))
         elif part:
             blank = part.isspace()
-            pieces.append((part, Symbol(None, at, blank, blank and holds_gap(part))))
+            gap = blank and any(white and fits(white, part) for white in blanks)
+            count = int(part) if len(part) < 3 and part.isdecimal() and part.isascii() else None
+            symbols.append(Symbol(None, at, part, blank, gap, count=count))
         at += len(part)
-    return pieces
+
+    def head(number: int, item: Content) -> str:
+        return schema.head_of(number, str(item or ""))
+
+    return scan(symbols, schema, head)
 
 
-def parse_text(text: str) -> Structure:
-    """The structure of a text. Places are characters; `addresses` and `given` have one entry per part of
-    `text_pieces`."""
-    return scan(symbol for _, symbol in text_pieces(text))
+def pieces(text: str, schema: Schema = DEFAULT) -> list[Piece]:
+    """A text cut at its tags, and where its address or its writer changes."""
+    cut, at = [], 0
+    for address, given, length in parse_text(text, schema).runs:
+        part = text[at : at + length]
+        cut.append(Piece(part, address, given, part in schema.roles))
+        at += length
+    return cut
 
 
-def trunk(text: str) -> str:
+def trunk(text: str, schema: Schema = DEFAULT) -> str:
     """The part of a text that lies outside every path; a verifier reads this alone."""
-    pieces = text_pieces(text)
-    addresses = scan(symbol for _, symbol in pieces).addresses
-    return "".join(words for (words, _), address in zip(pieces, addresses, strict=True) if address == TRUNK)
+    return "".join(piece.text for piece in pieces(text, schema) if piece.address == TRUNK)
 
 
 def parse_ids(token_ids: Sequence[int], tags: Tags) -> Structure:
-    """The structure of an answer's token ids. Places are tokens; `addresses` and `given` have one entry per token."""
+    """The structure of an answer's token ids. Places are tokens."""
     kinds: dict[int, str] = dict.fromkeys(tags.blank, "blank") | dict.fromkeys(tags.breaks, "break")
     kinds |= dict.fromkeys(tags.eos, "end") | {token: tag for tag, token in tags.ids.items()}
     symbols: list[Symbol] = []
-    lengths: list[int] = []
     at = 0
     for kind, run in groupby(token_ids, key=kinds.get):  # a run of plain text is one symbol
-        length = len(list(run))
-        tag = kind if kind in TAGS else None
-        size = 1 if tag else length
-        for start in range(at, at + length, size):
-            symbols.append(Symbol(tag, start, kind in ("blank", "break"), kind == "break", kind == "end"))
-            lengths.append(size)
-        at += length
-    structure = scan(symbols)
-    structure.addresses = [address for address, n in zip(structure.addresses, lengths, strict=True) for _ in range(n)]
-    structure.given = [given for given, n in zip(structure.given, lengths, strict=True) for _ in range(n)]
-    return structure
+        content = tuple(run)
+        if kind in tags.ids:
+            symbols += (Symbol(kind, at + place, content[place : place + 1]) for place in range(len(content)))
+        else:
+            count = tags.counts.get(content[0]) if len(content) == 1 else None
+            symbols.append(Symbol(None, at, content, kind in ("blank", "break"), kind == "break", kind == "end", count))
+        at += len(content)
+
+    def head(number: int, item: Content) -> tuple[int, ...]:
+        assert not isinstance(item, str)
+        return tags.head(number, item)
+
+    return scan(symbols, tags.schema, head)
 
 
 def parse(
@@ -74,14 +104,15 @@ def parse(
     Args:
         token_ids: the answer, without the prompt.
         tags: the ids of the tags.
-        sampler: decides which tokens count as sampled. Under `isolated` and `causal_join` the runtime writes `<Path>`
-            and the join, so these are given; under `sequential` the policy writes everything.
+        sampler: decides which tokens count as sampled. Under `isolated` and `causal_join` the runtime writes the
+            start of every path and the join, so these are given; under `sequential` the policy writes everything.
         prompt_ids: the prompt, kept as it is; tags in it are text.
     """
     structure = parse_ids(token_ids, tags)
-    sampled = [sampler == "sequential" or not given for given in structure.given]
-    places = zip(structure.addresses, sampled, token_ids, strict=True)
-    spans = tuple(
-        Span(tuple(token for *_, token in run), *key) for key, run in groupby(places, key=lambda place: place[:2])
-    )
-    return Trace(tuple(prompt_ids), spans, sampler=sampler, defects=tuple(structure.defects))
+    spans, at = [], 0
+    places = [(address, sampler == "sequential" or not given, length) for address, given, length in structure.runs]
+    for (address, sampled), run in groupby(places, key=lambda place: place[:2]):
+        end = at + sum(length for *_, length in run)
+        spans.append(Span(tuple(token_ids[at:end]), address, sampled))
+        at = end
+    return Trace(tuple(prompt_ids), tuple(spans), sampler=sampler, defects=tuple(structure.defects), schema=tags.schema)

@@ -10,6 +10,7 @@ from typing import Any
 
 from parallel_r1 import files
 from parallel_r1.answers.identity import key_of
+from parallel_r1.answers.schemas import DEFAULT, Schema
 from parallel_r1.answers.trace import Defect, Span, Trace
 from parallel_r1.answers.upgrade import texts_of_spans
 from parallel_r1.errors import UserError
@@ -118,6 +119,7 @@ def to_json(rollout: Rollout) -> dict[str, Any]:
         "policy_version": trace.policy_version,
         "defects": [vars(defect) for defect in trace.defects],
         "prompt_ids": trace.prompt_ids,
+        **({} if trace.schema == DEFAULT else {"schema": trace.schema.to_dict()}),
         "spans": [_span_to_json(span, text) for span, text in zip(trace.spans, rollout.texts, strict=True)],
     }
 
@@ -140,7 +142,10 @@ def from_json(row: dict[str, Any]) -> Rollout:
     """The inverse of `to_json`. Spans without a text, as runs wrote them earlier, are read too."""
     spans = tuple(map(_span_from_json, row["spans"]))
     defects = tuple(Defect(**defect) for defect in row["defects"])
-    trace = Trace(tuple(row["prompt_ids"]), spans, row["finish"], row["sampler"], row["policy_version"], defects)
+    schema = Schema.from_dict(row["schema"], "a rollout") if "schema" in row else DEFAULT
+    trace = Trace(
+        tuple(row["prompt_ids"]), spans, row["finish"], row["sampler"], row["policy_version"], defects, schema
+    )
     if all("text" in span for span in row["spans"]):
         texts = tuple(span["text"] for span in row["spans"])
     else:

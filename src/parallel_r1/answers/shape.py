@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from parallel_r1.answers.parser import parse_text, text_pieces
+from parallel_r1.answers.parser import parse_text, pieces
 from parallel_r1.answers.rollout import Rollout
-from parallel_r1.answers.syntax import without_tags
+from parallel_r1.answers.schemas import DEFAULT, Schema
 from parallel_r1.answers.trace import Address
 from parallel_r1.errors import need
 
@@ -24,24 +24,28 @@ def need_sacrebleu() -> None:
 
 def paths_of_rollout(rollout: Rollout) -> tuple[tuple[str, ...], ...]:
     """Texts of the paths of every fork, read from the spans; see `path_texts`."""
-    return path_texts(zip((span.address for span in rollout.trace.spans), rollout.texts, strict=True))
+    spans = zip(rollout.trace.spans, rollout.texts, strict=True)
+    return path_texts(((span.address, text, not span.sampled) for span, text in spans), rollout.trace.schema)
 
 
-def paths_of_text(text: str) -> tuple[tuple[str, ...], ...]:
+def paths_of_text(text: str, schema: Schema = DEFAULT) -> tuple[tuple[str, ...], ...]:
     """The same for an answer that has no spans because no model of ours wrote it, such as a teacher's."""
-    return path_texts(zip(parse_text(text).addresses, (words for words, _ in text_pieces(text)), strict=True))
+    return path_texts(((piece.address, piece.text, piece.given) for piece in pieces(text, schema)), schema)
 
 
-def path_texts(pieces: Iterable[tuple[Address, str]]) -> tuple[tuple[str, ...], ...]:
-    """Texts of the paths of every fork, without tags. Forks and paths stand in reading order of their first text.
+def path_texts(parts: Iterable[tuple[Address, str, bool]], schema: Schema = DEFAULT) -> tuple[tuple[str, ...], ...]:
+    """Texts of the paths of every fork, without heads and tags, in reading order of their first text.
 
     Args:
-        pieces: address and text of parts of the answer in reading order. Text inside a nested fork belongs to the
-            nested fork only. A path without text is left out.
+        parts: address, text and whether the runtime gave it, of parts of the answer in reading order. Text inside a
+            nested fork belongs to the nested fork only. A path without text is left out.
     """
     forks: dict[int, dict[int, str]] = {}
-    for address, part in pieces:
-        words = without_tags(part, "")
+    begun: set[Address] = set()
+    for address, part, given in parts:
+        words = "" if given and address not in begun else schema.without_tags(part)
+        if not given:
+            begun.add(address)
         if address and words:
             fork, path = address[-1]
             paths = forks.setdefault(fork, {})
@@ -83,13 +87,10 @@ class Shape:
     first: float | None
 
 
-def shape(text: str) -> Shape:
+def shape(text: str, schema: Schema = DEFAULT) -> Shape:
     """Forks, paths and words of an answer that has no spans because no model of ours wrote it, such as a teacher's."""
-    structure = parse_text(text)
-    counts = [
-        (0 if symbol.tag else len(words.split()), bool(address))
-        for (words, symbol), address in zip(text_pieces(text), structure.addresses, strict=True)
-    ]
+    structure = parse_text(text, schema)
+    counts = [(0 if piece.is_tag else len(piece.text.split()), bool(piece.address)) for piece in pieces(text, schema)]
     return Shape(
         tuple(structure.paths),
         sum(words for words, _ in counts),

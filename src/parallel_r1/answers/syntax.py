@@ -1,81 +1,59 @@
-"""How an answer is written: the six tags, a fork as text, `Final Answer:` and `\\boxed{}`.
-
-No other file spells a fork. To write a summary in another way, change `SUMMARY_GAP` or `fork_text` here: the sampler
-draws the ids of `JOIN_TEXT`, the parser and repair ask `is_gap`, and everything that composes an answer calls
-`fork_text`.
-"""
+"""How an answer is written in one tokenizer: the ids of a schema's tags and of what the runtime writes, `Final Answer:`
+and `\\boxed{}`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from parallel_r1.answers.schemas import DEFAULT, Role, Schema
 from parallel_r1.errors import UserError
 
-FORK_OPEN, FORK_CLOSE = "<Parallel>", "</Parallel>"
-PATH_OPEN, PATH_CLOSE = "<Path>", "</Path>"
-SUMMARY_OPEN, SUMMARY_CLOSE = "<Summary>", "</Summary>"
-TAGS = (FORK_OPEN, FORK_CLOSE, PATH_OPEN, PATH_CLOSE, SUMMARY_OPEN, SUMMARY_CLOSE)
-TAG_PATTERN = re.compile("(" + "|".join(TAGS) + ")")
-"""One tag, as a group, so that `TAG_PATTERN.split(text)` keeps the tags at odd places."""
-
-SUMMARY_GAP = "\n"
-"""The white space between a fork and its summary; may be empty."""
-JOIN_TEXT = f"{FORK_CLOSE}{SUMMARY_GAP}{SUMMARY_OPEN}"
-"""What the runtime writes when all paths of a fork have ended."""
 FINAL_ANSWER = "Final Answer:"
 
 
-def fork_text(paths: Iterable[str], summary: str | None) -> str:
-    """A fork as text: `<Parallel><Path>..</Path>..</Parallel>`, a line break and `<Summary>..</Summary>`.
-
-    Args:
-        paths: texts of the paths.
-        summary: text of the summary; None for a fork without one, which is a defect of the answer.
-    """
-    body = "".join(f"{PATH_OPEN}{path}{PATH_CLOSE}" for path in paths)
-    end = FORK_CLOSE if summary is None else f"{JOIN_TEXT}{summary}{SUMMARY_CLOSE}"
-    return f"{FORK_OPEN}{body}{end}"
-
-
-def holds_gap(blank: str) -> bool:
-    """Whether white space may stand between a fork and its summary as it is. More of it than `SUMMARY_GAP` is no
-    defect: a blank line is read like a line break."""
-    return not SUMMARY_GAP or not set(SUMMARY_GAP).isdisjoint(blank)
-
-
-def without_tags(text: str, replacement: str) -> str:
-    """A text with `replacement` in the place of every tag."""
-    return TAG_PATTERN.sub(lambda _: replacement, text)
+def fits(expected: str, blank: str) -> bool:
+    """Whether white space may stand for what the runtime writes between tags. More of it is no defect: a blank line is
+    read like a line break."""
+    return not expected or not set(expected).isdisjoint(blank)
 
 
 @dataclass(frozen=True)
 class Tags:
-    """Token ids of the syntax in one tokenizer.
+    """A schema in one tokenizer.
 
     Attributes:
         ids: id of every tag.
-        gap: ids of `SUMMARY_GAP`.
         eos: ids that end an answer.
         blank: ids whose text is white space only.
-        breaks: the blank ids that may stand for `SUMMARY_GAP`; see `holds_gap`.
+        breaks: the blank ids that may stand for the white space of the schema; see `fits`.
         end, chat_end: the id of `eos` with which an answer to imitate ends, to a plain prompt and in a chat template.
         missing: rows of the embedding table that no token has. They are never drawn, and have no probability.
+        join, tail: ids of what the runtime writes when all paths have ended, and after a summary inside a fork.
+        stub: ids of what it writes at the start of every path, up to the opening tag.
+        heads: ids of what follows, by the number of the path less 1: before its item and after it. Empty without.
+        counts: id -> number, of the tokens that are a number of paths.
+        schema: the schema.
 
     Raises:
         UserError: a tag ends an answer.
     """
 
     ids: dict[str, int]
-    gap: tuple[int, ...]
     eos: frozenset[int]
     blank: frozenset[int]
     breaks: frozenset[int]
     end: int
     chat_end: int
     missing: tuple[int, ...]
+    join: tuple[int, ...]
+    tail: tuple[int, ...]
+    stub: tuple[int, ...]
+    heads: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    counts: dict[int, int] = field(default_factory=dict)
+    schema: Schema = DEFAULT
 
     def __post_init__(self) -> None:
         tags = [tag for tag, token in self.ids.items() if token in self.eos]
@@ -86,10 +64,32 @@ class Tags:
                 "correct eos_token in tokenizer_config.json, or eos_token_id in generation_config.json",
             )
 
+    def opening(self, role: Role) -> int | None:
+        """Id of the opening tag of an element; None if the schema has no such element."""
+        pair = self.schema.pairs.get(role)
+        return self.ids[pair[0]] if pair else None
+
+    def closing(self, role: Role) -> int | None:
+        """The same for the closing tag."""
+        pair = self.schema.pairs.get(role)
+        return self.ids[pair[1]] if pair else None
+
     @property
-    def join(self) -> tuple[int, ...]:
-        """The ids of `JOIN_TEXT`."""
-        return (self.ids[FORK_CLOSE], *self.gap, self.ids[SUMMARY_OPEN])
+    def opener(self) -> int:
+        """Id of the tag after which the paths of a fork begin."""
+        return self.ids[self.schema.opener]
+
+    def head(self, number: int, item: Sequence[int] = ()) -> tuple[int, ...]:
+        """Ids at the start of a path, after its opening tag.
+
+        Args:
+            number: of the path, from 1.
+            item: ids of its item of the plan.
+        """
+        if not self.heads:
+            return ()
+        before, after = self.heads[min(number, len(self.heads)) - 1]
+        return (*before, *item, *after) if self.schema.has_items else before
 
 
 _BARE = r"[-+]?\s*(?:[\d.(]|\\[a-zA-Z])(?:\{[^{}]*\}|[^\s${}]|\s*[-+*/^=<>]\s*(?=[^\s${}]))*"

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from parallel_r1.answers.schemas import DEFAULT, Schema
+
 Address = tuple[tuple[int, int], ...]
 """Where a token lies: the (fork, path) pairs around it, outermost first; empty for the trunk. Forks are numbered in
 reading order over the whole answer, the paths of a fork from 0."""
@@ -84,6 +86,7 @@ class Trace:
         sampler: how it was drawn; a fact, whatever scores it later.
         policy_version: number of updates of the policy that drew it.
         defects: where the answer breaks the format, in order of place.
+        schema: how its forks are written.
     """
 
     prompt_ids: tuple[int, ...]
@@ -92,6 +95,7 @@ class Trace:
     sampler: Sampler = "sequential"
     policy_version: int = 0
     defects: tuple[Defect, ...] = ()
+    schema: Schema = DEFAULT
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -116,7 +120,7 @@ class Trace:
 
     @property
     def fork_at(self) -> list[int]:
-        """Index of `<Parallel>`, the token before the first path, for every fork in reading order."""
+        """Index of the token before the first path, such as `<Parallel>`, for every fork in reading order."""
         first: dict[int, int] = {}
         at = 0
         for span in self.spans:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
-from parallel_r1.answers.parser import parse_text, text_pieces
-from parallel_r1.answers.syntax import FORK_CLOSE, FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_OPEN
+from parallel_r1.answers.parser import pieces
+from parallel_r1.answers.schemas import DEFAULT
 from parallel_r1.answers.trace import TRUNK, Trace
 
-JOIN = f"{FORK_CLOSE}\n{SUMMARY_OPEN}"  # as all of these files have it
+FORK_OPEN, (PATH_OPEN, PATH_CLOSE) = DEFAULT.opener, DEFAULT.path  # as all of these files have it
 
 
 def texts_of_spans(text: str, trace: Trace) -> tuple[str, ...]:
@@ -23,9 +23,8 @@ def texts_of_spans(text: str, trace: Trace) -> tuple[str, ...]:
 
 def _written(text: str) -> Iterator[str]:
     """An answer that the policy wrote alone has the structure that the parser reads."""
-    pieces = zip(parse_text(text).addresses, (words for words, _ in text_pieces(text)), strict=True)
-    for _, run in groupby(pieces, key=lambda piece: piece[0]):
-        yield "".join(words for _, words in run)
+    for _, run in groupby(pieces(text), key=lambda piece: piece.address):
+        yield "".join(piece.text for piece in run)
 
 
 def _drawn(text: str, trace: Trace) -> Iterator[str]:
@@ -36,7 +35,7 @@ def _drawn(text: str, trace: Trace) -> Iterator[str]:
     for before, span, after in zip([TRUNK, *addresses[:-1]], trace.spans, [*addresses[1:], None], strict=True):
         own = span.address
         if not span.sampled:
-            tag = JOIN if len(before) > len(own) else PATH_CLOSE if before == own else PATH_OPEN
+            tag = DEFAULT.join if len(before) > len(own) else PATH_CLOSE if before == own else PATH_OPEN
             stop = at + len(tag)
         elif after is None:
             stop = len(text)

@@ -16,6 +16,7 @@ from parallel_r1.errors import UserError
 from parallel_r1.files import numbered_lines, parse_object
 
 if TYPE_CHECKING:
+    from parallel_r1.answers.schemas import Schema
     from parallel_r1.answers.trace import Address
     from parallel_r1.answers.visibility import Layout
     from parallel_r1.generation.settings import Engine, Sampling
@@ -47,7 +48,7 @@ def parity(
         pair
         for name in samplers
         for pair in measure(
-            policy, name, scorers, sampling.paths, answers=answers, forks=forks, seed=seed, engine=engine
+            policy, name, scorers, sampling.most, answers=answers, forks=forks, seed=seed, engine=engine
         )
     ]
     if as_json:
@@ -61,12 +62,16 @@ def parity(
 @app.command()
 def check(
     file: Annotated[str, typer.Argument(help='JSONL with {"text": ..} on every line; - reads standard input.')],
+    schema: options.SchemaName = "parallel-r1",
     as_json: options.AsJson = False,
 ) -> None:
     """Check the format of answers and show every defect with its place. Exit code 1 if any answer is invalid."""
+    from parallel_r1.answers.schemas import load_schema
+
+    form = load_schema(schema)
     answers = invalid = 0
     for _, line in lines(file):
-        report = _check_line(line)
+        report = _check_line(line, form)
         answers, invalid = answers + 1, invalid + (not report["valid"])
         if as_json:
             print_json(report)
@@ -91,7 +96,7 @@ def lines(file: str) -> Iterator[tuple[int, bytes]]:
         yield from numbered_lines(stream)
 
 
-def _check_line(line: bytes) -> dict[str, Any]:
+def _check_line(line: bytes, schema: Schema) -> dict[str, Any]:
     """What `check --json` prints about a line; a line that is not such an object has the defect "broken-line"."""
     from parallel_r1.answers.parser import parse_text
 
@@ -104,7 +109,7 @@ def _check_line(line: bytes) -> dict[str, Any]:
         message = 'expected {"text": ..}, found ' + f"{type(error).__name__}: {error}"
         defect = {"kind": "broken-line", "at": at, "message": message}
         return {"valid": False, "defects": [defect], "forks": 0, "paths": [], "relative_positions": []}
-    form = parse_text(text)
+    form = parse_text(text, schema)
     return {
         "valid": not form.defects,
         "defects": [vars(defect) for defect in form.defects],
@@ -127,13 +132,15 @@ def inspect(
     critical path."""
     from parallel_r1.answers.parser import parse
     from parallel_r1.answers.visibility import layout
-    from parallel_r1.models.policy import load_tokenizer, tag_ids
+    from parallel_r1.models.policy import load_tokenizer
+    from parallel_r1.models.tokens import encode, tag_ids
 
     reader = options.scorer_of(model, scorer)
     quiet()
     tokenizer = load_tokenizer(model)
-    token_ids = tokenizer.encode(options.plain_text("text", text, escapes), add_special_tokens=False)
-    trace = parse(token_ids, tag_ids(tokenizer))
+    tags = tag_ids(tokenizer)
+    token_ids = encode(tokenizer, tags, options.plain_text("text", text, escapes))
+    trace = parse(token_ids, tags)
     row = layout(trace.runs, reader)
     by_token = [span.address for span in trace.spans for _ in span.token_ids]
     addresses = [by_token[token] for token in row.source]  # under `replay` paths have copies

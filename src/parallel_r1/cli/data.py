@@ -110,17 +110,20 @@ def repair(
     file: Answers,
     out: NewFile,
     column: Column = "text",
+    schema: options.SchemaName = "parallel-r1",
     as_json: options.AsJson = False,
 ) -> None:
     """Correct the layout of answers, without changing their words, and list the changes."""
     from parallel_r1.answers import convert as formats
     from parallel_r1.answers.parser import parse_text
+    from parallel_r1.answers.schemas import load_schema
 
+    form = load_schema(schema)
     rows, changes, before, after = _read(file, out, column), Counter[str](), 0, 0
     for _, row in rows:
-        before += not parse_text(row[column]).defects
-        row[column], changed = formats.repair(row[column])
-        after += not parse_text(row[column]).defects
+        before += not parse_text(row[column], form).defects
+        row[column], changed = formats.repair(row[column], form)
+        after += not parse_text(row[column], form).defects
         changes.update(changed)
     _write(out, [row for _, row in rows])
     if as_json:
@@ -139,23 +142,21 @@ def repair(
 def convert(
     file: Answers,
     out: NewFile,
-    source: Annotated[str, typer.Option("--from", help="The format of the answers. See docs/data.md.")],
-    target: Annotated[str, typer.Option("--to", help="The format to write.")] = "parallel-r1",
+    source: Annotated[str, typer.Option("--from", help="The schema of the answers, or a TOML file.")],
+    target: Annotated[str, typer.Option("--to", help="The schema to write.")] = "parallel-r1",
     column: Column = "text",
     as_json: options.AsJson = False,
 ) -> None:
-    """Convert answers from the format of another project into ours, or back. Answers that cannot be converted are left
-    out and listed; the exit code is then 1."""
+    """Convert answers from one schema to another. Those that cannot be converted are left out and listed; the exit code
+    is then 1."""
     from parallel_r1.answers import convert as formats
-    from parallel_r1.errors import nearest
+    from parallel_r1.answers.schemas import load_schema
 
-    for name in (source, target):
-        if name not in formats.SCHEMAS:
-            raise UserError("the name of a format", f"'{name}'", nearest(name, formats.SCHEMAS))
+    schemas = load_schema(source), load_schema(target)
     rows, refused = _read(file, out, column), {}
     for number, row in rows:
         try:
-            row[column] = formats.convert(row[column], source, target)
+            row[column] = formats.convert(row[column], *schemas)
         except ValueError as error:
             refused[number] = str(error)
     _write(out, [row for number, row in rows if number not in refused])

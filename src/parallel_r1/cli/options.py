@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from parallel_r1.generation.training_card import TrainingCard
 
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, such as recipes/tiny/demo.toml.")]
-ModelPath = Annotated[str, typer.Argument(help="A Hugging Face model folder or hub id, with the six tags.")]
+SchemaName = Annotated[
+    str, typer.Option("--schema", help="How answers are written: a name of docs/schemas.md, or a TOML file.")
+]
+ModelPath = Annotated[str, typer.Argument(help="A Hugging Face model folder or hub id, with the tags of a schema.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Change a value of the recipe: --set section.key=value. Repeatable.")
 ]
@@ -77,7 +80,7 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[Any, str, dict[str, Any]]]]] = {
         "Sampling" + CARD,
         {
             "sampler": (str, "How answers are generated: isolated, causal_join or sequential.", {}),
-            "paths": (int, "Paths of every fork.", {"min": 1, "max": 64}),
+            "paths": (str, "Paths of every fork, at most 64; or 1-8, and the policy chooses.", {}),
             "temperature": (float, "1 is the raw policy, 0 the most probable token.", {"min": 0.0}),
             "top_k": (int, "Sample from the k most probable tokens; 0: from all.", {"min": 0}),
             "top_p": (float, "Sample from the tokens that make up this probability.", {"min": 0.0, "max": 1.0}),
@@ -214,6 +217,7 @@ def _settings(
         base = trained.model_dump() if trained else _section(group)().model_dump()
         for name, value in options.items():
             value = _plain(name, value, escapes) if name in ("stop", "instruction") else value
+            value = _paths(value) if name == "paths" else value
             if value is None or value == []:
                 if trained:
                     continue
@@ -227,6 +231,14 @@ def _settings(
         if differing := departures(card, sections["sampling"], sections.get("prompt", card.prompt)):
             warn(f"these weights were trained with {'; '.join(differing)}")
     return sections
+
+
+def _paths(value: Any) -> Any:
+    """A number of paths, or the smallest and the largest, as the user wrote them."""
+    numbers = re.fullmatch(r"(\d+)(?:-(\d+))?", value) if isinstance(value, str) else None
+    if numbers is None:
+        return value
+    return int(numbers[1]) if numbers[2] is None else (int(numbers[1]), int(numbers[2]))
 
 
 def _validated(group: str, values: dict[str, Any]) -> BaseModel:

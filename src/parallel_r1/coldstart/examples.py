@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from parallel_r1.answers.parser import parse, parse_text, text_pieces
+from parallel_r1.answers.convert import convert
+from parallel_r1.answers.parser import parse, parse_text, pieces
 from parallel_r1.answers.rollout import Message, Problem
+from parallel_r1.answers.schemas import DEFAULT, Schema, load_schema
 from parallel_r1.answers.trace import Sampler, Span, Trace
 from parallel_r1.coldstart.settings import Data
 from parallel_r1.errors import Missing, UserError
@@ -30,12 +32,14 @@ class Example:
         rehearsal: whether the first token of the answer is given instead of learnt. Then the example teaches nothing
             about the choice between opening a fork and not.
         before: the messages before the prompt, if it is the last one of a chat.
+        schema: how the answer is written.
     """
 
     prompt: str
     text: str
     rehearsal: bool = False
     before: tuple[Message, ...] = ()
+    schema: Schema = DEFAULT
 
 
 @runtime_checkable
@@ -73,7 +77,7 @@ def examples(data: Data, seed: int) -> Iterator[Example]:
         UserError: a task without a teacher, or a file that cannot be read.
     """
     if data.file is not None:
-        yield from epochs(read_examples(Path(data.file)), seed)
+        yield from epochs(read_examples(Path(data.file), load_schema(data.format)), seed)
     rng = random.Random(f"coldstart/{seed}")
     sources = {
         name: (_teacher(name), problem_stream(load_task(name), "train", seed))
@@ -98,7 +102,7 @@ def examples(data: Data, seed: int) -> Iterator[Example]:
 def check(data: Data) -> None:
     """Refuse data that cannot be read, and tasks without a teacher, before a model is loaded."""
     if data.file is not None:
-        read_examples(Path(data.file))
+        read_examples(Path(data.file), load_schema(data.format))
     for name in {**data.tasks, **data.rehearse}:
         _teacher(name)
 
@@ -108,11 +112,15 @@ def check_lengths(data: Data, policy: Policy, prompt: Prompt) -> None:
     most = positions(policy.model.config)
     if data.file is None or most is None:
         return
-    for number, example in enumerate(read_examples(Path(data.file)), 1):
+    for number, example in enumerate(read_examples(Path(data.file), load_schema(data.format)), 1):
         text = prompt.instruction + example.prompt + example.text
         if prompt.form == "plain" and len(text.encode()) + 1 < most:  # a token is a byte or more
             continue
-        length = len(prompt.encode(policy, example.prompt, example.before)) + len(policy.encode(example.text)) + 1
+        length = (
+            len(prompt.encode(policy, example.prompt, example.before))
+            + len(policy.encode(written(example, policy)))
+            + 1
+        )
         if length > most:
             raise UserError(
                 f"answers within the {most} positions of the model",
@@ -128,21 +136,24 @@ def _teacher(name: str) -> Teacher:
     return task
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(path: Path, schema: Schema = DEFAULT) -> list[Example]:
     """The examples in a JSONL or parquet file with the columns `prompt` and `text`.
+
+    Args:
+        schema: how the answers are written.
 
     Raises:
         UserError: no such file, a row without a text in one of the two columns, a malformed answer, or no row at all.
     """
     if not path.is_file():
         raise Missing("a file of answers", f"no file {path}", "check data.file, or write it with parallel-r1 coldstart")
-    rows = [_example(row, f"row {number} of {path}") for number, row in numbered_rows(path)]
+    rows = [_example(row, f"row {number} of {path}", schema) for number, row in numbered_rows(path)]
     if not rows:
         raise UserError("a file with answers", f"{path} is empty", "check data.file")
     return rows
 
 
-def _example(row: dict[str, Any], place: str) -> Example:
+def _example(row: dict[str, Any], place: str, schema: Schema) -> Example:
     before: tuple[Message, ...] = ()
     if isinstance(row.get("prompt"), list):
         statement, before = columns.statement({"prompt": row["prompt"]}, place)
@@ -155,7 +166,7 @@ def _example(row: dict[str, Any], place: str) -> Example:
             f"{place} without a text in '{missing[0]}' (its columns: {names})",
             "rename the columns, or correct that row",
         )
-    return checked(Example(row["prompt"], row["text"], before=before), place)
+    return checked(Example(row["prompt"], row["text"], before=before, schema=schema), place)
 
 
 def checked(example: Example, place: str) -> Example:
@@ -164,19 +175,27 @@ def checked(example: Example, place: str) -> Example:
     Args:
         place: where it comes from, for the error.
     """
-    defects = parse_text(example.text).defects
+    defects = parse_text(example.text, example.schema).defects
     if defects:
         raise UserError(
-            "well-formed answers", f"{place}: {defects[0].message}", "see what parallel-r1 data repair can do"
+            "well-formed answers" + (f" in {example.schema.name}" if example.schema != DEFAULT else ""),
+            f"{place}: {defects[0].message}",
+            "see what parallel-r1 data repair can do",
         )
     return example
+
+
+def written(example: Example, policy: Policy) -> str:
+    """The answer in the schema of a policy."""
+    schema = policy.tags.schema
+    return example.text if example.schema == schema else convert(example.text, example.schema, schema)
 
 
 def to_trace(example: Example, policy: Policy, sampler: Sampler, prompt: Prompt | None = None) -> Trace:
     """An example as a trace that ends as answers of the model end, after the prompt as RL and evaluation give it."""
     prompt = prompt or Prompt()
     end = policy.tags.chat_end if prompt.form == "chat" else policy.tags.end
-    token_ids = [*policy.encode(example.text), end]
+    token_ids = [*policy.encode(written(example, policy)), end]
     prompt_ids = prompt.encode(policy, example.prompt, example.before)
     trace = parse(token_ids, policy.tags, sampler=sampler, prompt_ids=prompt_ids)
     if not example.rehearsal:
@@ -194,5 +213,4 @@ def plain_texts(data: Data, seed: int, count: int) -> Iterator[str]:
         source = examples(data.model_copy(update={"parallel": share, "rehearsal": 0.0}), seed)
         for _ in range(count // 2):
             example = next(source)
-            pieces = text_pieces(example.prompt + example.text)
-            yield from (words for words, piece in pieces if piece.tag is None)
+            yield from (piece.text for piece in pieces(example.prompt + example.text) if not piece.is_tag)

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from parallel_r1.answers.convert import repair
 from parallel_r1.answers.parser import parse_text, trunk
 from parallel_r1.answers.rollout import Problem
+from parallel_r1.answers.schemas import DEFAULT
 from parallel_r1.answers.shape import Shape, mean, paths_of_text, self_bleu, shape
-from parallel_r1.answers.syntax import without_tags
 from parallel_r1.coldstart.journal import Response
 from parallel_r1.tasks.base import Task, verdicts
 from parallel_r1.tasks.datasets.damage import foreign
@@ -103,7 +103,7 @@ def _reason(response: Response, text: str, measured: Shape, sieve: Sieve) -> Rea
         return "malformed"
     if measured.words > sieve.words:
         return "long"
-    if not sieve.foreign and foreign(without_tags(text, " ")):
+    if not sieve.foreign and foreign(DEFAULT.without_tags(text, " ")):
         return "language"
     return None if measured.paths or sieve.sequential else "sequential"
 

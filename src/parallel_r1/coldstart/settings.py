@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from parallel_r1.answers.schemas import DEFAULT
 from parallel_r1.settings import Count, Section, Share
 
 
@@ -13,7 +14,8 @@ class Data(Section):
     """What supervised fine-tuning reads: a file of answers, or what a procedural teacher writes.
 
     Attributes:
-        file: JSONL or parquet with the columns prompt and text; then no other field may be given.
+        file: JSONL or parquet with the columns prompt and text; then no other field but `format` may be given.
+        format: the schema of the answers in the file: a name, or a TOML file. They are put into that of the model.
         tasks: task -> weight, for the teacher.
         rehearse: task -> weight, for what the base could do already; in the share `rehearsal` of the examples. These
             are sequential answers whose first token, the choice between forking and not, is given: they keep the
@@ -25,6 +27,7 @@ class Data(Section):
     """
 
     file: str | None = None
+    format: str = DEFAULT.name
     tasks: dict[str, Annotated[float, Field(gt=0)]] = Field({})
     rehearse: dict[str, Annotated[float, Field(gt=0)]] = Field({})
     rehearsal: Share = 0.0
@@ -38,8 +41,10 @@ class Data(Section):
         if (self.file is None) == (not self.tasks):
             raise ValueError("exactly one of file and tasks must be given")
         others = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
-        if self.file is not None and others != ["file"]:
-            raise ValueError(f"{others[1]} has no effect beside file: leave it out")
+        if self.file is not None and (useless := sorted({*others} - {"file", "format"})):
+            raise ValueError(f"{useless[0]} has no effect beside file: leave it out")
+        if self.file is None and "format" in others:
+            raise ValueError("format has no effect without file: leave it out")
         if (self.rehearsal > 0) != bool(self.rehearse):
             raise ValueError("rehearse and rehearsal go together: tasks, and the share of examples from them")
         return self

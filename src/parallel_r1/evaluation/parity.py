@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from parallel_r1.answers.syntax import FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, Tags
+from parallel_r1.answers.syntax import Tags
 from parallel_r1.answers.trace import TRUNK, Address, Sampler, Scorer
 from parallel_r1.generation.distribution import Decoding
 from parallel_r1.generation.generator import make_generator
@@ -45,7 +45,9 @@ def measure(
         engine: what draws; the defaults if None.
     """
     tags, cycle = policy.tags, _cycle(policy.tags, sampler, paths)
-    longest = BEFORE + 2 + PATH + LENGTHS + len(tags.join) + SUMMARY + 1
+    announced = 1 if sampler == "sequential" else len(_announced(tags, paths))
+    given = max(len(_head(tags, number)) for number in range(paths)) + len(tags.join) + len(tags.tail)
+    longest = BEFORE + announced + PATH + LENGTHS + given + SUMMARY + 1
     budget = Budget(total=1 + forks * len(cycle) + forks * paths * longest, critical_path=forks * longest, forks=forks)
     if sampler == "sequential":
         budget = budget.model_copy(update={"critical_path": budget.total})
@@ -64,23 +66,37 @@ def measure(
     return results
 
 
+def _announced(tags: Tags, paths: int, item: int | None = None) -> list[int | None]:
+    """The tokens that announce a fork: its tag, and a plan with items of one token, which the policy draws if None."""
+    plan = [tags.opening("plan"), *[tags.opening("item"), item, tags.closing("item")] * paths, tags.closing("plan")]
+    fork = tags.opening("fork")
+    return [*([] if fork is None else [fork]), *(plan if tags.schema.plan else [])]
+
+
+def _head(tags: Tags, number: int) -> list[int]:
+    """The tokens at the start of a path whose item has one token."""
+    return [*tags.stub, *tags.head(number + 1, tags.join[:1])]
+
+
 def _cycle(tags: Tags, sampler: Sampler, paths: int) -> list[int | None]:
     """One period of the trunk's tokens: a given token, or None where the policy draws."""
-    ids = tags.ids
-    fork: list[int | None] = [ids[FORK_OPEN]]
+    fork = _announced(tags, paths, tags.join[0] if sampler == "sequential" else None)
     if sampler != "sequential":  # the runtime writes paths and join; the join counts as tokens of the trunk
         fork += [None] * len(tags.join)
     else:
         for path in range(paths):
-            fork += [ids[PATH_OPEN], *[None] * (PATH + path % LENGTHS), ids[PATH_CLOSE]]
+            fork += [*_head(tags, path), *[None] * (PATH + path % LENGTHS), tags.closing("path")]
         fork += tags.join
-    return [*[None] * BEFORE, *fork, *[None] * SUMMARY, ids[SUMMARY_CLOSE]]
+    summary = [*[None] * SUMMARY, tags.closing("summary")] if tags.schema.summary else []
+    tail = tags.tail if sampler == "sequential" else [None] * len(tags.tail)
+    return [*[None] * BEFORE, *fork, *summary, *tail]
 
 
 def _force(tags: Tags, cycle: list[int | None], forks: int) -> Force:
     def force(address: Address, size: int) -> int | None:
         if address != TRUNK:
-            return tags.ids[PATH_CLOSE] if size > PATH + address[-1][1] % LENGTHS else None
+            number = address[-1][1]
+            return tags.closing("path") if size >= len(_head(tags, number)) + PATH + number % LENGTHS else None
         return cycle[size % len(cycle)] if size < forks * len(cycle) else None
 
     return force

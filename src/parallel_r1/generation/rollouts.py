@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 from parallel_r1 import distributed as processes
 from parallel_r1.answers.rollout import Problem, Rollout
-from parallel_r1.answers.syntax import without_tags
 from parallel_r1.answers.trace import TRUNK, Trace
 from parallel_r1.answers.visibility import latency
 from parallel_r1.errors import UserError
@@ -95,7 +94,7 @@ def judge(
     trunks = [_trunk(trace, policy, stop) for _, trace in answers]
     if anywhere:
         trunks = [
-            without_tags(_inside(trace, parts), "\n") if final_answer(trunk) is None else trunk
+            trace.schema.without_tags(_inside(trace, parts), "\n") if final_answer(trunk) is None else trunk
             for (_, trace), parts, trunk in zip(answers, texts, trunks, strict=True)
         ]
     correct = verdicts(task, [problem for problem, _ in answers], trunks)

@@ -30,7 +30,8 @@ from parallel_r1.errors import UserError
 from parallel_r1.generation.backend import Backend
 from parallel_r1.generation.distribution import decoding, sample
 from parallel_r1.generation.request import OnToken, Request
-from parallel_r1.generation.threads import Answer, Decode, Run, Thread
+from parallel_r1.generation.threads import Answer, Decode
+from parallel_r1.generation.tree import Fork, Run, Thread
 
 
 @dataclass
@@ -98,6 +99,15 @@ class Scheduler:
             )
         if sampling.stop and self.decode is None:
             raise UserError("a decode function for stop texts", "none", "pass decode, such as policy.decode")
+        if sampling.least < sampling.most and not self.tags.schema.plan:
+            numbers = set(self.tags.counts.values())
+            lacking = [number for number in range(sampling.least, sampling.most + 1) if number not in numbers]
+            if lacking:
+                raise UserError(
+                    f"a token for every number of paths from {sampling.least} to {sampling.most}",
+                    f"none for {lacking[0]}",
+                    "give a smaller range of paths",
+                )
         answer = Answer(index, request, self.tags, self.on_token, self.decode)
         self.arrived.append(answer)
         return answer
@@ -155,7 +165,7 @@ class Scheduler:
             elif thread.feed or thread.then == "sample":
                 self.active.append(thread)
             elif thread.then == "fork":
-                branches = self.engine.fork(thread.branch, answer.sampling.paths)
+                branches = self.engine.fork(thread.branch, len(thread.heads))
                 self.active.extend(answer.fork(thread, branches))
             else:
                 answer.open_paths -= 1
@@ -198,8 +208,9 @@ class Scheduler:
         again after it."""
         again = []
         for thread in threads:
-            paths = thread.parts[-1]
-            assert isinstance(paths, list)
+            fork = thread.parts[-1]
+            assert isinstance(fork, Fork)
+            paths = fork.paths
             causal = thread.answer.sampling.sampler == "causal_join"
             self.engine.join(thread.branch, [path.branch for path in paths], 1 if causal else len(paths))
             if causal and len(paths) > 1:
@@ -263,15 +274,15 @@ class Scheduler:
                 continue
             joined = part is not thread.parts[-1] or thread.waiting == 0
             if joined and thread.answer.sampling.sampler == "causal_join":
-                unread = unread + [token for path in part for token in path.token_ids()]
+                unread = unread + [token for path in part.paths for token in path.token_ids()]
                 continue
             self.engine.read([(thread.branch, unread)])
             unread = []
-            for path, branch in zip(part, self.engine.fork(thread.branch, len(part)), strict=True):
+            for path, branch in zip(part.paths, self.engine.fork(thread.branch, len(part.paths)), strict=True):
                 path.branch = branch
                 self._restore(path, [])
             if joined:
-                self.engine.join(thread.branch, [path.branch for path in part], len(part))
+                self.engine.join(thread.branch, [path.branch for path in part.paths], len(part.paths))
         read = len(unread) - len(thread.feed)
         if read > 0:
             self.engine.read([(thread.branch, unread[:read])])

@@ -7,12 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from parallel_r1.answers.syntax import SUMMARY_GAP, TAGS
+from parallel_r1.answers.schemas import DEFAULT, SCHEMAS
 from parallel_r1.answers.trace import Sampler
 from parallel_r1.settings import Count, Section, Share
 
-PATH, JOIN = 3, 2 + bool(SUMMARY_GAP)
-"""The fewest tokens of a path with text, and of what the runtime writes after a fork."""
+PATH, JOIN = 3, 2 + len(DEFAULT.gap)
+"""The fewest tokens of a path with text, and of what the runtime writes after a fork, in the schema with the fewest."""
+MOST = 64
+"""The largest number of paths of a fork."""
 COLD = 0.01
 """A temperature below this is greedy for any logits that differ, and likewise for top-p and min-p."""
 SIZE = re.compile(r"\d+(\.\d+)? ?[KMGT]i?B|(100|[1-9]?\d(\.\d+)?) ?%")
@@ -42,7 +44,9 @@ class Sampling(Section):
 
     Attributes:
         sampler: what a fork and a join do; see `answers.trace.Sampler`.
-        paths: number of paths of every fork.
+        paths: number of paths of every fork; or the smallest and the largest, such as `[1, 8]`: then the policy writes
+            the number after `<Parallel>`. Where the schema has a plan, as many paths open as it has items, at most
+            this number.
         temperature: divides the logits; 0 takes the most probable token.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the smallest set of most probable tokens whose probabilities sum to at least this.
@@ -52,7 +56,7 @@ class Sampling(Section):
     """
 
     sampler: Sampler = "isolated"
-    paths: Annotated[int, Field(ge=1, le=64)] = 2
+    paths: int | tuple[int, int] = 2
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -61,14 +65,24 @@ class Sampling(Section):
     budget: Budget = Budget()
 
     @property
+    def least(self) -> int:
+        """The smallest number of paths that a fork may have, without a plan."""
+        return self.paths if isinstance(self.paths, int) else self.paths[0]
+
+    @property
+    def most(self) -> int:
+        """The largest number of paths that a fork may have."""
+        return self.paths if isinstance(self.paths, int) else self.paths[1]
+
+    @property
     def opens_forks(self) -> bool:
         """Whether an answer may have a well-formed fork, one with at least two paths that have text."""
         budget = self.budget
-        if self.sampler == "sequential" or self.paths < 2 or budget.forks < 1:
+        if self.sampler == "sequential" or self.most < 2 or budget.forks < 1:
             return False
         # <Parallel>, then in every path <Path>, a token and </Path>, then the join and a token of the summary.
         chain = 1 + PATH + JOIN + 1
-        total = 1 + self.paths * PATH + JOIN + 1
+        total = 1 + max(2, self.least) * PATH + JOIN + 1
         return budget.path >= PATH and budget.critical_path >= chain and budget.total >= total
 
     @property
@@ -93,11 +107,21 @@ class Sampling(Section):
         `causal_join`, which reads the paths again one after the other."""
         return self.budget.total if self.sampler == "causal_join" else min(self.budget.critical_path, self.budget.total)
 
+    @field_validator("paths", mode="plain")
+    @classmethod
+    def is_a_number_or_two(cls, paths: Any) -> int | tuple[int, int]:
+        pair = list(paths) if isinstance(paths, list | tuple) else [paths, paths]
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in pair)
+        if not whole or len(pair) != 2 or not 1 <= pair[0] <= pair[1] <= MOST:
+            raise ValueError(f"must be a number from 1 to {MOST}, or the smallest and the largest, such as [1, 8]")
+        return paths if isinstance(paths, int) else (pair[0], pair[1])
+
     @field_validator("stop")
     @classmethod
     def stops_are_text(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not text or any(tag in text for tag in TAGS) for text in stop):
-            raise ValueError("a stop text must not be empty and must not hold one of the six tags")
+        tags = {tag for schema in SCHEMAS.values() for tag in schema.tags}
+        if any(not text or any(tag in text for tag in tags) for text in stop):
+            raise ValueError("a stop text must not be empty and must not hold a tag of a fork")
         return stop
 
 

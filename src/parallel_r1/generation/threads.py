@@ -1,148 +1,40 @@
 """One answer while it is generated: a tree of threads, and the rules by which a thread goes on, forks or ends.
 
-The trunk is a thread, and so is every path. A thread records its tokens in `parts` (runs of tokens, and the paths of
-its forks, in reading order) and queues in `feed` what the backend has not read yet. The life of a fork:
+The trunk is a thread, and so is every path. A thread records its tokens in `parts` (runs of tokens, and forks with
+their paths, in reading order) and queues in `feed` what the backend has not read yet. The life of a fork, whose tags
+the schema of the answer names (`answers.schemas`):
 
-1. A thread samples `<Parallel>`, and `may_fork` finds that the budget allows a fork: `then` becomes "fork".
-2. The scheduler feeds the tag, forks the thread's branch, and calls `Answer.fork`: one thread per path, with `<Path>`
-   as its first token. The parent waits.
-3. A path ends when it samples `</Path>`, or gets one because the budget is spent or it sampled a stop token.
-4. When the last path has fed its `</Path>`, `Answer.join` gives the parent `</Parallel>`, newline, `<Summary>`, and the
-   parent goes on at the position after the longest path.
+1. A thread samples the tag that opens paths, and `may_fork` finds that the budget allows a fork: `then` becomes "fork".
+   Where the policy chooses the number of paths, its plan has as many items, or a number follows the tag.
+2. The scheduler feeds the tag, forks the thread's branch, and calls `Answer.fork`: one thread per path, whose first
+   tokens are the head of the path. The parent waits.
+3. A path ends when it samples its closing tag, or gets one because the budget is spent or it sampled a stop token.
+4. When the last path has fed its closing tag, `Answer.join` gives the parent the join, and the parent goes on at the
+   position after the longest path.
 
-Tokens from the policy are *sampled*; `<Path>`, the join and the `</Path>` of a path that was cut are *given*. No token
-is banned. A tag with no function where it was sampled stays in the answer as text and is reported as a defect.
+Tokens from the policy are *sampled*; heads, the join, what follows a summary, and the closing tag of a path that was
+cut are *given*. No token is banned. A tag with no function where it was sampled stays in the answer as text and is
+reported as a defect.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import groupby
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from parallel_r1.answers.parser import parse, parse_ids
-from parallel_r1.answers.syntax import FORK_OPEN, PATH_CLOSE, PATH_OPEN, SUMMARY_CLOSE, Tags
-from parallel_r1.answers.trace import TRUNK, Address, Defect, Finish, Span, Trace
+from parallel_r1.answers.parser import parse
+from parallel_r1.answers.syntax import Tags
+from parallel_r1.answers.trace import TRUNK, Defect, Finish, Span, Trace
 from parallel_r1.generation.request import OnToken, Request
+from parallel_r1.generation.tree import Fork, Run, Thread
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text."""
 Value = TypeVar("Value")
-
-
-@dataclass
-class Run:
-    """Neighbouring tokens of a thread that are all sampled, with their log-probabilities, or all given."""
-
-    sampled: bool
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    raw_logprobs: list[float] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class Thread:
-    """The trunk of an answer, or one of its paths.
-
-    Attributes:
-        answer: the answer that it belongs to.
-        branch: the backend's branch.
-        address: address of its tokens.
-        parent: the thread that it forked from; None for the trunk.
-        length: number of answer tokens on the chain from the start of the answer to here.
-        limit: largest `length` that the budget allows.
-        rng: random generator, seeded by the answer's seed and the address.
-        parts: its tokens and the paths of its forks, in reading order.
-        feed: recorded tokens that the backend has not read yet.
-        then: what to do once all of `feed` has been read.
-        fork: number of the fork that it opened last or is about to open; -1 before the first.
-        in_summary: whether it is between `<Summary>` and `</Summary>`.
-        waiting: number of its paths that have not ended.
-        drawn: number of tokens since its last join, or since its start.
-    """
-
-    answer: Answer
-    branch: Any
-    address: Address
-    parent: Thread | None
-    length: int
-    limit: int
-    rng: random.Random
-    parts: list[Run | list[Thread]] = field(default_factory=list)
-    feed: deque[int] = field(default_factory=deque)
-    then: Literal["sample", "fork", "end"] = "sample"
-    fork: int = -1
-    in_summary: bool = False
-    waiting: int = 0
-    drawn: int = 0
-
-    def record(self, token: int, logprobs: tuple[float, float] | None) -> None:
-        """Append a token. `logprobs` are its log-probabilities under the sampled distribution and under the raw policy;
-        None for a given token."""
-        sampled = logprobs is not None
-        run = self.parts[-1] if self.parts else None
-        if not isinstance(run, Run) or run.sampled != sampled:
-            run = Run(sampled)
-            self.parts.append(run)
-        run.tokens.append(token)
-        if logprobs is not None:
-            run.logprobs.append(logprobs[0])
-            run.raw_logprobs.append(logprobs[1])
-        self.feed.append(token)
-        self.length += 1
-        self.answer.total += 1
-        if self.answer.on_token:
-            self.answer.on_token(self.answer.index, self.address, token, sampled)
-
-    @property
-    def size(self) -> int:
-        """Number of its own tokens, without its paths."""
-        return sum(len(part.tokens) for part in self.parts if isinstance(part, Run))
-
-    def spans(self) -> Iterator[Span]:
-        """Its spans and its paths' spans, in reading order."""
-        for part in self.parts:
-            if isinstance(part, Run):
-                logprobs = (tuple(part.logprobs), tuple(part.raw_logprobs)) if part.sampled else (None, None)
-                yield Span(tuple(part.tokens), self.address, part.sampled, *logprobs)
-            else:
-                for path in part:
-                    yield from path.spans()
-
-    def asides(self) -> list[bool]:
-        """For each of its tokens and its paths' tokens, in reading order, whether it is inside the paths of a fork that
-        the policy wrote as text; empty if none is.
-
-        Such a fork shows when the thread's own tokens are parsed without those that the runtime gave, and without the
-        `<Parallel>` of forks that opened.
-        """
-        flags: list[bool] = []
-        places: list[int] = []
-        tokens: list[int] = []
-        join = len(self.answer.tags.join)
-        for index, part in enumerate(self.parts):
-            if isinstance(part, Run):
-                start = join if index and isinstance(self.parts[index - 1], list) else 0
-                opens = index + 1 < len(self.parts) and isinstance(self.parts[index + 1], list)
-                stop = len(part.tokens) - opens
-                places += range(len(flags) + start, len(flags) + stop)
-                tokens += part.tokens[start:stop]
-                flags += [False] * len(part.tokens)
-            else:
-                for path in part:
-                    flags += path.asides() or [False] * len(path.token_ids())
-        if self.answer.tags.ids[PATH_OPEN] in tokens[self.parent is not None :]:
-            for place, address in zip(places, parse_ids(tokens, self.answer.tags).addresses, strict=True):
-                flags[place] |= bool(address)
-        return flags if any(flags) else []
-
-    def token_ids(self) -> list[int]:
-        """Its tokens and its paths' tokens, in reading order."""
-        return [token for span in self.spans() for token in span.token_ids]
 
 
 class Answer:
@@ -152,7 +44,7 @@ class Answer:
         total: number of tokens so far, sampled and given, over all paths.
         forks: number of forks so far. It numbers the next fork.
         open_forks, open_paths: number of forks that have not been joined, and of paths that have not ended.
-        coming_paths: how many of `open_paths` have not got their `<Path>` yet.
+        coming: number of tokens of the heads of paths that have not got theirs yet.
         finish: why the answer ended; None while it goes on.
         broken: whether it ended because logits were NaN.
         shares: whether other answers read the same copy of its prompt in the KV cache.
@@ -168,7 +60,7 @@ class Answer:
     ) -> None:
         self.index, self.prompt, self.sampling, self.tags = index, tuple(request.prompt_ids), request.sampling, tags
         self.seed, self.force, self.on_token, self.decode = request.seed, request.force, on_token, decode
-        self.total = self.forks = self.open_forks = self.open_paths = self.coming_paths = 0
+        self.total = self.forks = self.open_forks = self.open_paths = self.coming = 0
         self.finish: Finish | None = None
         self.broken = self.shares = False
         self.trunk = Thread(self, None, TRUNK, None, 0, self.sampling.budget.critical_path, random.Random(self.seed))
@@ -181,7 +73,8 @@ class Answer:
             return
         thread.record(token, logprobs)
         thread.drawn += 1
-        ids = self.tags.ids
+        close = self.tags.closing("path")
+        assert close is not None
         ends = token in self.tags.eos
         if thread.parent is None:
             if ends or self.has_stop_text(thread):
@@ -190,22 +83,54 @@ class Answer:
             if self.is_spent(thread):
                 self.finish = "length"
                 return
-        elif token == ids[PATH_CLOSE]:
+        elif token == close:
             thread.then = "end"
             return
         elif ends or self.is_spent(thread):
-            thread.record(ids[PATH_CLOSE], None)
+            thread.write([close])
             thread.then = "end"
             return
-        if token == ids[FORK_OPEN] and self.may_fork(thread):
-            # Count the fork now, not when it opens: other threads may sample `<Parallel>` in the same step.
+        if self.opens(thread, token):
+            # Count the fork now, not when it opens: other threads may open one in the same step.
             thread.then, thread.fork = "fork", self.forks
             self.forks += 1
             self.open_forks += 1
-            self.open_paths += self.sampling.paths
-            self.coming_paths += self.sampling.paths
-        elif token == ids[SUMMARY_CLOSE]:
+            self.open_paths += len(thread.heads)
+            self.coming += sum(map(len, thread.heads))
+        elif token == self.tags.closing("summary") and thread.in_summary:
             thread.in_summary = False
+            if self.tags.tail:
+                thread.write(self.tags.tail)
+                thread.drawn = 0
+
+    def opens(self, thread: Thread, token: int) -> bool:
+        """Whether a token that a thread has just recorded opens a fork; then its heads and its prelude are set."""
+        tags, least, most = self.tags, self.sampling.least, self.sampling.most
+        if thread.counting:
+            thread.counting, thread.prelude = False, 2
+            wanted = min(max(tags.counts.get(token, least), least), most)
+            # As many as were asked for, or as the budget has room for.
+            return any(self.may_fork(thread, self._heads(count)) for count in range(wanted, least - 1, -1))
+        if token != tags.opener:
+            return False
+        if tags.schema.plan:
+            plan = thread.plan()
+            if plan is None:
+                return False
+            items, thread.prelude = plan
+            return self.may_fork(thread, self._heads(min(len(items), most) or most, items))
+        if least < most:
+            thread.counting = self.may_fork(thread, self._heads(least), more=1)
+            return False
+        thread.prelude = 1
+        return self.may_fork(thread, self._heads(most))
+
+    def _heads(self, count: int, items: Sequence[Sequence[int]] = ()) -> list[tuple[int, ...]]:
+        """What the runtime gives at the start of so many paths."""
+        return [
+            (*self.tags.stub, *self.tags.head(number + 1, items[number] if number < len(items) else ()))
+            for number in range(count)
+        ]
 
     @property
     def sizes(self) -> list[int]:
@@ -222,7 +147,7 @@ class Answer:
                 else:
                     own.append(size)
                     size = 0
-                    threads += part
+                    threads += part.paths
             own.append(size)
         return own
 
@@ -240,60 +165,72 @@ class Answer:
         text = self.decode(tail[-min(4 * most, thread.drawn) :])
         return any(stop in text for stop in self.sampling.stop)
 
-    def reserve(self, more_forks: int = 0) -> int:
-        """Number of tokens that are still to come if all open paths end as soon as they can, after `more_forks` further
-        forks: per open path one sampled token and `</Path>`, per coming path `<Path>` too, and per join its tokens and
-        one sampled token."""
-        paths = more_forks * self.sampling.paths
-        joins = (self.open_forks + more_forks) * (len(self.tags.join) + 1)
-        return 2 * (self.open_paths + paths) + self.coming_paths + paths + joins
+    def reserve(self, heads: Sequence[tuple[int, ...]] | None = None) -> int:
+        """Number of tokens that are still to come if all open paths end as soon as they can: the heads that have not
+        been given yet, per open path one sampled token and its closing tag, and per join its tokens and a sampled one.
+
+        Args:
+            heads: of the paths of a further fork that is to be counted too.
+        """
+        paths, joins = self.open_paths + len(heads or ()), self.open_forks + (heads is not None)
+        return 2 * paths + self.coming + sum(map(len, heads or ())) + joins * (len(self.tags.join) + 1)
 
     def is_spent(self, thread: Thread) -> bool:
-        """Whether the budget ends a thread now. A path ends while its `</Path>` and `reserve()` tokens still fit."""
+        """Whether the budget ends a thread now. A path ends while its closing tag and `reserve()` tokens still fit; a
+        summary while there is room for what follows it."""
+        tail = len(self.tags.tail) if thread.in_summary else 0
+        length, total = thread.length + tail, self.total + tail
         if thread.parent is None:
-            return thread.length >= thread.limit or self.total >= self.sampling.budget.total
-        return thread.length + 2 > thread.limit or self.total + self.reserve() >= self.sampling.budget.total
+            return length >= thread.limit or total >= self.sampling.budget.total
+        return length + 2 > thread.limit or total + self.reserve() >= self.sampling.budget.total
 
     def path_limit(self, thread: Thread) -> int:
         """The largest `length` at which paths that fork from a thread may end, so that the join still fits."""
         after = len(self.tags.join) + 1 + (thread.parent is not None)
         return min(thread.length + self.sampling.budget.path, thread.limit - after)
 
-    def may_fork(self, thread: Thread) -> bool:
-        """Whether the thread may fork here: the settings allow it, and paths of one sampled token and the join fit into
-        the budget."""
-        budget = self.sampling.budget
-        return (
+    def may_fork(self, thread: Thread, heads: list[tuple[int, ...]], more: int = 0) -> bool:
+        """Whether the thread may fork here into paths with these heads, which are kept on it if so: the settings allow
+        it, and paths of one sampled token and the join fit into the budget.
+
+        Args:
+            more: tokens that come before the fork.
+        """
+        budget, nested = self.sampling.budget, bool(thread.address)
+        allowed = (
             self.sampling.sampler != "sequential"
             and not thread.in_summary
             and self.forks < budget.forks
             and len(thread.address) < budget.depth
-            and thread.length + 3 <= self.path_limit(thread)
-            and self.total + self.reserve(1) <= budget.total
+            and (self.tags.schema.nests or not nested)
+            and thread.length + more + max(map(len, heads)) + 2 <= self.path_limit(thread)
+            and self.total + more + self.reserve(heads) <= budget.total
         )
+        if allowed:
+            thread.heads = heads
+        return allowed
 
     def fork(self, thread: Thread, branches: Sequence[Any]) -> list[Thread]:
-        """Start one path per branch from a thread whose `<Parallel>` has been fed."""
+        """Start one path per branch from a thread whose last token has been fed."""
         paths, limit = [], self.path_limit(thread)
-        for number, branch in enumerate(branches):
+        for number, (branch, head) in enumerate(zip(branches, thread.heads, strict=True)):
             address = (*thread.address, (thread.fork, number))
             rng = random.Random(f"{self.seed}/{address}")
             path = Thread(self, branch, address, thread, thread.length, limit, rng)
-            path.record(self.tags.ids[PATH_OPEN], None)
+            path.write(head)
             paths.append(path)
-        thread.parts.append(list(paths))
+        thread.parts.append(Fork(paths, thread.prelude))
         thread.waiting = len(paths)
-        self.coming_paths -= len(paths)
-        return paths
+        self.coming -= sum(map(len, thread.heads))
+        return list(paths)
 
     def join(self, thread: Thread, paths: Sequence[Thread]) -> None:
         """Let a thread go on after its paths have all ended, at the position after the longest."""
         thread.length = max(path.length for path in paths)
         self.open_forks -= 1
-        for token in self.tags.join:
-            thread.record(token, None)
+        thread.write(self.tags.join)
         thread.then = "sample"
-        thread.in_summary, thread.drawn = True, 0
+        thread.in_summary, thread.drawn = self.tags.schema.summary is not None, 0
 
     def trace(self, policy_version: int) -> Trace:
         """The answer as a trace, once it has ended."""
@@ -311,7 +248,7 @@ class Answer:
             defects = sorted([*defects, *_forks_as_text(runs)], key=lambda defect: defect.at)
         if self.broken:
             defects.append(Defect("broken-logits", len(token_ids), "the model's logits were not numbers"))
-        return Trace(self.prompt, spans, self.finish, sampler, policy_version, tuple(defects))
+        return Trace(self.prompt, spans, self.finish, sampler, policy_version, tuple(defects), self.tags.schema)
 
 
 def _number(spans: Sequence[Span]) -> tuple[Span, ...]:

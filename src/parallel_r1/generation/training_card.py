@@ -100,7 +100,8 @@ def departures(card: TrainingCard, sampling: Sampling, prompt: Prompt) -> list[s
         effect = _effect(trained.sampler, sampling.sampler)
         differing.append(f"sampler {trained.sampler}, not {sampling.sampler} ({effect})")
     elif sampling.paths != trained.paths and sampling.sampler != "sequential":
-        differing.append(f"{trained.paths} paths, not {sampling.paths} (forks of another width than in training)")
+        before, now = (f"{each.least}" + f" .. {each.most}" * (each.least < each.most) for each in (trained, sampling))
+        differing.append(f"{before} paths, not {now} (forks of another width than in training)")
     if prompt.form != card.prompt.form:
         differing.append(f"prompt form {card.prompt.form}, not {prompt.form} (prompts unlike in training)")
     if prompt.instruction != card.prompt.instruction:

@@ -17,12 +17,12 @@ TRIAL = 6
 
 def check_vocabulary(tags: Tags, rows: int, path: str) -> None:
     """Refuse tags, or an end of text, whose token ids are beyond a model's `rows` embeddings."""
-    last = max(*tags.ids.values(), *tags.gap, *tags.eos)
+    last = max(*tags.ids.values(), *tags.join, *tags.eos)
     if last >= rows:
         raise UserError(
             f"an embedding for every tag and the end of text in '{path}'",
             f"token {last} and {rows} embeddings",
-            "add the six tags with parallel-r1 prepare MODEL --out DIR",
+            "add the tags with parallel-r1 prepare MODEL --out DIR",
         )
 
 

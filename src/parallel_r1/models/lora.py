@@ -23,7 +23,7 @@ from torch.nn.functional import embedding, linear
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from parallel_r1 import models
-from parallel_r1.answers.syntax import TAGS
+from parallel_r1.answers.schemas import DEFAULT
 from parallel_r1.errors import UserError, nearest, need
 from parallel_r1.models.attention import ATTENTION
 from parallel_r1.models.policy import Policy, dtype_of
@@ -181,7 +181,7 @@ def size(model: PreTrainedModel, settings: LoRA) -> int:
     """
     layers, tables = targeted(model, settings).values(), [rows for rows, _ in embedding_rows(model)]
     matrices = sum(layer.in_features + layer.out_features for layer in layers)
-    return settings.rank * matrices + len(TAGS) * sum(table.shape[1] for table in tables)
+    return settings.rank * matrices + len(DEFAULT.tags) * sum(table.shape[1] for table in tables)
 
 
 def _free_rows(model: PreTrainedModel, tag_ids: Collection[int]) -> None:

@@ -1,4 +1,4 @@
-"""Hugging Face models and tokenizers, with the six tags as tokens. No transformer of our own."""
+"""Hugging Face models and tokenizers, with the tags of a schema as tokens. No transformer of our own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from parallel_r1.models.checks import check_model, check_vocabulary
-from parallel_r1.models.tokens import Form, encode_prompt, tag_ids
+from parallel_r1.models.tokens import Form, encode, encode_prompt, tag_ids
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -38,7 +38,7 @@ class Policy:
 
     Attributes:
         model: the model, on the device where it generates; training changes its weights in place.
-        tokenizer: a tokenizer in which every one of the six tags is one token.
+        tokenizer: a tokenizer in which every tag of its schema is one token.
         tags: the ids of the tags and of the tokens around them.
         version: number of updates that the weights have had: since they were loaded, and in the run that loads them.
         lora: settings of the adapter that learns beside frozen weights; None if all weights learn.
@@ -54,7 +54,7 @@ class Policy:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text; a tag in it is one token, and no special token is added."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return encode(self.tokenizer, self.tags, text)
 
     def encode_prompt(self, text: str, form: Form = "plain", before: Sequence[Message] = ()) -> list[int]:
         """The tokens of a prompt, with the beginning of text or in the chat template; see `models.tokens`."""
@@ -92,7 +92,7 @@ def load(
         quantisation: how transformers shall quantise the linear layers; None to leave them as they are.
 
     Raises:
-        UserError: a folder that does not exist, a file that is missing or cut off, a tokenizer without the six tags, a
+        UserError: a folder that does not exist, a file that is missing or cut off, a tokenizer without the tags, a
             model that cannot fork (see `check_model`), a device that this machine does not have, another dtype.
     """
     path, place, weights = str(path), device_of(device), dtype_of(dtype)

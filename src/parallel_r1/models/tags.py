@@ -1,5 +1,5 @@
-"""Add the six tags to any causal model of Hugging Face: special tokens of its tokenizer, rows of its embedding table
-and of its head. The logits of all other tokens stay the same."""
+"""Add the tags of a schema to any causal model of Hugging Face: special tokens of its tokenizer, rows of its embedding
+table and of its head. The logits of all other tokens stay the same."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from parallel_r1.answers.parser import parse
-from parallel_r1.answers.syntax import TAGS, Tags, fork_text
+from parallel_r1.answers.schemas import DEFAULT, Schema
+from parallel_r1.answers.syntax import Tags
 from parallel_r1.errors import UserError
 from parallel_r1.files import whole
 from parallel_r1.models.policy import Policy, load_model, load_tokenizer, save
-from parallel_r1.models.tokens import tag_ids
+from parallel_r1.models.tokens import encode, schema_of, set_schema, tag_ids
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 Init = Literal["mean", "random", "keep"]
 """First value of a tag's row: the mean of the rows of the tokens that spelt it; random, with the mean and deviation of
 the other rows; or the row that is there already, in a table that is longer than the vocabulary."""
-SAMPLE = "So: " + fork_text(["1 + 2 = 3", "one\nand two"], "The same.") + " It is 3."
+
+
+def sample(schema: Schema) -> str:
+    """A short answer with a fork, to try a tokenizer with."""
+    return "So: " + schema.write(["1 + 2 = 3", "one\nand two"], "The same.") + " It is 3."
 
 
 @dataclass(frozen=True)
@@ -39,14 +44,16 @@ class Prepared:
     added: int
 
 
-def prepare(path: str, out: Path, init: Init = "mean", seed: int = 0) -> Prepared | None:
-    """Write a copy of a model that has the six tags. Writes nothing and returns None if the model has them already.
+def prepare(path: str, out: Path, init: Init = "mean", seed: int = 0, schema: Schema = DEFAULT) -> Prepared | None:
+    """Write a copy of a model that has the tags of a schema. Writes nothing and returns None if the model has the tags
+    and the schema already.
 
     Args:
         path: a Hugging Face model folder or a hub id.
         out: a new folder.
         init: first values of the rows of new tags.
         seed: of random rows.
+        schema: the schema that answers of the model will have.
 
     Raises:
         UserError: the folder exists or cannot be written, a model that cannot fork, a tokenizer that changes a text
@@ -57,12 +64,12 @@ def prepare(path: str, out: Path, init: Init = "mean", seed: int = 0) -> Prepare
     from transformers import AutoConfig
 
     tokenizer = load_tokenizer(path)
-    pieces = {tag: tokenizer.encode(tag, add_special_tokens=False) for tag in TAGS}
+    pieces = {tag: tokenizer.encode(tag, add_special_tokens=False) for tag in schema.tags}
     vocabulary, special = tokenizer.get_vocab(), tokenizer.get_added_vocab()
     rows = AutoConfig.from_pretrained(path).get_text_config().vocab_size
-    if all(tag in special and special[tag] < rows for tag in TAGS):
+    if all(tag in special and special[tag] < rows for tag in schema.tags) and schema_of(tokenizer) == schema:
         return None
-    tags = add_tags(tokenizer)
+    tags = add_tags(tokenizer, schema)
     tokens = {tag: token for tag, token in tags.ids.items() if tag not in vocabulary or token >= rows}
     model = load_model(path, "auto")
     added = max(0, 1 + max(tags.ids.values()) - rows)
@@ -72,7 +79,7 @@ def prepare(path: str, out: Path, init: Init = "mean", seed: int = 0) -> Prepare
                 f"rows to keep for {', '.join(tokens)}", f"a table of {rows} rows", "use --init mean or --init random"
             )
         model.resize_token_embeddings(rows + added, mean_resizing=False)
-    if init != "keep":
+    if init != "keep" and tokens:
         _fill(model, tokens, pieces if init == "mean" else None, rows, seed)
     with whole(out) as folder:
         save(Policy(model, tokenizer, tags), folder)
@@ -81,8 +88,8 @@ def prepare(path: str, out: Path, init: Init = "mean", seed: int = 0) -> Prepare
     return Prepared(tokens, added)
 
 
-def add_tags(tokenizer: PreTrainedTokenizerBase) -> Tags:
-    """Add the tags that a tokenizer lacks, as special tokens.
+def add_tags(tokenizer: PreTrainedTokenizerBase, schema: Schema = DEFAULT) -> Tags:
+    """Add the tags of a schema that a tokenizer lacks, as special tokens, and note the schema in it.
 
     Raises:
         UserError: the tokenizer changes a text with tags. A space behind a tag, as of SentencePiece, is no change.
@@ -90,18 +97,19 @@ def add_tags(tokenizer: PreTrainedTokenizerBase) -> Tags:
     from tokenizers import AddedToken
 
     special = tokenizer.get_added_vocab()
-    new = [AddedToken(tag, normalized=False, special=True) for tag in TAGS if tag not in special]
+    new = [AddedToken(tag, normalized=False, special=True) for tag in schema.tags if tag not in special]
     tokenizer.add_special_tokens({"extra_special_tokens": new}, replace_extra_special_tokens=False)
-    tags = tag_ids(tokenizer)
-    token_ids = tokenizer.encode(SAMPLE, add_special_tokens=False)
+    set_schema(tokenizer, schema)
+    tags, answer = tag_ids(tokenizer), sample(schema)
+    token_ids = encode(tokenizer, tags, answer)
     text = str(tokenizer.decode(token_ids, skip_special_tokens=False))
-    if text.replace(" ", "") != SAMPLE.replace(" ", "") or parse(token_ids, tags).defects:
+    if text.replace(" ", "") != answer.replace(" ", "") or parse(token_ids, tags).defects:
         raise UserError("a tokenizer that a text with tags survives", repr(text), "choose another model")
     return tags
 
 
 def are_alike(policy: Policy) -> bool:
-    """Whether the embeddings of the six tags are equal, so that the model cannot tell one from another."""
+    """Whether the embeddings of the tags are equal, so that the model cannot tell one from another."""
     table = policy.model.get_input_embeddings()
     rows = table.weight.detach()[sorted(policy.tags.ids.values())].float()
     return bool((rows - rows[0]).abs().max() <= 1e-3 * rows.abs().max())

@@ -4,10 +4,13 @@ prompt with the beginning of text or in a chat template."""
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
+from parallel_r1.answers.parser import pieces
 from parallel_r1.answers.rollout import Message
-from parallel_r1.answers.syntax import FORK_CLOSE, JOIN_TEXT, SUMMARY_GAP, SUMMARY_OPEN, TAGS, Tags, holds_gap
+from parallel_r1.answers.schemas import DEFAULT, ITEM, SCHEMAS, Schema
+from parallel_r1.answers.syntax import Tags, fits
 from parallel_r1.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,8 +20,38 @@ Form = Literal["plain", "chat"]
 """How a prompt is put to a model: as text, or as messages in the model's own chat template."""
 
 
+SCHEMA = "parallel_r1_schema"
+"""Where a tokenizer keeps its schema: a key of its tokenizer_config.json."""
+MOST_PATHS = 64
+
+
+def schema_of(tokenizer: PreTrainedTokenizerBase) -> Schema:
+    """The schema that a tokenizer was prepared for, or the one whose tags it has; the default if it has none.
+
+    Raises:
+        UserError: a schema in tokenizer_config.json that is none.
+    """
+    kept = tokenizer.init_kwargs.get(SCHEMA)
+    if kept is not None:
+        return Schema.from_dict(dict(kept), "tokenizer_config.json")
+    return next((schema for schema in SCHEMAS.values() if not _split(tokenizer, schema)), DEFAULT)
+
+
+def set_schema(tokenizer: PreTrainedTokenizerBase, schema: Schema) -> None:
+    """Keep a schema in a tokenizer, so that it is saved and loaded with it. The default needs no note."""
+    tokenizer.init_kwargs.pop(SCHEMA, None)
+    if schema != DEFAULT:
+        tokenizer.init_kwargs[SCHEMA] = schema.to_dict()
+
+
+def _split(tokenizer: PreTrainedTokenizerBase, schema: Schema) -> dict[str, list[int]]:
+    """The tags of a schema that are not one token, with their ids."""
+    every = {tag: tokenizer.encode(tag, add_special_tokens=False) for tag in schema.tags}
+    return {tag: ids for tag, ids in every.items() if len(ids) != 1 or ids[0] == tokenizer.unk_token_id}
+
+
 def tag_ids(tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = (), rows: int = 0) -> Tags:
-    """The ids of the tags in a tokenizer, and those that end an answer.
+    """The schema of a tokenizer in its ids, and those that end an answer.
 
     Args:
         ends: more ids that end an answer than the tokenizer's own: `generation_config.eos_token_id` of a model.
@@ -27,34 +60,96 @@ def tag_ids(tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = (), rows
     Raises:
         UserError: a tag is missing, or is split into several tokens; no id ends an answer, or a tag does.
     """
-    ids = {}
-    for tag in TAGS:
-        pieces = tokenizer.encode(tag, add_special_tokens=False)
-        if len(pieces) != 1 or pieces[0] == tokenizer.unk_token_id:
-            raise UserError(
-                f"a tokenizer in which {tag} is one token",
-                f"{len(pieces)} tokens {tokenizer.convert_ids_to_tokens(pieces)}",
-                "add the six tags with parallel-r1 prepare MODEL --out DIR",
-            )
-        ids[tag] = pieces[0]
+    schema = schema_of(tokenizer)
+    for tag, parts in _split(tokenizer, schema).items():
+        raise UserError(
+            f"a tokenizer in which {tag} is one token",
+            f"{len(parts)} tokens {tokenizer.convert_ids_to_tokens(parts)}",
+            "add the tags with parallel-r1 prepare MODEL --out DIR",
+        )
+    ids = {tag: tokenizer.encode(tag, add_special_tokens=False)[0] for tag in schema.tags}
     if tokenizer.eos_token_id is None:
         raise UserError("a tokenizer with an end-of-text token", "none", "set eos_token in its tokenizer_config.json")
+    close = schema.path[1]
     # Decoded behind a tag, as in answers, because many tokenizers treat the start of a text differently.
-    behind = tokenizer.batch_decode([[ids[FORK_CLOSE], token] for token in range(len(tokenizer))])
-    texts = [text.removeprefix(FORK_CLOSE) for text in behind]
+    behind = tokenizer.batch_decode([[ids[close], token] for token in range(len(tokenizer))])
+    texts = [text.removeprefix(close) for text in behind]
+    white = [text for text in (schema.before_path, schema.before_join, schema.gap) if text]
     blank = frozenset(token for token, text in enumerate(texts) if text and not text.strip())
-    breaks = frozenset(token for token in blank if holds_gap(texts[token]))
-    first, *gap, last = tokenizer.encode(JOIN_TEXT, add_special_tokens=False)
-    if (first, last) != (ids[FORK_CLOSE], ids[SUMMARY_OPEN]) or (SUMMARY_GAP and not breaks.intersection(gap)):
-        raise UserError(
-            f"a tokenizer that leaves {SUMMARY_GAP!r} between tags alone",
-            f"{tokenizer.convert_ids_to_tokens([first, *gap, last])}",
-            "add the tags as special tokens without lstrip and rstrip",
-        )
+    breaks = frozenset(token for token in blank if any(fits(text, texts[token]) for text in white))
+
     end = _template_end(tokenizer)
     plain = tokenizer.eos_token_id
     eos = frozenset({plain, *ends, *(() if end is None else (end,))})
-    return Tags(ids, tuple(gap), eos, blank, breaks, plain, plain if end is None else end, _missing(tokenizer, rows))
+    return Tags(
+        ids=ids,
+        eos=eos,
+        blank=blank,
+        breaks=breaks,
+        end=plain,
+        chat_end=plain if end is None else end,
+        missing=_missing(tokenizer, rows),
+        **_given(tokenizer, schema, ids, breaks),
+        schema=schema,
+    )
+
+
+def _given(
+    tokenizer: PreTrainedTokenizerBase, schema: Schema, ids: Mapping[str, int], breaks: Collection[int]
+) -> dict[str, Any]:
+    """The ids of what the runtime writes, by field of `Tags`, and those of the numbers of paths."""
+
+    def given(text: str, before: str = schema.path[1]) -> tuple[int, ...]:
+        """The ids of what the runtime writes behind a tag."""
+        first, *found = tokenizer.encode(before + text, add_special_tokens=False)
+        # A tokenizer may put a token of its own before white space, as of SentencePiece.
+        kinds = [token if token in ids.values() else "break" for token in found if token in {*ids.values(), *breaks}]
+        parts = [ids.get(part, "break") for part in schema.pattern.split(text) if part]
+        if first != ids[before] or [kind for kind, _ in groupby(kinds)] != parts:
+            raise UserError(
+                f"a tokenizer that leaves {text!r} behind {before} as it is",
+                f"{tokenizer.convert_ids_to_tokens([first, *found])}",
+                "add the tags as special tokens without lstrip and rstrip",
+            )
+        return tuple(found)
+
+    def words(text: str, before: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(before + text, add_special_tokens=False)[1:])
+
+    heads = []
+    for number in range(1, MOST_PATHS + 1) if schema.head else ():
+        halves = [words(part, schema.path[0]) for part in schema.head_of(number, ITEM).split(ITEM)]
+        heads.append((halves[0], halves[1] if len(halves) > 1 else ()))
+    counts = {word[0]: n for n in range(1, MOST_PATHS + 1) if len(word := words(f"{n}", schema.opener)) == 1}
+    return {
+        "join": given(schema.join),
+        "tail": given(schema.tail) if schema.tail else (),
+        "stub": given(schema.stub),
+        "heads": tuple(heads),
+        "counts": counts,
+    }
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, tags: Tags, text: str) -> list[int]:
+    """The ids of an answer. The head of a path is cut as the runtime writes it, whatever follows."""
+    if not tags.heads:
+        return tokenizer.encode(text, add_special_tokens=False)
+    ids: list[int] = []
+    before, part, after_tag = "", "", False
+    for piece in pieces(text, tags.schema):
+        head = piece.given and not piece.is_tag and after_tag and piece.address
+        part += piece.text
+        after_tag = (piece.is_tag and piece.text == tags.schema.path[0]) or bool(head)
+        if head:
+            ids += _behind(tokenizer, before, part)
+            before, part = tags.schema.path[0], ""
+    return ids + _behind(tokenizer, before, part)
+
+
+def _behind(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> list[int]:
+    """The ids of a text behind a tag, or at the start."""
+    ids = tokenizer.encode(before + text, add_special_tokens=False)
+    return ids[1:] if before else ids
 
 
 def _missing(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[int, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from parallel_r1.answers.syntax import SUMMARY_CLOSE, SUMMARY_OPEN, TAG_PATTERN, TAGS
 from parallel_r1.answers.trace import TRUNK, Address, Trace
 
 
@@ -17,16 +16,13 @@ class Words:
         text: one tag, or text without tags.
         sampled: False where the runtime gave it.
         summary: whether it lies in a summary, the tags of the summary included.
+        is_tag: whether it is a tag, structural or stray.
     """
 
     text: str
     sampled: bool
     summary: bool
-
-    @property
-    def is_tag(self) -> bool:
-        """Whether it is a tag, structural or stray."""
-        return self.text in TAGS
+    is_tag: bool
 
 
 @dataclass(frozen=True)
@@ -50,14 +46,16 @@ def outline(trace: Trace, texts: Sequence[str]) -> Content:
     contents: dict[Address, Content] = {TRUNK: []}
     forks: dict[int, Fork] = {}
     in_summary: set[Address] = set()
+    schema = trace.schema
     for span, text in zip(trace.spans, texts, strict=True):
         address = span.address
         content = _content(address, contents, forks)
-        for part in filter(None, TAG_PATTERN.split(text)):
-            if part == SUMMARY_OPEN:
+        for part in filter(None, schema.pattern.split(text)):
+            role, opens = schema.roles.get(part, (None, False))
+            if role == "summary" and opens:
                 in_summary.add(address)
-            content.append(Words(part, span.sampled, address in in_summary))
-            if part == SUMMARY_CLOSE:
+            content.append(Words(part, span.sampled, address in in_summary, role is not None))
+            if role == "summary" and not opens:
                 in_summary.discard(address)
     return contents[TRUNK]
 

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from parallel_r1.answers.rollout import Problem
-from parallel_r1.answers.syntax import fork_text
+from parallel_r1.answers.schemas import DEFAULT
 from parallel_r1.tasks.base import TASKS
 from parallel_r1.tasks.chains import Chain, Ways, chain, results
 from parallel_r1.tasks.datasets.splits import SPLITS, Split
@@ -197,7 +197,7 @@ class Countdown:
         else:
             best = "None"
             rest = _conclude(self.tries(problem, rng, after, [one for tries in drawn for one, _ in tries]))
-        fork = fork_text(map(_write, drawn), f"{best} reached {problem.answer}.")
+        fork = DEFAULT.write([_write(tries) for tries in drawn], f"{best} reached {problem.answer}.")
         return None if rest is None else f"{fork}\n{rest}"
 
 

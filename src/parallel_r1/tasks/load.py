@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from parallel_r1.tasks import countdown  # noqa: F401  it registers its tasks
+from parallel_r1.tasks import countdown, parts  # noqa: F401  they register their tasks
 from parallel_r1.tasks.base import TASKS, Task, check_task
 from parallel_r1.tasks.grading.extract import Find
 from parallel_r1.tasks.math import load_mathematics

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from parallel_r1.answers.syntax import PATH_OPEN, Tags
-from parallel_r1.answers.trace import EXACT_SCORER, Sampler, Scorer, Trace
+from parallel_r1.answers.parser import parse_ids
+from parallel_r1.answers.syntax import Tags
+from parallel_r1.answers.trace import EXACT_SCORER, TRUNK, Address, Sampler, Scorer, Trace
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ def measure_mismatch(traces: Sequence[Trace], scored: Sequence[Tensor], tags: Ta
         sampled = torch.tensor([span.sampled for span in trace.spans for _ in span.token_ids])
         difference = (values.cpu() - torch.tensor(behaviour)).abs()
         differences.append(difference[sampled])
-        after_fork.append(difference[_first_sampled(trace, (tags.ids[PATH_OPEN],))])
-        after_join.append(difference[_first_sampled(trace, tags.join)])
+        forks, joins = _first_sampled(trace, tags)
+        after_fork.append(difference[forks])
+        after_join.append(difference[joins])
     compared = torch.cat(differences)
     return Mismatch(
         sampler,
@@ -86,9 +88,19 @@ def _mean(values: Tensor) -> float | None:
     return values.mean().item() if len(values) else None
 
 
-def _first_sampled(trace: Trace, after: tuple[int, ...]) -> list[int]:
-    """Indices in the answer of sampled tokens that follow the tokens `after`."""
-    token_ids = trace.token_ids
+def _first_sampled(trace: Trace, tags: Tags) -> tuple[list[int], list[int]]:
+    """Indices in the answer of the first sampled tokens of paths, and of those that follow a join."""
     sampled = [span.sampled for span in trace.spans for _ in span.token_ids]
-    size = len(after)
-    return [at for at in range(size, len(token_ids)) if sampled[at] and token_ids[at - size : at] == after]
+    forks, joins, at = [], [], 0
+    before: list[tuple[Address, bool]] = [(TRUNK, False)] * 2
+    for address, given, length in parse_ids(trace.token_ids, tags).runs:
+        # A fork of the policy's own may look the same: the runtime gave what is before.
+        real = at > 0 and sampled[at] and (trace.sampler == "sequential" or not sampled[at - 1])
+        if real and not given and before[-1] == (address, True):
+            if len(before[-2][0]) > len(address):
+                joins.append(at)
+            elif before[-2][0] != address:
+                forks.append(at)
+        before = [before[-1], (address, given)] if (address, given) != before[-1] else before
+        at += length
+    return forks, joins

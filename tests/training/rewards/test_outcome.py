@@ -67,7 +67,7 @@ def test_a_tag_that_a_path_spelled_in_ordinary_tokens_is_no_structure():
     spans += [(((0, 1),), "<Path>"), (((0, 1),), "c</Path>"), ((), "</Parallel>\n<Summary>")]
     trace = Trace((), tuple(Span((1,), address, True) for address, _ in spans))
     rollout = Rollout(PROBLEM, trace, tuple(text for _, text in spans), True, 5, 6)
-    assert Outcome.of(rollout).paths == path_texts(spans) == (("ab", "c"),)
+    assert Outcome.of(rollout).paths == path_texts((*span, False) for span in spans) == (("ab", "c"),)
     assert paths_of_text(rollout.text) == (("a", "b", "c"),)
 
 

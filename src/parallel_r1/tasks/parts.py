@@ -1,0 +1,101 @@
+"""Parts: several computations that do not depend on each other, and an answer made of their results.
+
+Real decomposition needs a path to know which part is its own: where paths do not know their number, several of them do
+the same part. Problems are drawn at random, far more than training can meet; verification is in exact integers. The
+teacher writes one line for every part, one after the other or each in a path of its own, in the order of the problem;
+before a fork it may list the parts, which becomes the plan in schemas that have one.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from parallel_r1.answers.rollout import Problem
+from parallel_r1.answers.schemas import DEFAULT
+from parallel_r1.tasks.base import TASKS
+from parallel_r1.tasks.countdown import split_of
+from parallel_r1.tasks.datasets.splits import Split
+from parallel_r1.tasks.grading.extract import final_answer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A family of problems.
+
+    Attributes:
+        least, most: how many parts a problem has.
+        digits: of the numbers.
+        minus: whether parts may be differences.
+        largest: whether the answer is the largest result; all results in order otherwise.
+    """
+
+    name: str
+    least: int = 4
+    most: int = 4
+    digits: int = 5
+    minus: bool = False
+    largest: bool = False
+
+    def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+        """Problems of a split without end, the same for the same seed. No problem is in two splits."""
+        rng = random.Random(f"{self.name}/{split}/{seed}")
+        while True:
+            problem = self.problem([self._part(rng) for _ in range(rng.randint(self.least, self.most))])
+            if split_of(problem.key) == split:
+                yield problem
+
+    def _part(self, rng: random.Random) -> str:
+        low, high = 10 ** (self.digits - 1), 10**self.digits - 1
+        first, second = rng.randint(low, high), rng.randint(low, high)
+        if self.minus and rng.random() < 0.5:
+            return f"{max(first, second)}-{min(first, second)}"
+        return f"{first}+{second}"
+
+    def problem(self, parts: Sequence[str]) -> Problem:
+        """The problem with these parts, such as `12345+54321`."""
+        listed, results = ", ".join(parts), [_result(part) for part in parts]
+        task = "Find the largest" if self.largest else "Compute"
+        answer = f"{max(results)}" if self.largest else ", ".join(map(str, results))
+        return Problem(f"{self.name}/{listed}", f"{task}: {listed}.\n", answer, self.name, listed)
+
+    def verify(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[bool]:
+        """Whether the final answer of every trunk has the right numbers, in order."""
+        return [_numbers(final_answer(trunk)) == _numbers(p.answer) for p, trunk in zip(problems, answers, strict=True)]
+
+    def sequential_answer(self, problem: Problem, rng: random.Random, most: int) -> str:
+        """One part after the other."""
+        lines = [f"{part}={_result(part)}" for part in parts_of(problem)]
+        return "\n".join([*lines, f"Final Answer: {problem.answer}"])
+
+    def parallel_answer(self, problem: Problem, rng: random.Random, paths: int, most: int, after: int) -> str:
+        """A fork with a path for every part, whatever `paths` is."""
+        parts = parts_of(problem)
+        fork = DEFAULT.write([f"{part}={_result(part)}" for part in parts], f"{len(parts)} parts.")
+        plan = "".join(f"{number}: {part}\n" for number, part in enumerate(parts, 1))
+        return f"{plan if self.most > self.least else ''}{fork}\nFinal Answer: {problem.answer}"
+
+
+def parts_of(problem: Problem) -> list[str]:
+    """The parts of a problem, in order."""
+    return problem.key.split(", ")
+
+
+def _result(part: str) -> int:
+    first, sign, second = re.split(r"([+-])", part)
+    return int(first) + int(second) if sign == "+" else int(first) - int(second)
+
+
+def _numbers(answer: str | None) -> list[int] | None:
+    """The integers of an answer; None if it holds anything else."""
+    if answer is None or len(answer) > 200 or not re.fullmatch(r"\s*-?\d+(\s*,\s*-?\d+)*\s*\.?\s*", answer, re.ASCII):
+        return None
+    return [int(number) for number in re.findall(r"-?\d+", answer)]
+
+
+EASY = Parts("parts-easy")
+HARD = Parts("parts-hard", least=2, most=6, minus=True, largest=True)
+TASKS.add(EASY.name, lambda: EASY, Parts)
+TASKS.add(HARD.name, lambda: HARD, Parts)

@@ -1,0 +1,93 @@
+"""Schemas as a user meets them: prepare, check, generate, parity, supervised fine-tuning, inspect."""
+
+import json
+
+import pytest
+from common import run
+from conftest import TINY
+
+from parallel_r1 import models
+from parallel_r1.answers.schemas import SCHEMAS
+
+RECIPE = """
+name = "weave"
+
+[model]
+path = "{model}"
+
+[evaluation]
+tasks = ["parts-easy"]
+problems = 4
+
+[stages.sft]
+kind = "sft"
+steps = 2
+batch = 4
+sampling = {{ paths = 4, budget = {{ total = 300, critical_path = 200 }} }}
+data = {{ tasks = {{ parts-easy = 1.0 }}, parallel = 1.0, paths = 4 }}
+optimizer = {{ lr = 1e-3 }}
+"""
+
+
+def ok(*words):
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def woven(tmp_path_factory):
+    out = tmp_path_factory.mktemp("schema") / "model"
+    ok("prepare", TINY, "--out", out, "--schema", "threadweaver")
+    return out
+
+
+def test_prepare_keeps_the_schema_in_the_tokenizer(woven):
+    policy = models.load(str(woven), device="cpu")
+    assert policy.tags.schema == SCHEMAS["threadweaver"]
+    again = ok("prepare", woven, "--out", f"{woven}-2", "--schema", "threadweaver")
+    assert "nothing to do" in again.stdout
+    other = ok("prepare", TINY, "--out", f"{woven}-numbered", "--schema", "parallel-r1-numbered", "--json")
+    assert json.loads(other.stdout)["tokens"] == {}
+    assert (
+        models.load_tokenizer(f"{woven}-numbered").init_kwargs["parallel_r1_schema"]["name"] == "parallel-r1-numbered"
+    )
+
+
+def test_parity_under_another_schema(woven):
+    done = ok("parity", woven, "--paths", "3", "--answers", "2", "--json")
+    pairs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [pair["max_abs"] <= 1e-4 for pair in pairs] == [True]
+
+
+def test_a_run_under_another_schema(woven, tmp_path):
+    recipe = tmp_path / "weave.toml"
+    recipe.write_text(RECIPE.format(model=woven))
+    ok("train", recipe, "--out", tmp_path / "run")
+    saved = list((tmp_path / "run").rglob("tokenizer_config.json"))
+    assert saved
+    assert {models.load(str(path.parent), device="cpu").tags.schema.name for path in saved} == {"threadweaver"}
+
+
+def test_check_and_convert_read_any_schema(tmp_path):
+    schema = SCHEMAS["npr"]
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(json.dumps({"text": schema.write(["a", "b"], "c", ["x", "y"])}) + "\n")
+    assert ok("check", answers, "--schema", "npr").stdout.startswith("1 of 1")
+    ok("data", "convert", answers, "--from", "npr", "--to", "parallel-r1-numbered", "--out", tmp_path / "ours.jsonl")
+    assert "<Path>1: a</Path>" in (tmp_path / "ours.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("prepare", TINY, "--out", "x", "--schema", "threadwever"), "did you mean 'threadweaver'"),
+        (("generate", TINY, "--prompt", "x", "--paths", "5-2"), "the smallest and the largest"),
+        (("generate", TINY, "--prompt", "x", "--paths", "two"), "a number from 1 to 64"),
+    ],
+)
+def test_mistakes_are_one_line(words, said):
+    done = run(*words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
