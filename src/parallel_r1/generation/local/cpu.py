@@ -129,7 +129,7 @@ def _with_shared(
     scores: Float[Tensor, "bk q t"],
     keys: Float[Tensor, "b k t d"],
     values: Float[Tensor, "b k t e"],
-    bias: Float[Tensor, "#sk #q t"],
+    bias: Float[Tensor, "#sk #rq t"],
     route: Tables,
     layer: Layer,
     *,
