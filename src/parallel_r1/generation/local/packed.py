@@ -7,7 +7,6 @@ import itertools
 from weakref import WeakValueDictionary
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -39,13 +38,14 @@ class PackedLinear(nn.Module):
         if now != self.of:
             self.packed, self.of = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), ROWS), now
 
-    def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n e"]:
+    def forward(self, x: Tensor) -> Tensor:  # plain types: a compiler reads it
+        """The product of [.., d] with the weight, [.., e]."""
         if torch.compiler.is_compiling():
             return torch.ops.parallel_r1.packed_linear(x, self.index, len(self.weight))
         return self.product(x)
 
-    def product(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n e"]:
-        """The product with the packed weight."""
+    def product(self, x: Tensor) -> Tensor:
+        """The same, uncompiled."""
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
