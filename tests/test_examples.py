@@ -105,6 +105,7 @@ def test_a_reward_of_ones_own(tiny):
     ]
 
 
+@pytest.mark.slow
 def test_a_training_loop_of_ones_own():
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "my_loop.py"), "2"], capture_output=True, text=True, cwd=ROOT

@@ -108,6 +108,7 @@ def test_a_second_run_overwrites_nothing(finished):
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
 
 
+@pytest.mark.slow
 def test_without_out_a_free_folder_is_taken(tmp_path):
     (tmp_path / "small.toml").write_text(RECIPE)
     for name in ("small", "small-2"):

@@ -126,6 +126,7 @@ def test_policy_version_counts_the_updates_of_all_stages(tmp_path):
     assert versions[6] == {0}
 
 
+@pytest.mark.slow
 def test_what_a_run_was_restored_from_is_freed(tmp_path, monkeypatch):
     """The saved weights, and the moments of the stage before; the saved moments are those that the optimiser uses."""
     text = RECIPE.replace("save_rollouts_every = 2", "save_rollouts_every = 2\noptimizer = { carry = true }")

@@ -35,6 +35,7 @@ def cells_of(folder, model, text=WITH_ADAPTER):
     return study, {cell.row: cell for cell in expand(study, folder / "micro.toml", [0])}
 
 
+@pytest.mark.slow
 def test_a_row_with_an_adapter_is_an_ordinary_run(model, tmp_path):
     study, cells = cells_of(tmp_path, model)
     cell = cells["forked"]
