@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parallel_r1.answers.parser import parse
-from parallel_r1.answers.schemas import DEFAULT, NUMBERED, SCHEMAS
-from parallel_r1.answers.trace import EXACT_SCORER
+from parallel_r1.answers.schemas import DEFAULT, SCHEMAS
 from parallel_r1.answers.visibility import latency, layout
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.parity import measure
@@ -185,16 +184,17 @@ def test_numbers_that_are_no_tokens_are_refused(tagged):
 @EVERY
 def test_preempted_answers_are_the_same(tagged, schema):
     policy = tagged(schema)
-    text = announced(schema, ["x", "y"])
-    requests = [
-        Request(policy.encode("Use 3.\n" * (1 + n)), Sampling(paths=2, budget=BIG), f"{n}", None) for n in range(4)
-    ]
-    free = make_generator(policy, Engine()).traces(requests)
-    tight = make_generator(policy, Engine(memory=BIG.total + 60)).traces(requests)
-    assert [trace.token_ids for trace in free] == [trace.token_ids for trace in tight]
-    assert text
+    ids, close = policy.encode("a" + announced(schema, ["x", "y"])), policy.tags.closing("path")
 
+    def force(address, size):
+        if address:
+            return close if size >= 9 else None
+        return ids[size] if size < len(ids) else None
 
-def test_exact_scorers_are_the_same_for_all(tagged):
-    assert EXACT_SCORER == {"isolated": "isolated", "causal_join": "replay", "sequential": "causal"}
-    assert NUMBERED.tags == DEFAULT.tags
+    sampling = Sampling(paths=2, budget=BIG)
+    requests = [Request(policy.encode("Use 3.\n" * (1 + n)), sampling, f"{n}", force) for n in range(8)]
+    free, tight = make_generator(policy, Engine()), make_generator(policy, Engine(memory=BIG.total + 60))
+    traces = free.traces(requests)
+    assert all(trace.forks for trace in traces)
+    assert [trace.token_ids for trace in tight.traces(requests)] == [trace.token_ids for trace in traces]
+    assert tight.counts.preempted

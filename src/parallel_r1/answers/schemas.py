@@ -31,6 +31,8 @@ Pair = tuple[str, str]
 """An opening and a closing tag."""
 Role = Literal["fork", "plan", "item", "path", "summary"]
 ROLES: tuple[Role, ...] = ("fork", "plan", "item", "path", "summary")
+MOST_PATHS = 64
+"""The largest number of paths of a fork."""
 NUMBER, ITEM = "{number}", "{item}"
 """What stands in a head for the number of a path, from 1, and for the item of the plan that it works on."""
 FIX = "correct the schema; docs/schemas.md has examples"
@@ -196,12 +198,12 @@ class Schema:
             place: where the data are from, for errors.
 
         Raises:
-            UserError: an unknown key, one that is missing, or a value of another type.
+            UserError: an unkeys key, one that is missing, or a value of another type.
         """
-        known = {field.name: field for field in fields(cls)}
+        keys = {field.name: field for field in fields(cls)}
         for key, value in values.items():
-            if key not in known:
-                raise UserError(f"keys of a schema in {place}", f"'{key}'", nearest(key, list(known)))
+            if key not in keys:
+                raise UserError(f"keys of a schema in {place}", f"'{key}'", nearest(key, list(keys)))
             kind = bool if key in ("inside", "nests") else str
             pair = key in ROLES
             texts = list(value) if pair and isinstance(value, list | tuple) else [value]

@@ -7,14 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from parallel_r1.answers.schemas import DEFAULT, SCHEMAS
+from parallel_r1.answers.schemas import DEFAULT, MOST_PATHS, SCHEMAS
 from parallel_r1.answers.trace import Sampler
 from parallel_r1.settings import Count, Section, Share
 
 PATH, JOIN = 3, 2 + len(DEFAULT.gap)
 """The fewest tokens of a path with text, and of what the runtime writes after a fork, in the schema with the fewest."""
-MOST = 64
-"""The largest number of paths of a fork."""
 COLD = 0.01
 """A temperature below this is greedy for any logits that differ, and likewise for top-p and min-p."""
 SIZE = re.compile(r"\d+(\.\d+)? ?[KMGT]i?B|(100|[1-9]?\d(\.\d+)?) ?%")
@@ -112,8 +110,10 @@ class Sampling(Section):
     def is_a_number_or_two(cls, paths: Any) -> int | tuple[int, int]:
         pair = list(paths) if isinstance(paths, list | tuple) else [paths, paths]
         whole = all(isinstance(number, int) and not isinstance(number, bool) for number in pair)
-        if not whole or len(pair) != 2 or not 1 <= pair[0] <= pair[1] <= MOST:
-            raise ValueError(f"must be a number from 1 to {MOST}, or the smallest and the largest, such as [1, 8]")
+        if not whole or len(pair) != 2 or not 1 <= pair[0] <= pair[1] <= MOST_PATHS:
+            raise ValueError(
+                f"must be a number from 1 to {MOST_PATHS}, or the smallest and the largest, such as [1, 8]"
+            )
         return paths if isinstance(paths, int) else (pair[0], pair[1])
 
     @field_validator("stop")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from parallel_r1.answers.parser import pieces
 from parallel_r1.answers.rollout import Message
-from parallel_r1.answers.schemas import DEFAULT, ITEM, SCHEMAS, Schema
+from parallel_r1.answers.schemas import DEFAULT, ITEM, MOST_PATHS, SCHEMAS, Schema
 from parallel_r1.answers.syntax import Tags, fits
 from parallel_r1.errors import UserError
 
@@ -22,7 +22,6 @@ Form = Literal["plain", "chat"]
 
 SCHEMA = "parallel_r1_schema"
 """Where a tokenizer keeps its schema: a key of its tokenizer_config.json."""
-MOST_PATHS = 64
 
 
 def schema_of(tokenizer: PreTrainedTokenizerBase) -> Schema:
@@ -101,17 +100,17 @@ def _given(
 
     def given(text: str, before: str = schema.path[1]) -> tuple[int, ...]:
         """The ids of what the runtime writes behind a tag."""
-        first, *found = tokenizer.encode(before + text, add_special_tokens=False)
+        first, *behind = tokenizer.encode(before + text, add_special_tokens=False)
         # A tokenizer may put a token of its own before white space, as of SentencePiece.
-        kinds = [token if token in ids.values() else "break" for token in found if token in {*ids.values(), *breaks}]
+        kinds = [token if token in ids.values() else "break" for token in behind if token in {*ids.values(), *breaks}]
         parts = [ids.get(part, "break") for part in schema.pattern.split(text) if part]
         if first != ids[before] or [kind for kind, _ in groupby(kinds)] != parts:
             raise UserError(
                 f"a tokenizer that leaves {text!r} behind {before} as it is",
-                f"{tokenizer.convert_ids_to_tokens([first, *found])}",
+                f"{tokenizer.convert_ids_to_tokens([first, *behind])}",
                 "add the tags as special tokens without lstrip and rstrip",
             )
-        return tuple(found)
+        return tuple(behind)
 
     def words(text: str, before: str) -> tuple[int, ...]:
         return tuple(tokenizer.encode(before + text, add_special_tokens=False)[1:])

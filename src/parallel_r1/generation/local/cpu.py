@@ -69,15 +69,15 @@ def tables(plan: Step) -> Tables:
             shared += part.blocks
             readers += [some + [0] * (READERS - len(some))] * len(part.blocks)
     starts = np.cumsum([0, *map(len, bags[:-1])])
-    found = Tables(
+    made = Tables(
         torch.from_numpy(owner),
         torch.tensor(shared, dtype=torch.long),
         torch.tensor(readers, dtype=torch.long).view(-1, READERS),
         torch.tensor([row for bag in bags for row in bag]),
         torch.from_numpy(starts),
     )
-    plan.cache["tables"] = found
-    return found
+    plan.cache["tables"] = made
+    return made
 
 
 def attend_step(
