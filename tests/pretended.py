@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -28,20 +29,23 @@ class Mixed(RuntimeError):
 
 
 class Marks:
-    """Where storages are; one that is not noted may be anywhere, such as a constant that torch made inside."""
+    """Where storages are; one that is not noted may be anywhere, such as a constant that torch made inside.
+
+    Every mark holds a weak reference to its storage: as long as it does, no later storage can have the same address
+    and pass for the one that was marked.
+    """
 
     def __init__(self) -> None:
-        self.where: dict[int, torch.device] = {}
+        self.where: dict[int, tuple[torch.device, StorageWeakRef]] = {}
 
     def of(self, tensor: torch.Tensor) -> torch.device | None:
-        return self.where.get(tensor.untyped_storage()._cdata)
+        marked = self.where.get(tensor.untyped_storage()._cdata)
+        return marked[0] if marked else None
 
     def put(self, tensor: torch.Tensor, device: torch.device | None) -> None:
-        key = tensor.untyped_storage()._cdata
-        if device is None:
-            self.where.pop(key, None)  # the storage that was here before is gone
-        else:
-            self.where[key] = device
+        storage = tensor.untyped_storage()
+        if device is not None:
+            self.where[storage._cdata] = device, StorageWeakRef(storage)
 
 
 FREE = {"copy_", "_to_copy", "set_", "lift_fresh"}

@@ -72,6 +72,15 @@ def test_the_pretended_device_refuses_what_cuda_refuses(monkeypatch):
                 mixing()
 
 
+def test_a_mark_does_not_outlive_its_tensor(monkeypatch):
+    with pretended_cuda(monkeypatch):
+        here = torch.ones(3)
+        for _ in range(200):
+            torch.zeros(2, device="cuda")
+            # The index is made inside torch, unseen, and may lie where the tensor on CUDA was.
+            assert here[[0, 2]].tolist() == [1.0, 1.0]
+
+
 @pytest.mark.parametrize("sampler", ["isolated", "causal_join", "sequential"])
 def test_drawing(gpu, sampler):
     budget = Budget(total=80, critical_path=60, path=12, depth=2)
