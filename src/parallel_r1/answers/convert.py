@@ -37,8 +37,12 @@ class Fork:
 Parts = tuple[str | Fork, ...]
 
 
-def convert(text: str, source: Schema, target: Schema) -> str:
+def convert(text: str, source: Schema, target: Schema, *, bare: bool = False, counted: bool = False) -> str:
     """Convert an answer from one schema to another.
+
+    Args:
+        bare: whether the items of a plan that is made up are only numbers, and say nothing of what the paths say.
+        counted: whether forks without a plan begin with the number of their paths. It is left out otherwise.
 
     Raises:
         ValueError: the text breaks its schema, or has tags of the other one; names the tag and the character.
@@ -51,7 +55,7 @@ def convert(text: str, source: Schema, target: Schema) -> str:
     parts = reader.parts()
     if reader.tag is not None:
         raise ValueError(f"{reader.tag} at character {reader.at} closes nothing")
-    return _Writer(target).text(parts)
+    return _Writer(target, bare=bare, counted=counted).text(parts)
 
 
 class _Reader:
@@ -109,6 +113,8 @@ class _Reader:
         schema = self.schema
         if schema.fork:
             self.take(schema.fork[0])
+        if not schema.plan and self.words[self.next].isdecimal():
+            self.plain()  # the number of paths
         goal, outlines = self.plan() if schema.plan and self.tag == schema.plan[0] else ("", ())
         paths = [self.path(1)]
         while self.tag == schema.path[0]:
@@ -160,7 +166,7 @@ class _Reader:
 
 
 def _without_number(text: str, number: int) -> str:
-    return re.sub(rf"^{number}:\s*", "", text)
+    return re.sub(rf"^{number}(:\s*|$)", "", text)
 
 
 def _with_summaries(parts: list[str | Fork]) -> Parts:
@@ -180,8 +186,10 @@ def _with_summaries(parts: list[str | Fork]) -> Parts:
 class _Writer:
     """Writes parts in one format."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, *, bare: bool, counted: bool) -> None:
         self.schema = schema
+        self.bare = bare
+        self.counted = counted
 
     def text(self, parts: Parts) -> str:
         text = ""
@@ -199,15 +207,16 @@ class _Writer:
         before, outlines = self.plan(before, fork)
         schema, paths = self.schema, [self.text(path) for path in fork.paths]
         space = " " if schema.head and not schema.head[-1].isspace() else ""
-        numbered = [f"{number}: {outline}" for number, outline in enumerate(outlines, 1)]
+        numbered = [f"{number}: {outline}" if outline else f"{number}" for number, outline in enumerate(outlines, 1)]
         summary = "\n" + fork.summary if fork.summary and schema.summary is None else fork.summary
-        return before + schema.write([space + path for path in paths], summary, numbered, fork.goal)
+        paths = [space + path for path in paths]
+        return before + schema.write(paths, summary, numbered, fork.goal, counted=self.counted)
 
     def plan(self, before: str, fork: Fork) -> tuple[str, list[str]]:
         """The text before a fork, with a plan taken out of it or put into it, and the outlines of the paths."""
-        outlines, invented = list(fork.outlines), [_first_words(path) for path in fork.paths]
+        outlines, invented = list(fork.outlines), ["" if self.bare else _first_words(path) for path in fork.paths]
         if self.schema.plan is None:
-            if outlines == invented:
+            if outlines == invented or not any(outlines):
                 outlines = []
             lines = [fork.goal] * bool(fork.goal) + [f"{n}: {outline}" for n, outline in enumerate(outlines, 1)]
             if lines:

@@ -156,7 +156,15 @@ class Schema:
         """
         return self.head.replace(NUMBER, str(number)).replace(ITEM, item)
 
-    def write(self, paths: Sequence[str], summary: str | None, items: Sequence[str] = (), goal: str = "") -> str:
+    def write(
+        self,
+        paths: Sequence[str],
+        summary: str | None,
+        items: Sequence[str] = (),
+        goal: str = "",
+        *,
+        counted: bool = False,
+    ) -> str:
         """A fork as text, as this schema has it.
 
         Args:
@@ -165,8 +173,11 @@ class Schema:
                 one, a defect where the schema has summaries.
             items: of the plan, one for each path; "1", "2" and so on if left out.
             goal: text of the plan before its items.
+            counted: whether the number of paths stands at the start of a fork without a plan.
         """
         text = self.fork[0] if self.fork else ""
+        if counted and not self.plan:
+            text += f"{len(paths)}"
         items = items or [f"{number}" for number in range(1, len(paths) + 1)]
         if self.plan and self.item:
             lines = [*([goal] if goal else []), *(f"{self.item[0]}{item}{self.item[1]}" for item in items)]

@@ -33,6 +33,7 @@ class Example:
             about the choice between opening a fork and not.
         before: the messages before the prompt, if it is the last one of a chat.
         schema: how the answer is written.
+        taught: whether a task's teacher wrote it.
     """
 
     prompt: str
@@ -40,6 +41,7 @@ class Example:
     rehearsal: bool = False
     before: tuple[Message, ...] = ()
     schema: Schema = DEFAULT
+    taught: bool = False
 
 
 @runtime_checkable
@@ -96,7 +98,7 @@ def examples(data: Data, seed: int) -> Iterator[Example]:
                 if fork
                 else teacher.sequential_answer(problem, rng, data.sequential_tries)
             )
-        yield Example(problem.prompt, text, rehearsal, problem.before)
+        yield Example(problem.prompt, text, rehearsal, problem.before, taught=True)
 
 
 def check(data: Data) -> None:
@@ -118,7 +120,7 @@ def check_lengths(data: Data, policy: Policy, prompt: Prompt) -> None:
             continue
         length = (
             len(prompt.encode(policy, example.prompt, example.before))
-            + len(policy.encode(written(example, policy)))
+            + len(policy.encode(written(example, policy.tags.schema)))
             + 1
         )
         if length > most:
@@ -185,17 +187,29 @@ def checked(example: Example, place: str) -> Example:
     return example
 
 
-def written(example: Example, policy: Policy) -> str:
-    """The answer in the schema of a policy."""
-    schema = policy.tags.schema
-    return example.text if example.schema == schema else convert(example.text, example.schema, schema)
+def written(example: Example, schema: Schema, *, counted: bool = False) -> str:
+    """The answer in a schema. A teacher has no plan; where the schema has one, its items are only numbers, since the
+    first words of a path would say what the path is there to find out.
+
+    Args:
+        counted: whether forks without a plan begin with the number of their paths.
+    """
+    if example.schema == schema and not counted:
+        return example.text
+    return convert(example.text, example.schema, schema, bare=example.taught, counted=counted)
 
 
-def to_trace(example: Example, policy: Policy, sampler: Sampler, prompt: Prompt | None = None) -> Trace:
-    """An example as a trace that ends as answers of the model end, after the prompt as RL and evaluation give it."""
+def to_trace(
+    example: Example, policy: Policy, sampler: Sampler, prompt: Prompt | None = None, *, counted: bool = False
+) -> Trace:
+    """An example as a trace that ends as answers of the model end, after the prompt as RL and evaluation give it.
+
+    Args:
+        counted: whether the policy is to write the number of paths at the start of a fork without a plan.
+    """
     prompt = prompt or Prompt()
     end = policy.tags.chat_end if prompt.form == "chat" else policy.tags.end
-    token_ids = [*policy.encode(written(example, policy)), end]
+    token_ids = [*policy.encode(written(example, policy.tags.schema, counted=counted)), end]
     prompt_ids = prompt.encode(policy, example.prompt, example.before)
     trace = parse(token_ids, policy.tags, sampler=sampler, prompt_ids=prompt_ids)
     if not example.rehearsal:
@@ -206,11 +220,12 @@ def to_trace(example: Example, policy: Policy, sampler: Sampler, prompt: Prompt 
     return replace(trace, spans=(given, *kept, *rest))
 
 
-def plain_texts(data: Data, seed: int, count: int) -> Iterator[str]:
-    """Texts to train a tokenizer on: examples cut at their tags, so that no merge crosses one. Half of the examples are
-    parallel answers and half sequential ones, whatever `data.parallel` is."""
+def plain_texts(data: Data, seed: int, count: int, schema: Schema = DEFAULT) -> Iterator[str]:
+    """Texts to train a tokenizer on: examples in a schema, cut at its tags, so that no merge crosses one. Half of the
+    examples are parallel answers and half sequential ones, whatever `data.parallel` is."""
     for share in (0.0, 1.0):
         source = examples(data.model_copy(update={"parallel": share, "rehearsal": 0.0}), seed)
         for _ in range(count // 2):
             example = next(source)
-            yield from (piece.text for piece in pieces(example.prompt + example.text) if not piece.is_tag)
+            text = example.prompt + written(example, schema)
+            yield from (piece.text for piece in pieces(text, schema) if not piece.is_tag)

@@ -73,6 +73,11 @@ class Sampling(Section):
         return self.paths if isinstance(self.paths, int) else self.paths[1]
 
     @property
+    def counts(self) -> bool:
+        """Whether the policy writes the number of paths, where the schema has no plan."""
+        return self.sampler != "sequential" and not isinstance(self.paths, int)
+
+    @property
     def opens_forks(self) -> bool:
         """Whether an answer may have a well-formed fork, one with at least two paths that have text."""
         budget = self.budget

@@ -16,6 +16,7 @@ class Architecture(Section):
         hidden, intermediate: width of the hidden states and of the MLP.
         kv_heads: key-value heads, shared by the query `heads`.
         positions: the longest sequence, in tokens.
+        digits: most digits of a token.
         vocabulary: tokens of the tokenizer: at least the 256 bytes and the special tokens.
     """
 
@@ -25,6 +26,7 @@ class Architecture(Section):
     kv_heads: Count = 2
     intermediate: Count = 448
     positions: Count = 512
+    digits: Annotated[int, Field(ge=1, le=3)] = 3
     vocabulary: Annotated[int, Field(ge=263)] = 512
 
 
@@ -53,12 +55,15 @@ class Model(Section):
     Attributes:
         path: a model folder, or the name of a model on the hub.
         architecture: a model with random weights.
+        format: the schema of its answers: a name, or a TOML file. A model with random weights gets the tags of this
+            one, of `parallel-r1` if None; one that is loaded must have it, or any if None.
         lora: the adapter to train; if None, all weights are trained.
         adapter: a checkpoint of such an adapter to continue with; a new one if None.
     """
 
     path: str | None = None
     architecture: Architecture | None = None
+    format: str | None = None
     lora: LoRA | None = None
     adapter: str | None = None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from parallel_r1.answers.parser import parse
-from parallel_r1.answers.schemas import DEFAULT, Schema
+from parallel_r1.answers.schemas import DEFAULT, Schema, load_schema
 from parallel_r1.answers.syntax import Tags
 from parallel_r1.errors import UserError
 from parallel_r1.files import whole
@@ -106,6 +106,24 @@ def add_tags(tokenizer: PreTrainedTokenizerBase, schema: Schema = DEFAULT) -> Ta
     if text.replace(" ", "") != answer.replace(" ", "") or parse(token_ids, tags).defects:
         raise UserError("a tokenizer that a text with tags survives", repr(text), "choose another model")
     return tags
+
+
+def check_schema(policy: Policy, asked: str, path: str) -> None:
+    """Refuse a model of another schema than the one that `model.format` of a recipe asks for.
+
+    Args:
+        path: where the model was loaded from.
+
+    Raises:
+        UserError: the schema is another one, or none.
+    """
+    found = policy.tags.schema
+    if load_schema(asked) != found:
+        raise UserError(
+            f"a model with the schema '{asked}', as model.format says",
+            f"'{found.name}' in {path}",
+            f"run parallel-r1 prepare {path} --out DIR --schema {asked}, or leave model.format out",
+        )
 
 
 def are_alike(policy: Policy) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from parallel_r1.answers.schemas import DEFAULT
+from parallel_r1.answers.schemas import DEFAULT, Schema
+from parallel_r1.models.tokens import set_schema
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config
@@ -14,13 +15,17 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer trained on texts. A run of up to three digits may become one token, but never together
-    with other characters; the six tags and the end of text are special tokens.
+def train_tokenizer(
+    texts: Iterable[str], vocabulary: int, digits: int = 3, schema: Schema = DEFAULT
+) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer trained on texts. A run of a few digits may become one token, but never together with
+    other characters; the tags of a schema and the end of text are special tokens.
 
     Args:
         texts: the training texts.
         vocabulary: number of tokens, with the 256 bytes and the special tokens.
+        digits: most digits of a token.
+        schema: the schema of the answers that the model will write.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -28,25 +33,27 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\d{1,3}"), behavior="isolated"),
+            pre_tokenizers.Split(Regex(rf"\d{{1,{digits}}}"), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[END_OF_TEXT, *DEFAULT.tags],
+        special_tokens=[END_OF_TEXT, *schema.tags],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    trained = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
-        additional_special_tokens=list(DEFAULT.tags),
+        additional_special_tokens=list(schema.tags),
         clean_up_tokenization_spaces=False,
     )
+    set_schema(trained, schema)
+    return trained
 
 
 def random_model(tokenizer: PreTrainedTokenizerBase, *, seed: int, **shape: int) -> PreTrainedModel:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel_r1 import models
+from parallel_r1.answers.schemas import DEFAULT, load_schema
 from parallel_r1.coldstart import examples as coldstart
 from parallel_r1.errors import Missing, UserError
 from parallel_r1.evaluation.measure import Result, evaluate, held_out
@@ -19,7 +20,7 @@ from parallel_r1.generation.generator import make_generator
 from parallel_r1.generation.training_card import read_card
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
-from parallel_r1.models.tags import are_alike
+from parallel_r1.models.tags import are_alike, check_schema
 from parallel_r1.registry import plugin_error
 from parallel_r1.runs import trackers as tracking
 from parallel_r1.runs.checkpoint import card_of, card_of_base
@@ -234,14 +235,18 @@ def build_policy(recipe: Recipe) -> Policy:
     """The policy that a recipe starts from: loaded, or random with a tokenizer trained for its first SFT stage."""
     model = recipe.model
     if model.path is not None:
-        return _load(recipe, model.path, Path(model.adapter) if model.adapter else None)
+        policy = _load(recipe, model.path, Path(model.adapter) if model.adapter else None)
+        if model.format is not None:
+            check_schema(policy, model.format, model.path)
+        return policy
     assert model.architecture is not None
     shape = model.architecture.model_dump()
     sources = [stage.data for stage in recipe.stages.values() if isinstance(stage, SFT)]
     if not sources:
         raise UserError("an sft stage to train a tokenizer on", "none in this recipe", "give model.path instead")
-    texts = coldstart.plain_texts(sources[0], recipe.seed, 20_000)
-    tokenizer = models.train_tokenizer(texts, shape.pop("vocabulary"))
+    schema = load_schema(model.format or DEFAULT.name)
+    texts = coldstart.plain_texts(sources[0], recipe.seed, 20_000, schema)
+    tokenizer = models.train_tokenizer(texts, shape.pop("vocabulary"), shape.pop("digits"), schema)
     weights: Any = models.random_model(tokenizer, seed=recipe.seed, **shape)
     weights.to(models.device_of(recipe.engine.device))
     return Policy(weights, tokenizer, models.tags_of(tokenizer, weights))
@@ -335,6 +340,8 @@ def check(
     sizes: dict[str, int] = {}
     counts = {} if counts is None else counts
     tracking.check(recipe.tracking)
+    if recipe.model.format is not None:
+        load_schema(recipe.model.format)
     if recipe.model.lora is not None:
         adapters.check(recipe.model.lora)
     settings = recipe.evaluation

@@ -226,7 +226,7 @@ def build(recipe: Recipe) -> PreTrainedModel:
         OSError: the configuration cannot be read.
     """
     if recipe.model.architecture is not None:
-        shape = recipe.model.architecture.model_dump()
+        shape = recipe.model.architecture.model_dump(exclude={"digits"})
         config: PretrainedConfig = qwen3(shape.pop("vocabulary"), **shape)
     else:
         assert recipe.model.path is not None

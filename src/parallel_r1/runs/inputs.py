@@ -15,12 +15,13 @@ from parallel_r1.training.settings import SFT
 
 
 def data_files(recipe: Recipe) -> list[Path]:
-    """The files of problems and of answers that a recipe reads, without data sets of the hub.
+    """The files of problems, of answers and of schemas that a recipe reads, without data sets of the hub.
 
     Raises:
         Missing: one does not exist.
     """
-    tasks, files = list(recipe.evaluation.tasks), []
+    formats = [recipe.model.format, *(stage.data.format for stage in recipe.stages.values() if isinstance(stage, SFT))]
+    tasks, files = list(recipe.evaluation.tasks), [Path(name) for name in formats if name and name.endswith(".toml")]
     for stage in recipe.stages.values():
         tasks += [stage.stop.task] if stage.stop is not None and stage.stop.task else []
         if not isinstance(stage, SFT):

@@ -2,8 +2,7 @@
 
 Real decomposition needs a path to know which part is its own: where paths do not know their number, several of them do
 the same part. Problems are drawn at random, far more than training can meet; verification is in exact integers. The
-teacher writes one line for every part, one after the other or each in a path of its own, in the order of the problem;
-before a fork it may list the parts, which becomes the plan in schemas that have one.
+teacher works out one part after the other, or each in a path of its own, in the order of the problem.
 """
 
 from __future__ import annotations
@@ -27,15 +26,17 @@ class Parts:
 
     Attributes:
         least, most: how many parts a problem has.
+        terms: how many numbers a part adds up.
         digits: of the numbers.
-        minus: whether parts may be differences.
+        minus: whether it may also subtract them; no result on the way is negative.
         largest: whether the answer is the largest result; all results in order otherwise.
     """
 
     name: str
     least: int = 4
     most: int = 4
-    digits: int = 5
+    terms: int = 4
+    digits: int = 3
     minus: bool = False
     largest: bool = False
 
@@ -48,15 +49,17 @@ class Parts:
                 yield problem
 
     def _part(self, rng: random.Random) -> str:
-        low, high = 10 ** (self.digits - 1), 10**self.digits - 1
-        first, second = rng.randint(low, high), rng.randint(low, high)
-        if self.minus and rng.random() < 0.5:
-            return f"{max(first, second)}-{min(first, second)}"
-        return f"{first}+{second}"
+        text, result = "", 0
+        for _ in range(self.terms):
+            number = rng.randrange(10 ** (self.digits - 1), 10**self.digits)
+            minus = self.minus and number <= result and rng.random() < 0.5
+            text += f"{'-' if minus else '+' * bool(text)}{number}"
+            result += -number if minus else number
+        return text
 
     def problem(self, parts: Sequence[str]) -> Problem:
-        """The problem with these parts, such as `12345+54321`."""
-        listed, results = ", ".join(parts), [_result(part) for part in parts]
+        """The problem with these parts, such as `347+528-119`."""
+        listed, results = ", ".join(parts), [_steps(part)[-1][1] for part in parts]
         task = "Find the largest" if self.largest else "Compute"
         answer = f"{max(results)}" if self.largest else ", ".join(map(str, results))
         return Problem(f"{self.name}/{listed}", f"{task}: {listed}.\n", answer, self.name, listed)
@@ -66,16 +69,12 @@ class Parts:
         return [_numbers(final_answer(trunk)) == _numbers(p.answer) for p, trunk in zip(problems, answers, strict=True)]
 
     def sequential_answer(self, problem: Problem, rng: random.Random, most: int) -> str:
-        """One part after the other."""
-        lines = [f"{part}={_result(part)}" for part in parts_of(problem)]
-        return "\n".join([*lines, f"Final Answer: {problem.answer}"])
+        """One part after the other, each on a line."""
+        return "\n".join([*map(_worked_out, parts_of(problem)), f"Final Answer: {problem.answer}"])
 
     def parallel_answer(self, problem: Problem, rng: random.Random, paths: int, most: int, after: int) -> str:
-        """A fork with a path for every part, whatever `paths` is."""
-        parts = parts_of(problem)
-        fork = DEFAULT.write([f"{part}={_result(part)}" for part in parts], f"{len(parts)} parts.")
-        plan = "".join(f"{number}: {part}\n" for number, part in enumerate(parts, 1))
-        return f"{plan if self.most > self.least else ''}{fork}\nFinal Answer: {problem.answer}"
+        """A fork with a path for every part, whatever `paths` is, and the final answer as its summary."""
+        return DEFAULT.write([*map(_worked_out, parts_of(problem))], f"Final Answer: {problem.answer}")
 
 
 def parts_of(problem: Problem) -> list[str]:
@@ -83,9 +82,18 @@ def parts_of(problem: Problem) -> list[str]:
     return problem.key.split(", ")
 
 
-def _result(part: str) -> int:
-    first, sign, second = re.split(r"([+-])", part)
-    return int(first) + int(second) if sign == "+" else int(first) - int(second)
+def _steps(part: str) -> list[tuple[str, int]]:
+    """The operations of a part, one number at a time, with the result of each: 3+4-5 is 3+4 = 7, 7-5 = 2."""
+    first, *rest = re.findall(r"[+-]?\d+", part)
+    steps, result = [], int(first)
+    for term in rest:
+        steps.append((f"{result}{term}", result + int(term)))
+        result += int(term)
+    return steps
+
+
+def _worked_out(part: str) -> str:
+    return ", ".join(f"{step}={result}" for step, result in _steps(part))
 
 
 def _numbers(answer: str | None) -> list[int] | None:
@@ -95,7 +103,7 @@ def _numbers(answer: str | None) -> list[int] | None:
     return [int(number) for number in re.findall(r"-?\d+", answer)]
 
 
-EASY = Parts("parts-easy")
+EASY = Parts("parts-easy", digits=2)
 HARD = Parts("parts-hard", least=2, most=6, minus=True, largest=True)
 TASKS.add(EASY.name, lambda: EASY, Parts)
 TASKS.add(HARD.name, lambda: HARD, Parts)

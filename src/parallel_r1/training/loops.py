@@ -112,7 +112,7 @@ def run_sft(
         shard: give every process only a share of the learning weights.
         examples: the answers to imitate, instead of the file that `stage.data` names.
     """
-    raw, tag_ids = Decoding(missing=policy.tags.missing), policy.tags.ids.values()
+    raw, tag_ids, sampling = Decoding(missing=policy.tags.missing), policy.tags.ids.values(), stage.sampling
     learner = Learner(policy.model, stage, stage.updates, raw, tag_ids=tag_ids, shard=shard)
     done, taken = resume(policy, learner, state, moments)
     del state, moments  # they hold a copy of all that learns
@@ -121,7 +121,7 @@ def run_sft(
     for step in range(done + 1, stage.steps + 1):
         started = time.perf_counter()
         traces = [
-            coldstart.to_trace(example, policy, stage.sampling.sampler, stage.prompt)
+            coldstart.to_trace(example, policy, sampling.sampler, stage.prompt, counted=sampling.counts)
             for example in islice(source, stage.batch)
         ]
         metrics = learner.update([Sample(trace) for trace in traces], CrossEntropy())

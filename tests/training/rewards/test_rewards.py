@@ -49,6 +49,9 @@ def parse_reward(text):
         ("diversity(bonus(0.2), right=0.2)", (1, 1.2, -1, -1, -1)),
         ("decay(efficiency(), steps=50)", (1, 1 + 0.16 * HALF, 1 + 0.16 * HALF, -1, -1)),
         ("anneal(bonus(1.0), accuracy(), steps=4)", (1, 1 + 0.75, 1 - 2 * 0.75, -1, -1)),
+        ("paths_used()", (1, 0.96, 1, -1, -1)),
+        ("paths_used(gate(), right=0.5, wrong=-0.1)", (1, 2, -1, -1, -1.2)),
+        ("spare_paths()", (1, 1, 1, -1, -1)),
         ("overlong(total=12, cache=4)", (0.5, 0.5, 0.5, -1.5, -2)),
         ("overlong(critical_path=12, cache=4)", (0.5, 1, 1, -1.5, -1)),
         ("overlong(bonus(0.2), total=20, critical_path=8, cache=4)", (0, 0.7, -1.5, -2, -2)),
@@ -63,6 +66,16 @@ def test_a_reward_is_the_sum_of_named_terms():
     same = Outcome(True, 1, True, 6, 10, paths=(("a b c d", "a b c d"),))
     assert reward(same) == pytest.approx({"accuracy": 1, "parallel": 0.7, "diversity": -1})
     assert set(reward(WRONG)) == set(reward(same))
+
+
+def test_paths_are_spare_if_another_correct_answer_needed_fewer():
+    """Of five answers to a problem: the fewest paths of a correct one are 2, so a fork with 4 has 2 to spare."""
+    two, four, one = (Outcome(True, 1, paths=(("a",) * n,)) for n in (2, 4, 1))
+    group = (two, four, replace(one, correct=False), replace(four, correct=False))
+    reward = language.parse_reward("spare_paths(right=0.05, wrong=0.01)")
+    found = [reward(replace(outcome, group=group))["spare_paths"] for outcome in group]
+    assert found == pytest.approx([0, -0.1, 0, -0.02])
+    assert reward(replace(four, group=(replace(four, correct=False),)))["spare_paths"] == 0
 
 
 @pytest.mark.parametrize(

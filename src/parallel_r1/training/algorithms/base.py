@@ -155,12 +155,16 @@ class PolicyGradient(Section):
 
     def credit(self, groups: Sequence[Group]) -> list[list[Sample]]:
         """Samples with their advantages, one list per group."""
-        rewards = [[rollout.reward or 0.0 for rollout in group.rollouts] for group in groups]
-        advantages = self._check_advantages(self.advantages(rewards), rewards)
+        advantages = self.advantages_of(groups)
         return [
             [Sample(rollout.trace, advantage) for rollout, advantage in zip(group.rollouts, values, strict=True)]
             for group, values in zip(groups, advantages, strict=True)
         ]
+
+    def advantages_of(self, groups: Sequence[Group]) -> list[list[float]]:
+        """The advantage of every answer of a step, from its reward."""
+        rewards = [[rollout.reward or 0.0 for rollout in group.rollouts] for group in groups]
+        return self._check_advantages(self.advantages(rewards), rewards)
 
     def _check_advantages(self, advantages: Any, rewards: Sequence[Sequence[float]]) -> list[list[float]]:
         """The advantages that a subclass returned, as floats.

@@ -71,6 +71,18 @@ class Outcome:
         return self.forks >= 1 and self.well_formed
 
     @property
+    def paths_used(self) -> int:
+        """Number of paths with text, over all forks."""
+        return sum(map(len, self.paths))
+
+    @property
+    def spare_paths(self) -> int:
+        """How many more paths it used than the correct answer of its group that used the fewest; 0 in a group without a
+        correct answer."""
+        fewest = min((other.paths_used for other in self.group if other.correct), default=self.paths_used)
+        return max(0, self.paths_used - fewest)
+
+    @property
     def saved(self) -> float:
         """Share of the tokens that are off the critical path, 0 .. 1: 1 - critical path / total."""
         return 1 - self.critical_path / self.total if self.total else 0.0

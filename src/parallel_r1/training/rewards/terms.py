@@ -78,6 +78,21 @@ def acceleration(
     return weighted(outcome, base, "acceleration", right, wrong, lambda: min(outcome.saved, most))
 
 
+@reward(needs_forks=True)
+def paths_used(outcome: Outcome, base: Reward = ACCURACY, right: float = -0.02, wrong: float = 0.0) -> Terms:
+    """`base`, plus the number of paths, times `right` if the answer is correct, else `wrong`. A negative weight is the
+    price of a path."""
+    return weighted(outcome, base, "paths_used", right, wrong, lambda: outcome.paths_used)
+
+
+@reward(needs_forks=True)
+def spare_paths(outcome: Outcome, base: Reward = ACCURACY, right: float = 0.05, wrong: float = 0.0) -> Terms:
+    """`base`, minus the number of spare paths, times `right` if the answer is correct, else `wrong`. Paths are spare if
+    another correct answer to the same problem needed fewer: easy problems then get few paths, and hard ones keep
+    theirs."""
+    return weighted(outcome, base, "spare_paths", -right, -wrong, lambda: outcome.spare_paths)
+
+
 @reward
 def overlong(
     base: Reward = ACCURACY, *, cache: float, total: float = math.inf, critical_path: float = math.inf
