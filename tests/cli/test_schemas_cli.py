@@ -8,6 +8,7 @@ from conftest import TINY
 
 from parallel_r1 import models
 from parallel_r1.answers.schemas import SCHEMAS
+from parallel_r1.runs.folder import DATA
 
 RECIPE = """
 name = "weave"
@@ -76,6 +77,64 @@ def test_check_and_convert_read_any_schema(tmp_path):
     assert ok("check", answers, "--schema", "npr").stdout.startswith("1 of 1")
     ok("data", "convert", answers, "--from", "npr", "--to", "parallel-r1-numbered", "--out", tmp_path / "ours.jsonl")
     assert "<Path>1: a</Path>" in (tmp_path / "ours.jsonl").read_text()
+
+
+NOTHING = """
+name = "nothing"
+
+[model]
+format = "{schema}"
+
+[model.architecture]
+hidden = 32
+layers = 1
+heads = 2
+kv_heads = 1
+intermediate = 64
+digits = 1
+
+[evaluation]
+tasks = ["parts-hard"]
+problems = 4
+
+[stages.sft]
+kind = "sft"
+steps = 2
+batch = 4
+sampling = {{ paths = [2, 6], budget = {{ total = 400, critical_path = 200 }} }}
+data = {{ tasks = {{ parts-hard = 1.0 }}, parallel = 1.0 }}
+"""
+MINE = """
+name = "mine"
+fork = ["<Split>", "</Split>"]
+path = ["<Branch>", "</Branch>"]
+head = "{number}) "
+"""
+
+
+def test_a_model_from_nothing_in_a_schema_of_ones_own(tmp_path):
+    (tmp_path / "mine.toml").write_text(MINE)
+    (tmp_path / "nothing.toml").write_text(NOTHING.format(schema=tmp_path / "mine.toml"))
+    ok("train", tmp_path / "nothing.toml", "--out", tmp_path / "run")
+    (model,) = (path.parent for path in (tmp_path / "run" / "checkpoints" / "sft").rglob("tokenizer_config.json"))
+    assert models.load(str(model), device="cpu").tags.schema.name == "mine"
+    assert list(json.loads((tmp_path / "run" / DATA).read_text())) == [str(tmp_path / "mine.toml")]
+
+
+def test_a_checkpoint_of_another_schema_than_asked(woven, tmp_path):
+    recipe = tmp_path / "weave.toml"
+    recipe.write_text(RECIPE.format(model=woven).replace("[model]", '[model]\nformat = "npr"'))
+    done = run("train", recipe, "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert f"the schema 'npr', as model.format says; found 'threadweaver' in {woven}" in done.stderr
+
+
+def test_check_names_a_tag_of_another_schema(tmp_path):
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(json.dumps({"text": "So: <guideline>"}) + "\n")
+    done = run("check", answers)
+    assert done.returncode == 1
+    assert "character 4: foreign-tag: <guideline> is a tag of npr, and this is read in parallel-r1" in done.stdout
 
 
 @pytest.mark.parametrize(

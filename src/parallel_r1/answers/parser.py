@@ -11,15 +11,16 @@ parsed as text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from parallel_r1.answers.scanner import scan
-from parallel_r1.answers.schemas import DEFAULT, Schema
+from parallel_r1.answers.schemas import DEFAULT, SCHEMAS, Schema
 from parallel_r1.answers.symbols import Content, Structure, Symbol
 from parallel_r1.answers.syntax import Tags, fits
-from parallel_r1.answers.trace import TRUNK, Address, Sampler, Span, Trace
+from parallel_r1.answers.trace import TRUNK, Address, Defect, Sampler, Span, Trace
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,17 @@ def parse_text(text: str, schema: Schema = DEFAULT) -> Structure:
         return schema.head_of(number, str(item or ""))
 
     return scan(symbols, schema, head)
+
+
+def foreign_tag(text: str, schema: Schema) -> Defect | None:
+    """The first tag in a text that its schema lacks and another schema that ships here has. Such a text mixes two
+    schemas, or has been read in the wrong one: its forks would be plain text."""
+    others = {tag: other.name for other in reversed(SCHEMAS.values()) for tag in other.tags if tag not in schema.tags}
+    found = re.search("|".join(map(re.escape, sorted(others, key=len, reverse=True))), text) if others else None
+    if found is None:
+        return None
+    name, tag = others[found[0]], found[0]
+    return Defect("foreign-tag", found.start(), f"{tag} is a tag of {name}, and this is read in {schema.name}")
 
 
 def pieces(text: str, schema: Schema = DEFAULT) -> list[Piece]:

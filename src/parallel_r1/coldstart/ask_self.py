@@ -24,7 +24,7 @@ class Own:
     """A policy as its own teacher.
 
     Attributes:
-        policy: with the six tags.
+        policy: with the tags of a schema.
         name: the model's folder or hub id.
         sampling: how it draws.
         seed: an answer depends on nothing but the seed, the problem and the number of the sample.

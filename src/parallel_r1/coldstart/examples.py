@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from parallel_r1.answers.convert import convert
-from parallel_r1.answers.parser import parse, parse_text, pieces
+from parallel_r1.answers.parser import foreign_tag, parse, parse_text, pieces
 from parallel_r1.answers.rollout import Message, Problem
 from parallel_r1.answers.schemas import DEFAULT, Schema, load_schema
 from parallel_r1.answers.trace import Sampler, Span, Trace
@@ -177,12 +177,13 @@ def checked(example: Example, place: str) -> Example:
     Args:
         place: where it comes from, for the error.
     """
-    defects = parse_text(example.text, example.schema).defects
+    foreign = foreign_tag(example.text, example.schema)
+    defects = [foreign] if foreign else parse_text(example.text, example.schema).defects
     if defects:
         raise UserError(
             "well-formed answers" + (f" in {example.schema.name}" if example.schema != DEFAULT else ""),
             f"{place}: {defects[0].message}",
-            "see what parallel-r1 data repair can do",
+            "give its schema as data.format" if foreign else "see what parallel-r1 data repair can do",
         )
     return example
 

@@ -1,4 +1,4 @@
-"""Hugging Face models and tokenizers, with the six tags as tokens. No transformer of our own."""
+"""Hugging Face models and tokenizers, with the tags of a schema as tokens. No transformer of our own."""
 
 from parallel_r1.models.checks import check_model, check_vocabulary, positions
 from parallel_r1.models.policy import (

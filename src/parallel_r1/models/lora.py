@@ -1,6 +1,6 @@
 """Which weights of a model learn: all of them, or a LoRA adapter beside frozen ones.
 
-With an adapter the six tags must still learn, but their rows are part of a frozen embedding table. These rows become a
+With an adapter the tags must still learn, but their rows are part of a frozen embedding table. These rows become a
 parameter of their own, `tag_rows`, which the embedding and the head read instead; it is tied if they are tied. `peft`
 can do this too, but copies the whole table in every forward pass.
 
@@ -23,7 +23,7 @@ from torch.nn.functional import embedding, linear
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from parallel_r1 import models
-from parallel_r1.answers.schemas import DEFAULT
+from parallel_r1.answers.schemas import DEFAULT, Schema
 from parallel_r1.errors import UserError, nearest, need
 from parallel_r1.models.attention import ATTENTION
 from parallel_r1.models.policy import Policy, dtype_of
@@ -173,15 +173,15 @@ def targeted(model: PreTrainedModel, settings: LoRA) -> dict[str, torch.nn.Linea
     return {name: layer for name, layer in layers.items() if name.rpartition(".")[2] in settings.targets}
 
 
-def size(model: PreTrainedModel, settings: LoRA) -> int:
-    """Number of weights of the adapter that `attach` gives to a model.
+def size(model: PreTrainedModel, settings: LoRA, schema: Schema = DEFAULT) -> int:
+    """Number of weights of the adapter that `attach` gives to a model whose answers have a schema.
 
     Raises:
         UserError: see `targeted`.
     """
     layers, tables = targeted(model, settings).values(), [rows for rows, _ in embedding_rows(model)]
     matrices = sum(layer.in_features + layer.out_features for layer in layers)
-    return settings.rank * matrices + len(DEFAULT.tags) * sum(table.shape[1] for table in tables)
+    return settings.rank * matrices + len(schema.tags) * sum(table.shape[1] for table in tables)
 
 
 def _free_rows(model: PreTrainedModel, tag_ids: Collection[int]) -> None:

@@ -32,7 +32,7 @@ class Architecture(Section):
 
 class LoRA(Section):
     """An adapter: frozen weights, with two small trainable matrices for every targeted linear layer, and trainable
-    embeddings of the six tags.
+    embeddings of the tags.
 
     Attributes:
         rank: rank of the update of a layer.

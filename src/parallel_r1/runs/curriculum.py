@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 Observer = Callable[[dict[str, Any]], None]
 """A callback, called with every row of metrics as it is logged."""
 ALIKE = (
-    "the embeddings of the six tags are equal: the model cannot tell them apart until they have learnt. Write them "
+    "the embeddings of the tags are equal: the model cannot tell them apart until they have learnt. Write them "
     "with parallel-r1 prepare --init mean, or raise optimizer.tags"
 )
 Counted = tuple[str, int, int, Split]

@@ -18,6 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from parallel_r1.answers.schemas import DEFAULT, load_schema
 from parallel_r1.errors import UserError
 from parallel_r1.generation.local import packed
 from parallel_r1.generation.local.capacity import block_bytes, parse_bytes
@@ -27,7 +28,7 @@ from parallel_r1.models import lora as adapters
 from parallel_r1.models.checks import check_model, check_vocabulary, positions
 from parallel_r1.models.policy import dtype_of, load_tokenizer, parameter_count
 from parallel_r1.models.tiny import qwen3
-from parallel_r1.models.tokens import encode_prompt, tag_ids
+from parallel_r1.models.tokens import encode_prompt, schema_of, tag_ids
 from parallel_r1.runs.activations import activation_bytes
 from parallel_r1.runs.folder import space
 from parallel_r1.runs.recipe import Recipe
@@ -139,18 +140,21 @@ def make(recipe: Recipe, problems: Mapping[str, int]) -> Plan:
     with suppress(UserError):  # what is wrong with it is said below
         tokenizer = load_tokenizer(path) if path else None
     prompts = {name: prompt_tokens(recipe, stage, tokenizer) for name, stage in recipe.stages.items()}
+    schema = schema_of(tokenizer) if tokenizer else load_schema(recipe.model.format or DEFAULT.name)
+    adapter = 0
     with FakeTensorMode():  # tensors have shapes and no memory here
         try:
             model = build(recipe)
+            adapter = adapters.size(model, lora, schema) if lora else 0
         except OSError as error:
             unknown.append(_unreadable(str(path), error))
-        memories = {} if model is None else _memories(model, recipe, prompts)
+        memories = {} if model is None else _memories(model, recipe, prompts, adapter)
     parameters = learning = disk = None
     if model is not None:
         check_positions(model.config, recipe)
         if path is not None:
             check_vocabulary(tag_ids(load_tokenizer(path)), model.config.get_text_config().vocab_size, path)
-        parameters, adapter = parameter_count(model), adapters.size(model, lora) if lora else 0
+        parameters = parameter_count(model)
         learning, disk = adapter or parameters, space(recipe, parameters + adapter, adapter or parameters)
     stages = tuple(
         StagePlan(
@@ -177,14 +181,17 @@ def _unreadable(path: str, error: OSError) -> str:
     return f"memory, positions and tags: {path}, {where} ({reason}); parallel-r1 prepare writes one"
 
 
-def _memories(model: PreTrainedModel, recipe: Recipe, prompts: Mapping[str, int]) -> dict[str, Memory]:
+def _memories(model: PreTrainedModel, recipe: Recipe, prompts: Mapping[str, int], adapter: int) -> dict[str, Memory]:
     """The memory of every stage. Stages with micro-batches of the same size share one pass through the model.
 
     Args:
         prompts: stage -> tokens of its longest prompt.
+        adapter: number of weights of the adapter; 0 without one.
     """
     activations = cache(partial(activation_bytes, model))  # a local cache: it must not keep the model alive
-    return {name: memory(model, recipe, stage, prompts[name], activations) for name, stage in recipe.stages.items()}
+    return {
+        name: memory(model, recipe, stage, prompts[name], activations, adapter) for name, stage in recipe.stages.items()
+    }
 
 
 def drawn(stage: Stage) -> int:
@@ -242,18 +249,20 @@ def memory(
     stage: Stage,
     prompt: int,
     activations: Callable[[int, bool, bool], int],
+    adapter: int,
 ) -> Memory:
     """The peak memory of a stage.
 
     Args:
         prompt: tokens of its longest prompt.
         activations: (tokens, half, recompute) -> bytes, as in `activation_bytes`.
+        adapter: number of weights of the adapter; 0 without one.
     """
     lora, processes = recipe.model.lora, recipe.processes
     parameters = parameter_count(model)
     weights = learning = NUMBER * parameters
     if lora is not None:
-        learning = NUMBER * adapters.size(model, lora)
+        learning = NUMBER * adapter
         weights += learning
         if lora.quantise == "nf4":
             frozen = sum(layer.weight.numel() for layer in adapters.linear_layers(model).values())

@@ -27,7 +27,7 @@ class Optimizer(Section):
             gives every row a small gradient, and Adam makes a large step of it, so training on a narrow task ruins the
             rows of tokens that it never uses; `used` leaves them as they are.
         carry: start with the moments that the optimiser of the stage before ended with, instead of none.
-        tags: multiple of `lr` for the rows of the six tags, in the embedding table and in an untied head. At a rate
+        tags: multiple of `lr` for the rows of the tags, in the embedding table and in an untied head. At a rate
             that suits a pretrained model, rows that are new to it hardly move.
     """
 

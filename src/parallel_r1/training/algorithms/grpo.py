@@ -2,7 +2,8 @@
 
 Sources: DeepSeekMath (arXiv 2402.03300) for group advantages; DAPO (arXiv 2503.14476) for the separate upper clip;
 Dr. GRPO (arXiv 2503.20783) for advantages without a standard deviation; PAPO (arXiv 2512.07461) for the standard
-deviation of a batch; GDPO (arXiv 2601.05242) for terms of a reward that are normalised apart. Defaults as in the Parallel-R1 paper: no divergence from a reference, no entropy bonus.
+deviation of a batch; GDPO (arXiv 2601.05242) for terms of a reward that are normalised apart. Defaults as in the
+Parallel-R1 paper: no divergence from a reference, no entropy bonus.
 """
 
 from __future__ import annotations
