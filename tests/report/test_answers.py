@@ -8,9 +8,12 @@ from hypothesis import given
 from rich.console import Console
 from strategies import anything, well_formed
 
+from parallel_r1 import models
 from parallel_r1.answers.parser import parse
 from parallel_r1.answers.rollout import Problem, Rollout
+from parallel_r1.answers.schemas import SCHEMAS
 from parallel_r1.answers.trace import TRUNK, Span, Trace
+from parallel_r1.models.policy import Policy
 from parallel_r1.report.answers import LiveAnswer, answer_tree, print_rollout
 from parallel_r1.report.html import answer_html
 from parallel_r1.report.outline import Fork, outline
@@ -69,6 +72,25 @@ def test_paths_stand_side_by_side_with_trunk_and_summary(frozen):
     assert "Make <1>." in dict(html.texts)
     assert "forks 1, critical path" in html.text("pr1-head")[0]
     assert html.text("pr1-defect") == []
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_plans_and_heads_under_every_schema(name):
+    """A plan is one line with its items, a path one with its head."""
+    schema = SCHEMAS[name]
+    text = "so " + schema.write(["one", "two"], "both", ["1: a", "2: b"])
+    tokenizer = models.train_tokenizer([text], 300, 1, schema)
+    policy = Policy(None, tokenizer, models.tag_ids(tokenizer))
+    trace, texts = read(policy, text)
+    lines = [line.strip("│├└─ ") for line in plain(answer_tree(trace, texts)).splitlines()[1:]]
+    heads = [schema.head_of(number, item).strip() for number, item in ((1, "1: a"), (2, "2: b"))]
+    paths = [f"{head} {path}".strip() for head, path in zip(heads, ("one", "two"), strict=True)]
+    said = "both" if schema.summary is None else "summary: both"
+    plan = ["plan: 1: a; 2: b"] * bool(schema.plan)
+    squeezed = [line.replace(":one", ": one").replace(":two", ": two") for line in lines]
+    assert squeezed == ["so", *plan, "fork", "path 1", paths[0], "path 2", paths[1], said]
+    html = Elements(answer_html(trace, texts))
+    assert html.text("pr1-plan") == [] if schema.plan is None else "1: a" in html.text("pr1-plan")
 
 
 def test_nested_forks_are_nested(frozen):
@@ -135,8 +157,8 @@ def test_a_stray_tag_is_text_in_the_place_where_it_was_written():
     spans = (Span((1,), TRUNK, True), Span((2,), ((0, 0),), True), Span((3,), TRUNK, True))
     content = outline(Trace((), spans), ("a<Path>", "<Summary>b", "c"))
     assert [part.text for part in (*content[:2], content[3])] == ["a", "<Path>", "c"]
-    assert [(words.text, words.summary) for words in content[2].paths[0]] == [("<Summary>", True), ("b", True)]
-    assert not content[3].summary
+    assert [(words.text, words.within) for words in content[2].paths[0]] == [("<Summary>", "summary"), ("b", "summary")]
+    assert content[3].within is None
 
 
 def test_a_judged_answer_is_printed_with_its_reward(frozen):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console, Group
@@ -14,7 +15,7 @@ from rich.tree import Tree
 from parallel_r1.answers.rollout import Rollout
 from parallel_r1.answers.trace import TRUNK, Address, Trace
 from parallel_r1.answers.visibility import latency
-from parallel_r1.report.outline import Content, Fork, outline
+from parallel_r1.report.outline import Content, Fork, Words, outline
 
 PATH_COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 
@@ -44,17 +45,34 @@ def answer_tree(trace: Trace, texts: Sequence[str], head: Text | str = "") -> Tr
 
 
 def _hang(tree: Tree, content: Content, style: str) -> None:
-    """Add the content of the trunk or of a path: a leaf per text, a branch per fork and path."""
-    for place, part in enumerate(content):
-        if isinstance(part, Fork):
-            fork = tree.add(Text("fork", "bold"))
-            for number, path in enumerate(part.paths):
+    """Add the content of the trunk or of a path: a leaf per text between two tags, a branch per fork and path. A plan is
+    one leaf with its items."""
+    for place, group in groupby(content, lambda part: part.number if isinstance(part, Fork) else part.within):
+        parts = list(group)
+        for fork in (part for part in parts if isinstance(part, Fork)):
+            branch = tree.add(Text("fork", "bold"))
+            for number, path in enumerate(fork.paths):
                 tint = PATH_COLOURS[number % len(PATH_COLOURS)]
-                _hang(fork.add(Text(f"path {number + 1}", f"bold {tint}")), path, tint)
-        elif not part.is_tag and not part.text.isspace():
-            before = content[place - 1] if place else None
-            opens = part.summary and not isinstance(before, Fork | None) and before.is_tag
-            tree.add(Text("summary: " * opens + part.text.strip("\n"), style if part.sampled else f"dim {style}"))
+                _hang(branch.add(Text(f"path {number + 1}", f"bold {tint}")), path, tint)
+        texts = [
+            Text.assemble(*((part.text, style if part.sampled else f"dim {style}") for part in words))
+            for is_tag, words in groupby((part for part in parts if isinstance(part, Words)), lambda part: part.is_tag)
+            if not is_tag
+        ]
+        shown = [stripped for text in texts if (stripped := _stripped(text))]
+        if isinstance(place, str) and shown:
+            shown = [Text.assemble((f"{place}: ", style), Text("; ").join(shown))]
+        for leaf in shown:
+            tree.add(leaf)
+
+
+def _stripped(text: Text) -> Text:
+    """A text without line breaks around it; an empty one if it is blank."""
+    plain = text.plain
+    if not plain.strip():
+        return Text()
+    start = len(plain) - len(plain.lstrip("\n"))
+    return text[start : len(plain.rstrip("\n"))]
 
 
 def print_rollout(console: Console, rollout: Rollout) -> None:

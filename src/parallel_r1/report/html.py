@@ -22,7 +22,7 @@ STYLE = """<style>
 .pr1 .pr1-path {white-space: pre-wrap; padding: .3em .5em; border: 1px solid rgba(127, 127, 127, .35);
   border-top: 3px solid hsl(var(--pr1-hue), 65%, 50%); background: hsla(var(--pr1-hue), 65%, 50%, .08);
   border-radius: 4px}
-.pr1 .pr1-summary {background: rgba(127, 127, 127, .16); border-radius: 3px}
+.pr1 .pr1-summary, .pr1 .pr1-plan {background: rgba(127, 127, 127, .16); border-radius: 3px}
 .pr1 .pr1-tag {font-size: .75em; opacity: .55}
 .pr1 .pr1-given {border-bottom: 1px dotted currentColor}
 .pr1 .pr1-defect {color: hsl(0, 75%, 52%); font-size: .85em}
@@ -61,7 +61,7 @@ def _fork(fork: Fork) -> str:
 
 
 def _words(words: Words) -> str:
-    names = ["pr1-tag"] * words.is_tag + ["pr1-summary"] * words.summary + ["pr1-given"] * (not words.sampled)
+    names = ["pr1-tag"] * words.is_tag + [f"pr1-{words.within}"] * bool(words.within) + ["pr1-given"] * (not words.sampled)
     if not names:
         return escape(words.text)
     title = "" if words.sampled else ' title="given by the runtime"'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from parallel_r1.answers.trace import TRUNK, Address, Trace
 
@@ -15,13 +16,13 @@ class Words:
     Attributes:
         text: one tag, or text without tags.
         sampled: False where the runtime gave it.
-        summary: whether it lies in a summary, the tags of the summary included.
+        within: "summary" or "plan" if it lies in one, whose tags included.
         is_tag: whether it is a tag, structural or stray.
     """
 
     text: str
     sampled: bool
-    summary: bool
+    within: Literal["summary", "plan"] | None
     is_tag: bool
 
 
@@ -45,18 +46,18 @@ def outline(trace: Trace, texts: Sequence[str]) -> Content:
     """
     contents: dict[Address, Content] = {TRUNK: []}
     forks: dict[int, Fork] = {}
-    in_summary: set[Address] = set()
+    within: dict[Address, Literal["summary", "plan"]] = {}
     schema = trace.schema
     for span, text in zip(trace.spans, texts, strict=True):
         address = span.address
         content = _content(address, contents, forks)
         for part in filter(None, schema.pattern.split(text)):
             role, opens = schema.roles.get(part, (None, False))
-            if role == "summary" and opens:
-                in_summary.add(address)
-            content.append(Words(part, span.sampled, address in in_summary, role is not None))
-            if role == "summary" and not opens:
-                in_summary.discard(address)
+            if role in ("summary", "plan") and opens:
+                within[address] = role
+            content.append(Words(part, span.sampled, within.get(address), role is not None))
+            if role in ("summary", "plan") and not opens:
+                within.pop(address, None)
     return contents[TRUNK]
 
 

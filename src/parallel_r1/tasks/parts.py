@@ -59,7 +59,7 @@ class Parts:
 
     def problem(self, parts: Sequence[str]) -> Problem:
         """The problem with these parts, such as `347+528-119`."""
-        listed, results = ", ".join(parts), [_steps(part)[-1][1] for part in parts]
+        listed, results = ", ".join(parts), [_result(part) for part in parts]
         task = "Find the largest" if self.largest else "Compute"
         answer = f"{max(results)}" if self.largest else ", ".join(map(str, results))
         return Problem(f"{self.name}/{listed}", f"{task}: {listed}.\n", answer, self.name, listed)
@@ -82,18 +82,22 @@ def parts_of(problem: Problem) -> list[str]:
     return problem.key.split(", ")
 
 
-def _steps(part: str) -> list[tuple[str, int]]:
-    """The operations of a part, one number at a time, with the result of each: 3+4-5 is 3+4 = 7, 7-5 = 2."""
+def _steps(part: str) -> list[str]:
+    """A part, and what is left of it after every operation: 3+4-5, 7-5, 2."""
     first, *rest = re.findall(r"[+-]?\d+", part)
-    steps, result = [], int(first)
-    for term in rest:
-        steps.append((f"{result}{term}", result + int(term)))
-        result += int(term)
+    steps, result = [part], int(first)
+    while rest:
+        result += int(rest.pop(0))
+        steps.append("".join([str(result), *rest]))
     return steps
 
 
+def _result(part: str) -> int:
+    return int(_steps(part)[-1])
+
+
 def _worked_out(part: str) -> str:
-    return ", ".join(f"{step}={result}" for step, result in _steps(part))
+    return "=".join(_steps(part))
 
 
 def _numbers(answer: str | None) -> list[int] | None:
