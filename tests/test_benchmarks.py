@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -35,6 +36,26 @@ def test_a_benchmark_reports_ratios(name, tmp_path):
         assert 0 < low <= row["ratio"] <= high < math.inf
     table = run("benchmarks/table.py", str(tmp_path))
     assert table.count("\n| tiny |") == sum(row["model"] == "tiny" for row in report["rows"])
+
+
+@pytest.mark.slow
+def test_one_answer_at_a_time(tmp_path):
+    """A model against its copy, since the script wants two that a recipe has trained."""
+    shutil.copytree(ROOT / "models/tiny-parallel", tmp_path / "copy")
+    models = ["models/tiny-parallel", str(tmp_path / "copy")]
+    words = ["--model", *models, "--task", "countdown-easy", "--quick", "--runs", "2", "--out", str(tmp_path)]
+    run("benchmarks/latency.py", *words)
+    report = json.loads((tmp_path / "latency-tiny-parallel-copy.json").read_text())
+    assert [row["model"] for row in report["rows"]] == ["copy"]
+    one, two = report["details"]
+    assert one["tokens"] == two["tokens"] > one["critical path"] == two["critical path"]
+    refused = subprocess.run(
+        [sys.executable, "benchmarks/latency.py", "--model", "models/tiny-base", "models/tiny-parallel"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert "found models/tiny-base without one" in refused.stderr
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The task with parts: its problems, its verifier, and its teacher in every schema."""
 
 import random
+import re
 from itertools import islice
 
 import pytest
@@ -23,6 +24,22 @@ def test_problems_are_all_different_and_no_problem_is_in_two_splits(task):
     again = [problem.key for problem in islice(task.problems("test", 0), 500)]
     assert seen["test"] == again
     assert {len(key.split(", ")) for key in seen["train"]} == set(range(task.least, task.most + 1))
+
+
+@BOTH
+def test_a_part_is_worked_out_step_by_step(task):
+    """Every step is what is left of the part, equal to the one before; where parts subtract, no result is negative or
+    has more digits than the largest number."""
+    assert task.minus
+    for problem in islice(task.problems("train", 2), 200):
+        stated = problem.prompt.split(" ", 2 if task.largest else 1)[-1]
+        for number, part in enumerate(parts_of(problem), 1):
+            assert f"{number}: {part}" in stated
+        for line in task.sequential_answer(problem, random.Random(0), 1).splitlines()[:-1]:
+            steps = line.partition(": ")[2].split("=")
+            assert len(steps) == task.terms
+            assert len({eval(step) for step in steps}) == 1  # our own digits and signs
+            assert all(0 <= int(re.match(r"\d+", step)[0]) <= 99 for step in steps)
 
 
 def test_verification_is_exact():

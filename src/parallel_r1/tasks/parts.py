@@ -27,16 +27,17 @@ class Parts:
     Attributes:
         least, most: how many parts a problem has.
         terms: how many numbers a part adds up.
-        digits: of the numbers.
-        minus: whether it may also subtract them; no result on the way is negative.
+        low, high: the smallest and the largest of these numbers.
+        minus: whether it may also subtract them; then no result on the way is negative, or has more digits than `high`.
         largest: whether the answer is the largest result; all results in order otherwise.
     """
 
     name: str
     least: int = 4
     most: int = 4
-    terms: int = 4
-    digits: int = 3
+    terms: int = 3
+    low: int = 100
+    high: int = 999
     minus: bool = False
     largest: bool = False
 
@@ -49,11 +50,14 @@ class Parts:
                 yield problem
 
     def _part(self, rng: random.Random) -> str:
-        text, result = "", 0
-        for _ in range(self.terms):
-            number = rng.randrange(10 ** (self.digits - 1), 10**self.digits)
-            minus = self.minus and number <= result and rng.random() < 0.5
-            text += f"{'-' if minus else '+' * bool(text)}{number}"
+        most = 10 ** len(str(self.high)) - 1
+        result = rng.randint(self.low, self.high)
+        text = str(result)
+        for _ in range(self.terms - 1):
+            number, minus = rng.randint(self.low, self.high), self.minus and rng.random() < 0.5
+            while self.minus and not 0 <= result + (-number if minus else number) <= most:
+                number, minus = rng.randint(self.low, self.high), not minus
+            text += f"{'-' if minus else '+'}{number}"
             result += -number if minus else number
         return text
 
@@ -62,15 +66,17 @@ class Parts:
         listed, results = ", ".join(parts), [_result(part) for part in parts]
         task = "Find the largest" if self.largest else "Compute"
         answer = f"{max(results)}" if self.largest else ", ".join(map(str, results))
-        return Problem(f"{self.name}/{listed}", f"{task}: {listed}.\n", answer, self.name, listed)
+        numbered = ", ".join(f"{number}: {part}" for number, part in enumerate(parts, 1))
+        return Problem(f"{self.name}/{listed}", f"{task} {numbered}.\n", answer, self.name, listed)
 
     def verify(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[bool]:
         """Whether the final answer of every trunk has the right numbers, in order."""
         return [_numbers(final_answer(trunk)) == _numbers(p.answer) for p, trunk in zip(problems, answers, strict=True)]
 
     def sequential_answer(self, problem: Problem, rng: random.Random, most: int) -> str:
-        """One part after the other, each on a line."""
-        return "\n".join([*map(_worked_out, parts_of(problem)), f"Final Answer: {problem.answer}"])
+        """One part after the other, each on a line with its number."""
+        lines = [f"{number}: {_worked_out(part)}" for number, part in enumerate(parts_of(problem), 1)]
+        return "\n".join([*lines, f"Final Answer: {problem.answer}"])
 
     def parallel_answer(self, problem: Problem, rng: random.Random, paths: int, most: int, after: int) -> str:
         """A fork with a path for every part, whatever `paths` is, and the final answer as its summary."""
@@ -107,7 +113,7 @@ def _numbers(answer: str | None) -> list[int] | None:
     return [int(number) for number in re.findall(r"-?\d+", answer)]
 
 
-EASY = Parts("parts-easy", digits=2)
-HARD = Parts("parts-hard", least=2, most=6, minus=True, largest=True)
+EASY = Parts("parts-easy", terms=5, low=2, high=20, minus=True)
+HARD = Parts("parts-hard", least=2, most=6, terms=6, low=2, high=50, minus=True, largest=True)
 TASKS.add(EASY.name, lambda: EASY, Parts)
 TASKS.add(HARD.name, lambda: HARD, Parts)
