@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from measure import alternate, arguments, policy, ratio, report
@@ -27,7 +28,7 @@ def packed(weight: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: mkldnn._linear_pointwise(x, ready, None, "none", [], "")
 
 
-def clocked(product: Callable[[Tensor], Tensor], x: Tensor, calls: int) -> Callable[[], float]:
+def clocked(product: Callable[[Any], Tensor], x: Any, calls: int) -> Callable[[], float]:
     """Calls it some times, and says how long one took."""
 
     def act() -> float:

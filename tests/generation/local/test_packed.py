@@ -67,6 +67,15 @@ def test_small_weights_other_dtypes_and_other_layers_are_left_alone(tokenizer):
     assert size(torch.nn.Embedding(1000, 1000)) == 0
 
 
+def test_a_model_that_was_made_in_inference_mode_is_left_alone(tokenizer, tags):
+    """Its tensors have no version, so nothing says when one changes."""
+    with torch.inference_mode():
+        wide = random_model("llama", len(tokenizer), **WIDE)
+        assert with_packed(wide) is wide
+        (found,) = measure(Policy(wide, tokenizer, tags), "isolated", ["isolated"], 3, answers=2)
+    assert found.max_abs <= 1e-4
+
+
 def test_a_layer_with_a_hook_keeps_it(wide):
     layer = wide.model.layers[0].mlp.up_proj
     layer.register_forward_hook(lambda module, inputs, out: out * 0)

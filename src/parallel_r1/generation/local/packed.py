@@ -67,6 +67,8 @@ def size(part: nn.Module) -> int:
     if type(part) is not nn.Linear or part._forward_hooks or part._forward_pre_hooks:
         return 0  # hooks would be lost, and so would what adapters and quantisers derive
     weight = part.weight
+    if weight.is_inference():
+        return 0  # loaded in torch.inference_mode: nothing says when it changes
     return weight.numel() if weight.dtype == torch.float32 and weight.numel() >= FEWEST else 0
 
 
