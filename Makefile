@@ -52,6 +52,7 @@ bench: $(DONE)
 	$(BENCH)/scoring.py --out $(RESULTS)
 	$(BENCH)/logits.py --out $(RESULTS)
 	$(BENCH)/products.py --out $(RESULTS)
+	$(BENCH)/floor.py --compile --out $(RESULTS)
 	$(BENCH)/train_step.py --compile --out $(RESULTS)
 	$(BIN)/python benchmarks/table.py $(RESULTS)
 
