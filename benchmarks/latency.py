@@ -27,7 +27,10 @@ def main() -> None:
     problems = held_out(task, options.runs + 1, options.seed)
     drawn: dict[str, list[tuple[int, int, bool]]] = {}
     ways: dict[str, Callable[[], None]] = {}
-    for model in (first, second):
+    names = {model: Path(model).name for model in (first, second)}
+    if len(set(names.values())) < 2:
+        raise SystemExit(f"expected two folders with different names; found {first} and {second}")
+    for model, name in names.items():
         card, loaded = read_card(model), policy(model)
         if card is None:
             raise SystemExit(
@@ -35,7 +38,7 @@ def main() -> None:
             )
         for suffix, generator in generators(loaded, options, rows=1).items():
             rest = iter(problems)
-            seen = drawn[model + suffix] = []
+            seen = drawn[name + suffix] = []
 
             def draw(loaded=loaded, card=card, generator=generator, rest=rest, seen=seen) -> None:
                 problem = next(rest)
@@ -44,12 +47,11 @@ def main() -> None:
                 )
                 seen.append((rollout.critical_path, rollout.total, rollout.correct))
 
-            ways[model + suffix] = draw
+            ways[name + suffix] = draw
     times = alternate(ways, options.runs)
     rows: list[dict[str, object]] = []
     for suffix in ("", ", compiled") if options.compile else ("",):
-        upper, lower = first + suffix, second + suffix
-        rows.append({"model": Path(second).name, **ratio(times, upper, lower)})
+        rows.append({"model": names[second], **ratio(times, names[first] + suffix, names[second] + suffix)})
     details = [
         {
             "model": name,
