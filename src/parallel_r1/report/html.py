@@ -61,7 +61,9 @@ def _fork(fork: Fork) -> str:
 
 
 def _words(words: Words) -> str:
-    names = ["pr1-tag"] * words.is_tag + [f"pr1-{words.within}"] * bool(words.within) + ["pr1-given"] * (not words.sampled)
+    names = (
+        ["pr1-tag"] * words.is_tag + [f"pr1-{words.within}"] * bool(words.within) + ["pr1-given"] * (not words.sampled)
+    )
     if not names:
         return escape(words.text)
     title = "" if words.sampled else ' title="given by the runtime"'

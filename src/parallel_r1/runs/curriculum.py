@@ -27,6 +27,7 @@ from parallel_r1.runs.checkpoint import card_of, card_of_base
 from parallel_r1.runs.estimate import check_positions
 from parallel_r1.runs.folder import RunFolder, space
 from parallel_r1.runs.lengths import check_prompts
+from parallel_r1.runs.model_card import model_card
 from parallel_r1.runs.monitor import Monitor
 from parallel_r1.runs.recipe import Recipe
 from parallel_r1.tasks.base import Split, problem_stream
@@ -114,7 +115,8 @@ class Curriculum:
             self.on_row(entry)
 
     def measure(self, name: str, stage: SFT | RL, policy: Policy | None) -> None:
-        """Evaluate the weights after stage `name` on all tasks; an evaluation that is saved already is not repeated.
+        """Evaluate the weights after stage `name` on all tasks, and write their model card; an evaluation that is saved
+        already is not repeated.
 
         Args:
             stage: its sampling and prompt are used.
@@ -132,6 +134,10 @@ class Curriculum:
                 self.run.save_evaluation(name, task, result)
                 self.on_row(row)  # after saving: if a tracker fails, the evaluation is not repeated
             self.results.append(Result(**result))
+        if name in self.recipe.stages and not self.run.model_card(name).exists():
+            policy = policy or load_checkpoint(self.recipe, self.run.checkpoint(name))
+            results = [result for result in self.results if result.stage == name]
+            self.run.save_model_card(name, model_card(self.recipe, name, policy, results))
 
     def evaluate(
         self, policy: Policy, task: str, settings: Evaluation, stage: SFT | RL, name: str, split: Split

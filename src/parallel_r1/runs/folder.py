@@ -305,6 +305,16 @@ class RunFolder:
         """The folder of the weights after a stage."""
         return self.path / "checkpoints" / name
 
+    def model_card(self, name: str) -> Path:
+        """The model card of the weights after a stage."""
+        return self.checkpoint(name) / "README.md"
+
+    @by_first
+    def save_model_card(self, name: str, text: str) -> None:
+        """Write the model card of the weights after a stage."""
+        with written(self.checkpoint(name)):
+            write_text(self.model_card(name), text)
+
     @by_first
     def save_evaluation(self, stage: str, task: str, result: dict[str, Any]) -> None:
         """Write the evaluation of a stage on a task."""
