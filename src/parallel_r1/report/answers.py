@@ -45,8 +45,8 @@ def answer_tree(trace: Trace, texts: Sequence[str], head: Text | str = "") -> Tr
 
 
 def _hang(tree: Tree, content: Content, style: str) -> None:
-    """Add the content of the trunk or of a path: a leaf per text between two tags, a branch per fork and path. A plan is
-    one leaf with its items."""
+    """Add the content of the trunk or of a path: a leaf per text between two tags, a branch per fork and path. A plan
+    is one leaf with its items."""
     for place, group in groupby(content, lambda part: part.number if isinstance(part, Fork) else part.within):
         parts = list(group)
         for fork in (part for part in parts if isinstance(part, Fork)):

@@ -20,6 +20,10 @@ from parallel_r1.training.settings import Stage
 
 ANSWERS = 2
 """Answers whose log-probabilities are compared: enough to see a mismatch; `parallel-r1 parity` compares more."""
+ABOUT = """\
+A language model that thinks in parallel: it may open a fork, follow several paths that cannot see each other, join
+them and go on.
+"""
 USE = """\
 ```python
 import parallel_r1 as pr
@@ -60,8 +64,7 @@ def model_card(recipe: Recipe, name: str, policy: Policy, results: Sequence[Resu
     parts = [
         _front(base),
         f"# {recipe.name}: {name}\n",
-        "A language model that thinks in parallel: it may open a fork, follow several paths that cannot see each other, "
-        "join\nthem and go on.\n",
+        ABOUT,
         "## Training\n",
         Table(("", ""), settings, "").markdown(),
         "## Exactness\n",
@@ -114,10 +117,10 @@ def _measured(recipe: Recipe, stage: Stage, policy: Policy) -> Mismatch:
 
 
 def _exactness(found: Mismatch) -> str:
-    kind = (
-        "repeats what the sampler did, so only rounding may differ" if found.exact else "is another than the sampler's"
-    )
+    """How far sampler and scorer are apart, in a sentence."""
+    kind = "repeats what the sampler did, so only rounding differs" if found.exact else "is another than the sampler's"
     return (
-        f"The scorer `{found.scorer}` {kind}: on {found.tokens} tokens that these weights drew as `{found.sampler}`, the\n"
-        f"log-probabilities of both differ by at most {found.max_abs:.1e} nats, {found.mean_abs:.1e} on average."
+        f"The scorer `{found.scorer}` {kind}: on {found.tokens} tokens that these weights drew as\n"
+        f"`{found.sampler}`, the log-probabilities of both differ by at most {found.max_abs:.1e} nats, "
+        f"{found.mean_abs:.1e} on average."
     )
