@@ -13,8 +13,9 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as kinds
 from transformers import PreTrainedTokenizerFast, Qwen3Config
 
+from parallel_r1.answers.rollout import Problem, Rollout
 from parallel_r1.answers.schemas import DEFAULT
-from parallel_r1.answers.trace import TRUNK
+from parallel_r1.answers.trace import TRUNK, Span, Trace
 from parallel_r1.coldstart import examples as coldstart
 from parallel_r1.generation.distribution import RAW
 from parallel_r1.generation.generator import make_generator
@@ -41,6 +42,15 @@ def force_forks(tags, every=7, lengths=(4, 6, 5)):
         return tags.ids["</Path>"] if size > lengths[address[-1][1] % len(lengths)] else None
 
     return force
+
+
+def judged(problem, correct, *, key="", task="countdown-easy", total=10, forked=False, sampler="isolated"):
+    """A judged answer, made without a model; with `forked` it has a fork of two paths."""
+    addresses = [TRUNK, ((0, 0),), ((0, 1),), TRUNK] if forked else [TRUNK]
+    spans = tuple(Span((1,), address, True) for address in addresses)
+    texts = ("x",) * len(spans)
+    problem = Problem(problem, f"{problem}\n", "1", task, key)
+    return Rollout(problem, Trace((1,), spans, sampler=sampler), texts, correct, total // 2, total)
 
 
 def prompts_of(policy, count):

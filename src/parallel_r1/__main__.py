@@ -9,7 +9,7 @@ import traceback
 
 from rich.console import Console
 
-from parallel_r1.cli import answers, checks, coldstart, data, grading, models, recipes, runs, study
+from parallel_r1.cli import answers, checks, coldstart, compare, data, grading, models, recipes, runs, study
 from parallel_r1.cli.app import DEBUG, Flags, app
 from parallel_r1.errors import UserError
 from parallel_r1.registry import MISTAKES, plugin_error
@@ -18,6 +18,7 @@ __all__ = [
     "answers",
     "checks",
     "coldstart",
+    "compare",
     "data",
     "grading",
     "main",

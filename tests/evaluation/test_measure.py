@@ -4,6 +4,7 @@ from math import comb
 from types import SimpleNamespace
 
 import pytest
+from common import judged
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,6 +47,15 @@ def test_a_summary_by_hand(frozen):
     assert result.parallel_ratio == 0
     assert result.well_formed is None
     assert (result.problems, result.samples) == (2, 4)
+
+
+def test_problems_with_more_answers_weigh_no_more():
+    easy = [judged("easy", True, total=10, forked=True)] * 6
+    hard = [judged("hard", index == 0, total=30) for index in range(2)]
+    result = summarise(easy + hard)
+    assert (result.mean, result.parallel_ratio, result.total, result.samples) == (0.75, 0.5, 20, 2)
+    assert result.passed == 1.0
+    assert summarise(easy + hard, samples=1).passed == 0.75
 
 
 def test_a_comparison_is_paired(frozen):

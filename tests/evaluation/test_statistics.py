@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_r1.evaluation import statistics
-from parallel_r1.evaluation.statistics import holm, interval, sign_flip_test
+from parallel_r1.evaluation.statistics import holm, interval, problems_needed, sign_flip_test
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=6)
 
@@ -96,6 +96,24 @@ def test_the_paired_test_equals_tossing_every_coin(differences):
 def test_equal_values_are_no_evidence_and_a_constant_difference_is():
     assert sign_flip_test([0.0] * 20) == 1.0
     assert sign_flip_test([0.1] * 40) < 2e-4
+
+
+def test_problems_needed_by_hand():
+    # mean 1/4, variance 1/12, (1.96 + 0.84)^2 = 7.85: 7.85 * 16 / 12 = 10.5
+    assert problems_needed([0.5, 0.5, 0.0, 0.0]) == problems_needed([-0.5, -0.5, 0.0, 0.0]) == 11
+    assert problems_needed([0.5, -0.5]) is None
+    assert problems_needed([0.1, 0.2, -0.3]) is None  # 0 but for rounding
+    assert problems_needed([0.5]) is None
+    assert problems_needed([0.5] * 3) == 6  # five signs alike have a two-sided p-value of 6 %
+
+
+def test_with_as_many_problems_as_needed_the_test_finds_four_differences_of_five(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 500)
+    rng = np.random.default_rng(0)
+    values, shares = [-0.5, 0.0, 0.5, 1.0], [0.15, 0.5, 0.3, 0.05]  # mean 0.125
+    count = problems_needed(rng.choice(values, 100_000, p=shares).tolist())
+    found = [sign_flip_test(rng.choice(values, count, p=shares)) < 0.05 for _ in range(600)]
+    assert 0.75 <= fmean(found) <= 0.85
 
 
 @given(P_VALUES, st.floats(0, 1))

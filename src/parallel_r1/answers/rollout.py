@@ -138,8 +138,15 @@ def _span_to_json(span: Span, text: str) -> dict[str, Any]:
     return row if span.raw_logprobs == span.logprobs else row | {"raw_logprobs": span.raw_logprobs}
 
 
+KINDS = {"key": str, "source": str, "correct": bool, "critical_path": int, "total": int}
+"""Types of the values that are counted with; a value of another type would fail only later, without its line."""
+
+
 def from_json(row: dict[str, Any]) -> Rollout:
     """The inverse of `to_json`. Spans without a text, as runs wrote them earlier, are read too."""
+    for name, kind in KINDS.items():
+        if type(value := row.get(name, kind())) is not kind:
+            raise TypeError(f"{name} is {value!r}, not {kind.__name__}")
     spans = tuple(map(_span_from_json, row["spans"]))
     defects = tuple(Defect(**defect) for defect in row["defects"])
     schema = Schema.from_dict(row["schema"], "a rollout") if "schema" in row else DEFAULT

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from math import comb
@@ -26,11 +26,14 @@ from parallel_r1.tasks.prompts import Prompt
 class Result:
     """How good a policy is on the problems of a task, with k answers to every problem.
 
+    Where problems have different numbers of answers, figures are means over problems of the mean over a problem's
+    answers; only `well_formed` counts all answers alike.
+
     Attributes:
         stage: name of the stage or model that was measured.
         task: name of the task.
         problems: number of problems.
-        samples: answers to every problem, the k of mean@k and pass@k.
+        samples: answers to every problem, the k of mean@k and pass@k; see `summarise` where problems differ.
         mean: mean@k, the share of correct answers, 0 .. 1.
         low, high: 95 % bootstrap interval of `mean` over problems.
         passed: pass@k, the probability that at least one of k answers is correct; see `pass_at`.
@@ -61,8 +64,9 @@ class Result:
         """The fields as a JSON object."""
         return asdict(self)
 
-    def compare(self, other: Result) -> Difference:
-        """How much better this result is than another, paired by problem: only problems that both measured count.
+    def differences(self, other: Result) -> list[float]:
+        """How much larger the share of correct answers is than in another result, -1 .. 1, for every problem that both
+        measured.
 
         Raises:
             UserError: the results share no problem.
@@ -74,9 +78,17 @@ class Result:
                 f"{self.task} and {other.task} without a problem in common",
                 "measure both on one task with the same seed",
             )
-        differences = [self.by_problem[problem] - other.by_problem[problem] for problem in shared]
+        return [self.by_problem[problem] - other.by_problem[problem] for problem in shared]
+
+    def compare(self, other: Result) -> Difference:
+        """How much better this result is than another, paired by problem: only problems that both measured count.
+
+        Raises:
+            UserError: the results share no problem.
+        """
+        differences = self.differences(other)
         low, high = interval(differences)
-        base = fmean(other.by_problem[problem] for problem in shared)
+        base = fmean(share for problem, share in other.by_problem.items() if problem in self.by_problem)
         mean = fmean(differences)
         return Difference(mean, low, high, mean / base if base else None)
 
@@ -137,12 +149,21 @@ def evaluate(
     return summarise(rollouts, stage)
 
 
-def summarise(rollouts: Sequence[Rollout], stage: str = "") -> Result:
-    """Measure judged answers: at least one, and equally many to every problem."""
+def summarise(rollouts: Sequence[Rollout], stage: str = "", samples: int | None = None) -> Result:
+    """Measure judged answers to problems of one task, at least one answer.
+
+    Args:
+        samples: the k of pass@k, at most the fewest answers to a problem; None: the fewest.
+    """
     groups = group(rollouts)
+    samples = samples or min(len(members.rollouts) for members in groups)
+
+    def mean(figure: Callable[[Rollout], float]) -> float:
+        return fmean(fmean(map(figure, members.rollouts)) for members in groups)
+
     counts = [sum(rollout.correct for rollout in members.rollouts) for members in groups]
-    samples = len(groups[0].rollouts)
-    means = [count / samples for count in counts]
+    drawn = [len(members.rollouts) for members in groups]
+    means = [count / number for count, number in zip(counts, drawn, strict=True)]
     forked = [rollout for rollout in rollouts if rollout.trace.forks]
     low, high = interval(means)
     return Result(
@@ -153,12 +174,12 @@ def summarise(rollouts: Sequence[Rollout], stage: str = "") -> Result:
         mean=fmean(means),
         low=low,
         high=high,
-        passed=fmean(pass_at(samples, count, samples) for count in counts),
-        parallel_ratio=len(forked) / len(rollouts),
+        passed=fmean(pass_at(samples, count, number) for count, number in zip(counts, drawn, strict=True)),
+        parallel_ratio=mean(lambda rollout: rollout.trace.forks > 0),
         well_formed=fmean(rollout.trace.well_formed for rollout in forked) if forked else None,
-        forks=fmean(rollout.trace.forks for rollout in rollouts),
-        critical_path=fmean(rollout.critical_path for rollout in rollouts),
-        total=fmean(rollout.total for rollout in rollouts),
+        forks=mean(lambda rollout: rollout.trace.forks),
+        critical_path=mean(lambda rollout: rollout.critical_path),
+        total=mean(lambda rollout: rollout.total),
         by_problem=dict(zip((members.problem.key for members in groups), means, strict=True)),
     )
 

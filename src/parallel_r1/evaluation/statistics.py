@@ -1,8 +1,11 @@
-"""Uncertainty of means and differences: bootstrap intervals, a paired randomisation test, Holm's correction."""
+"""Uncertainty of means and differences: bootstrap intervals, a paired randomisation test, Holm's correction, the
+number of problems that a difference needs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
+from statistics import NormalDist, fmean, variance
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,6 +15,9 @@ RESAMPLES = 10_000
 
 PIECE = 2**22
 """Numbers that are drawn at once; the resamples of 100,000 problems together would take gigabytes."""
+
+FEWEST = 6
+"""Problems with which the two-sided p-value of a sign-flip test can fall below 5 %: 2 / 2^6 is 3 %, 2 / 2^5 is 6 %."""
 
 
 def interval(values: ArrayLike) -> tuple[float, float]:
@@ -50,6 +56,26 @@ def sign_flip_test(differences: ArrayLike) -> float:
     # Sums that differ by rounding alone count as equal.
     hits = (np.abs(np.concatenate(sums)) >= abs(values.sum()) - 1e-9).sum()
     return float((hits + 1) / (RESAMPLES + 1))
+
+
+def problems_needed(differences: Sequence[float]) -> int | None:
+    """How many problems a paired comparison needs to find a difference of this size with a probability of 80 %, at a
+    two-sided level of 5 % and with as many answers to every problem: (1.96 + 0.84)^2 variance / mean^2, from the normal
+    approximation.
+
+    Args:
+        differences: one difference per problem.
+
+    Returns:
+        The number, at least the fewest with which a sign-flip test can fall below 5 %; None if the mean difference is 0
+        or there is one problem only.
+    """
+    mean = fmean(differences)
+    if len(differences) < 2 or abs(mean) < 1e-9:  # a mean of 0 by rounding counts as 0
+        return None
+    normal = NormalDist()
+    quantiles = normal.inv_cdf(0.975) + normal.inv_cdf(0.8)
+    return max(FEWEST, ceil(quantiles**2 * variance(differences) / mean**2))
 
 
 def _pieces(numbers: int) -> int:

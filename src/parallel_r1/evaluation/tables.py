@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from parallel_r1.evaluation.compare import Comparison, Pair
 from parallel_r1.evaluation.measure import Result
 from parallel_r1.table import Table
 
@@ -14,6 +15,11 @@ HEADER = ("stage", "mean@k %", "95 % interval", "pass@k %", "parallel %", "well-
 def percent(value: float | None) -> str:
     """A share as percent with one decimal; - for None."""
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, with its sign and one decimal."""
+    return f"{100 * difference:+.1f}"
 
 
 def results_table(results: Sequence[Result], task: str) -> Table:
@@ -43,10 +49,59 @@ def comparisons(results: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> 
     for task in tasks(results):
         for ours, theirs in pairs:
             difference = by_name[ours, task].compare(by_name[theirs, task])
-            mean, low, high = (f"{100 * value:+.1f}" for value in (difference.mean, difference.low, difference.high))
+            mean, low, high = map(points, (difference.mean, difference.low, difference.high))
             relative = "-" if difference.relative is None else f"{100 * difference.relative:+.1f} %"
             lines.append(f"{task}: {ours} - {theirs} = {mean} points [{low}, {high}], {relative} relative")
     return lines
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """Two tables of a comparison: its leaderboard and its pairs; none without a problem in common."""
+    if not comparison.entries:
+        return []
+    task, k = comparison.task, comparison.entries[0].result.samples
+    board = results_table([entry.result for entry in comparison.entries], task)
+    rows = [
+        (*row[:5], *row[6:], f"{entry.answers:,}") for row, entry in zip(board.rows, comparison.entries, strict=True)
+    ]
+    header = ("name", *HEADER[1:5], *HEADER[6:], "answers")
+    pairs = ("first", "second", "points more", "95 % interval", "p", "p (Holm)", "problems needed")
+    return [
+        Table(header, rows, f"{task}: {comparison.problems:,} problems that all have, k = {k}"),
+        Table(pairs, list(map(_pair, comparison.pairs)), f"{task}: first - second, paired by problem", names=2),
+    ]
+
+
+def _pair(pair: Pair) -> tuple[str, ...]:
+    mean, low, high = map(points, (pair.difference.mean, pair.difference.low, pair.difference.high))
+    needed = "-" if pair.needed is None else f"{pair.needed:,}"
+    return pair.first, pair.second, mean, f"{low} .. {high}", f"{pair.p_value:.4f}", f"{pair.corrected:.4f}", needed
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """What a reader of the tables of a comparison must know, one sentence each: problems that were left out, numbers
+    of answers that differ, answers that were drawn in different ways."""
+    task, lines = comparison.task, []
+    if any(comparison.left_out.values()):
+        numbers = ", ".join(f"{count:,} of {name}" for name, count in comparison.left_out.items())
+        lines.append(f"{task}: problems left out, because not every file has them: {numbers}")
+    lines += [
+        f"{task}: {entry.result.stage} has {entry.fewest} to {entry.most} answers to a problem; means are over problems"
+        for entry in comparison.entries
+        if entry.fewest < entry.most
+    ]
+    drawn = {entry.result.stage: " and ".join(entry.drawn) for entry in comparison.entries}
+    if len(set(drawn.values())) > 1 or any(len(entry.drawn) > 1 for entry in comparison.entries):
+        ways = "; ".join(f"{name} {way}" for name, way in drawn.items())
+        lines.append(f"{task}: answers were drawn in different ways, which a difference includes: {ways}")
+    return lines
+
+
+def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
+    """All tables and remarks of a comparison of files."""
+    parts = [table.markdown() for each in comparisons for table in comparison_tables(each)]
+    lines = "".join(f"* {line}\n" for each in comparisons for line in remarks(each))
+    return "\n".join([*parts, lines] if lines else parts)
 
 
 def tasks(results: Sequence[Result]) -> list[str]:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from parallel_r1.evaluation.measure import Result
 from parallel_r1.evaluation.statistics import holm, interval, sign_flip_test
-from parallel_r1.evaluation.tables import percent, results_table
+from parallel_r1.evaluation.tables import percent, points, results_table
 from parallel_r1.files import write_json, write_text
 from parallel_r1.runs.study.rows import Cell
 from parallel_r1.table import Table
@@ -187,7 +187,7 @@ def _cost(finding: Finding) -> tuple[str, ...]:
     difference = finding.contrast
     if difference is None:
         return *cost, "-", "-", "-", "-"
-    mean, low, high = (f"{100 * value:+.1f}" for value in (difference.mean, difference.low, difference.high))
+    mean, low, high = map(points, (difference.mean, difference.low, difference.high))
     return *cost, mean, f"{low} .. {high}", f"{difference.p_value:.4f}", f"{difference.corrected:.4f}"
 
 
