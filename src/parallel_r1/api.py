@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from parallel_r1.answers.rollout import Message
+from parallel_r1.answers.schemas import Schema
 from parallel_r1.answers.trace import EXACT_SCORER, Sampler, Scorer
 from parallel_r1.coldstart.examples import Example, checked, read_examples
 from parallel_r1.errors import UserError, nearest
@@ -138,7 +139,8 @@ def sft(
     """Fine-tune a policy on example answers. The weights change in place, one update per item taken from the iterator.
 
     Args:
-        data: a JSONL or parquet file with the columns `prompt` and `text`, or (prompt, text) pairs.
+        data: a JSONL or parquet file with the columns `prompt` and `text`, or (prompt, text) pairs; the answers are
+            written in the schema of the policy.
         steps: number of updates.
         batch: number of answers in an update.
         seed: determines the order of the answers.
@@ -150,10 +152,11 @@ def sft(
     Raises:
         UserError: an unknown key or a value out of range; data that cannot be read; a malformed answer.
     """
+    schema = policy.tags.schema
     if isinstance(data, str | Path):
-        source, examples = str(data), read_examples(Path(data))
+        source, examples = str(data), read_examples(Path(data), schema)
     else:
-        source, examples = "(given in Python)", [_example(item, number) for number, item in enumerate(data)]
+        source, examples = "(given in Python)", [_example(item, number, schema) for number, item in enumerate(data)]
     if not examples:
         raise UserError("answers to imitate", "none", "give at least one (prompt, text) pair")
     _refuse_recipe_keys(settings)
@@ -305,8 +308,8 @@ def _refuse_recipe_keys(settings: dict[str, Any]) -> None:
             raise UserError("keys that one stage alone can honour", key, "leave it out, or use a recipe and pr.train")
 
 
-def _example(item: object, number: int) -> Example:
-    """An item of `data` in `sft`."""
+def _example(item: object, number: int, schema: Schema) -> Example:
+    """An item of `data` in `sft`; a pair is written in the schema of the policy."""
     if not isinstance(item, Example):
         pair = tuple(item) if isinstance(item, tuple | list) else ()
         if len(pair) != 2 or not all(isinstance(text, str) and text for text in pair):
@@ -315,7 +318,7 @@ def _example(item: object, number: int) -> Example:
                 f"{item!r:.60} as item {number}",
                 "give pairs, Example objects, or the path of a file",
             )
-        item = Example(*pair)
+        item = Example(*pair, schema=schema)
     return checked(item, f"answer {number}")
 
 

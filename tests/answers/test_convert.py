@@ -154,8 +154,9 @@ def test_what_a_format_does_not_have():
     assert [defect.kind for defect in parse_text(ours).defects] == ["missing-summary"]
     goal = LAID_OUT["multiverse"].replace("<Goal>\n", "<Goal>\nTwo ways.\n")
     assert convert(goal, SCHEMAS["multiverse"], OURS) == PLANNED.replace("1: add", "Two ways.\n1: add")
-    three = LAID_OUT["npr"].replace("<plan>2: subtract</plan>\n", "")  # one outline for two paths says nothing
-    assert convert(three, SCHEMAS["npr"], OURS) == CANONICAL
+    one = LAID_OUT["npr"].replace("<plan>2: subtract</plan>\n", "")
+    with pytest.raises(ValueError, match="the plan has 1 items, and 2 paths came"):
+        convert(one, SCHEMAS["npr"], OURS)
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,9 @@ def test_a_schema_of_ones_own(tmp_path):
         ('head = "{number}{number}"', "one {number}"),
         ('head = "<Merge>"', "tags stand in no head"),
         ('gap = "and"', "only white space stands between tags"),
+        ('head = "{numbr}: "', "no placeholder but"),
+        ('name = "npr"', "a name of its own"),
+        ('name = ""', "a name of its own"),
         ("name", "a TOML file with a schema"),
     ],
 )

@@ -124,9 +124,10 @@ def test_a_model_from_nothing_in_a_schema_of_ones_own(tmp_path):
 def test_a_checkpoint_of_another_schema_than_asked(woven, tmp_path):
     recipe = tmp_path / "weave.toml"
     recipe.write_text(RECIPE.format(model=woven).replace("[model]", '[model]\nformat = "npr"'))
-    done = run("train", recipe, "--out", tmp_path / "run")
-    assert done.returncode == 2
-    assert f"the schema 'npr', as model.format says; found 'threadweaver' in {woven}" in done.stderr
+    for words in (["--out", tmp_path / "run"], ["--dry-run"]):
+        done = run("train", recipe, *words)
+        assert done.returncode == 2
+        assert f"the schema 'npr', as model.format says; found 'threadweaver' in {woven}" in done.stderr
 
 
 def test_check_names_a_tag_of_another_schema(tmp_path):
@@ -141,6 +142,7 @@ def test_check_names_a_tag_of_another_schema(tmp_path):
     ("words", "said"),
     [
         (("prepare", TINY, "--out", "x", "--schema", "threadwever"), "did you mean 'threadweaver'"),
+        (("prepare", TINY, "--out", "x", "--schema", "none.toml"), "no file none.toml; check the path"),
         (("generate", TINY, "--prompt", "x", "--paths", "5-2"), "the smallest and the largest"),
         (("generate", TINY, "--prompt", "x", "--paths", "two"), "a number from 1 to 64"),
     ],

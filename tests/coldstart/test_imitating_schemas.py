@@ -1,17 +1,22 @@
 """What is imitated under every schema: a teacher's answers in the model's schema, with plans and numbers of paths."""
 
+import copy
+import re
+from dataclasses import replace
 from itertools import islice
 
 import pytest
 
+import parallel_r1 as pr
 from parallel_r1 import models
 from parallel_r1.answers.convert import convert
 from parallel_r1.answers.parser import foreign_tag, parse_text
-from parallel_r1.answers.schemas import DEFAULT, SCHEMAS
-from parallel_r1.coldstart.examples import checked, examples, plain_texts, to_trace, written
+from parallel_r1.answers.schemas import DEFAULT, SCHEMAS, Schema
+from parallel_r1.coldstart.examples import Example, check, checked, examples, plain_texts, to_trace, written
 from parallel_r1.coldstart.settings import Data
 from parallel_r1.errors import UserError
 from parallel_r1.models.policy import Policy
+from parallel_r1.models.tags import add_tags
 
 PARTS = Data(tasks={"parts-hard": 1.0}, parallel=1.0)
 ALL = pytest.mark.parametrize("name", SCHEMAS)
@@ -73,6 +78,48 @@ def test_a_number_of_paths_is_left_out_in_another_schema():
     assert parse_text(text).defects == []
     assert convert(text, DEFAULT, DEFAULT) == DEFAULT.write(["a", "b"], "c")
     assert "2<Path>" not in convert(text, DEFAULT, SCHEMAS["parallel-r1-numbered"])
+
+
+def test_a_number_of_paths_is_imitated_only_where_the_policy_writes_it():
+    text = DEFAULT.write(["a", "b"], "c", counted=True)
+    example = Example("p", text)
+    assert written(example, DEFAULT) == DEFAULT.write(["a", "b"], "c")
+    assert written(example, DEFAULT, counted=True) == text
+
+
+def test_a_number_that_a_path_wrote_itself_is_its_head():
+    text = DEFAULT.write(["1: a", "2: b"], "c")
+    assert "<Path>1: a</Path><Path>2: b</Path>" in convert(text, DEFAULT, SCHEMAS["parallel-r1-numbered"])
+    assert "<step>\n1: a</step>" in convert(text, DEFAULT, SCHEMAS["npr"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("threadweaver", SCHEMAS["threadweaver"].write(["a", "b"], "c", ["x"]), "1 items"),
+        ("parallel-r1", DEFAULT.write(["a", "b"], "c").replace("<Path>a", "3<Path>a"), "3 paths"),
+        ("parallel-r1", DEFAULT.write(["a", "<step>"], "c"), "<step> is a tag of npr"),
+    ],
+)
+def test_what_a_conversion_would_lose_or_make_up_is_refused(name, text, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        convert(text, SCHEMAS[name], SCHEMAS["multiverse"])
+
+
+def test_an_answer_that_the_schema_of_the_model_cannot_hold_is_one_line():
+    odd = Schema("odd", path=("+", ";"), fork=("[[", "]]"))
+    with pytest.raises(UserError, match="the schema odd; found \\+ at character"):
+        check(PARTS, odd)
+
+
+def test_python_reads_answers_in_the_schema_of_the_policy(frozen, tokenizer):
+    woven = copy.deepcopy(tokenizer)
+    add_tags(woven, SCHEMAS["threadweaver"])
+    policy = replace(frozen, tokenizer=woven, tags=models.tag_ids(woven))
+    steps = pr.sft(policy, [("p\n", SCHEMAS["threadweaver"].write(["a", "b"], "c"))], steps=1, batch=1)
+    assert iter(steps) is steps
+    with pytest.raises(UserError, match="<Path> is a tag of parallel-r1"):
+        pr.sft(policy, [("p\n", DEFAULT.write(["a", "b"], "c"))], steps=1, batch=1)
 
 
 @ALL

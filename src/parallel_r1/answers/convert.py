@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from itertools import accumulate
 
-from parallel_r1.answers.parser import parse_text
+from parallel_r1.answers.parser import defects_of, parse_text
 from parallel_r1.answers.schemas import DEFAULT, ITEM, NUMBER, Pair, Schema
 from parallel_r1.answers.syntax import FINAL_ANSWER
 
@@ -35,6 +35,8 @@ class Fork:
 
 
 Parts = tuple[str | Fork, ...]
+LOSES = {"foreign-tag", "empty-plan", "plan-mismatch", "count-mismatch"}
+"""Defects of an answer whose conversion would lose or make up a part of it."""
 
 
 def convert(text: str, source: Schema, target: Schema, *, bare: bool = False, counted: bool = False) -> str:
@@ -45,8 +47,11 @@ def convert(text: str, source: Schema, target: Schema, *, bare: bool = False, co
         counted: whether forks without a plan begin with the number of their paths. It is left out otherwise.
 
     Raises:
-        ValueError: the text breaks its schema, or has tags of the other one; names the tag and the character.
+        ValueError: the text breaks its schema in more than white space, or has tags of another one; names the place.
     """
+    for defect in defects_of(text, source):
+        if defect.kind in LOSES:
+            raise ValueError(f"{defect.message} (at character {defect.at})")
     if strange := set(target.tags) - set(source.tags):
         for tag in strange:
             if (at := text.find(tag)) >= 0:
@@ -206,6 +211,8 @@ class _Writer:
         """Append a fork to the text before it. A plan moves between the fork and that text as the format requires."""
         before, outlines = self.plan(before, fork)
         schema, paths = self.schema, [self.text(path) for path in fork.paths]
+        if schema.head:  # a path may have written its number itself
+            paths = [_without_number(path, number) for number, path in enumerate(paths, 1)]
         space = " " if schema.head and not schema.head[-1].isspace() else ""
         numbered = [f"{number}: {outline}" if outline else f"{number}" for number, outline in enumerate(outlines, 1)]
         summary = "\n" + fork.summary if fork.summary and schema.summary is None else fork.summary

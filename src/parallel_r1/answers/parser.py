@@ -71,6 +71,13 @@ def foreign_tag(text: str, schema: Schema) -> Defect | None:
     return Defect("foreign-tag", found.start(), f"{tag} is a tag of {name}, and this is read in {schema.name}")
 
 
+def defects_of(text: str, schema: Schema = DEFAULT) -> list[Defect]:
+    """Where a text that no model of ours wrote breaks its schema, in order of place, with `foreign_tag`."""
+    foreign = foreign_tag(text, schema)
+    found = parse_text(text, schema).defects + ([foreign] if foreign else [])
+    return sorted(found, key=lambda defect: defect.at)
+
+
 def pieces(text: str, schema: Schema = DEFAULT) -> list[Piece]:
     """A text cut at its tags, and where its address or its writer changes."""
     cut, at = [], 0

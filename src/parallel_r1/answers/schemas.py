@@ -88,6 +88,9 @@ class Schema:
             "only a plan has an item for the head of a path": ITEM in self.head and self.plan is None,
             "a head has one {number} and one {item} at most": max(map(self.head.count, (NUMBER, ITEM))) > 1,
             "a gap stands before a summary outside the fork": bool(self.gap) and not self.apart,
+            "a head has no placeholder but {number} and {item}": bool(
+                re.search(r"{\w*}", self.head_of(1, "1") if self.head else "")
+            ),
             "tags stand in no head": any(tag in self.head for tag in self.tags),
             "only white space stands between tags": bool((self.before_path + self.before_join + self.gap).strip()),
         }
@@ -276,10 +279,15 @@ def load_schema(name: str) -> Schema:
         return SCHEMAS[name]
     path = Path(name)
     if path.suffix != ".toml":
-        fix = f"{nearest(name, list(SCHEMAS))}, or give a TOML file"
-        raise UserError(f"a schema among {', '.join(SCHEMAS)}", f"'{name}'", fix)
+        known = f"a schema among {', '.join(SCHEMAS)}, or a TOML file"
+        raise UserError(known, f"'{name}'", nearest(name, list(SCHEMAS)))
+    if not path.is_file():
+        raise UserError("a TOML file with a schema", f"no file {name}", "check the path")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError("a TOML file with a schema", f"'{name}' ({error})", FIX) from error
-    return Schema.from_dict(values, name)
+    schema = Schema.from_dict(values, name)
+    if not schema.name or SCHEMAS.get(schema.name, schema) != schema:
+        raise UserError("a name of its own for a schema", f"'{schema.name}' in {name}", "give another name")
+    return schema

@@ -98,7 +98,7 @@ def lines(file: str) -> Iterator[tuple[int, bytes]]:
 
 def _check_line(line: bytes, schema: Schema) -> dict[str, Any]:
     """What `check --json` prints about a line; a line that is not such an object has the defect "broken-line"."""
-    from parallel_r1.answers.parser import foreign_tag, parse_text
+    from parallel_r1.answers.parser import defects_of, parse_text
 
     try:
         text = parse_object(line)["text"]
@@ -109,8 +109,7 @@ def _check_line(line: bytes, schema: Schema) -> dict[str, Any]:
         message = 'expected {"text": ..}, found ' + f"{type(error).__name__}: {error}"
         defect = {"kind": "broken-line", "at": at, "message": message}
         return {"valid": False, "defects": [defect], "forks": 0, "paths": [], "relative_positions": []}
-    form, foreign = parse_text(text, schema), foreign_tag(text, schema)
-    defects = sorted([*form.defects, *([foreign] if foreign else [])], key=lambda defect: defect.at)
+    form, defects = parse_text(text, schema), defects_of(text, schema)
     return {
         "valid": not defects,
         "defects": [vars(defect) for defect in defects],

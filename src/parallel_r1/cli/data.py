@@ -115,15 +115,15 @@ def repair(
 ) -> None:
     """Correct the layout of answers, without changing their words, and list the changes."""
     from parallel_r1.answers import convert as formats
-    from parallel_r1.answers.parser import parse_text
+    from parallel_r1.answers.parser import defects_of
     from parallel_r1.answers.schemas import load_schema
 
     form = load_schema(schema)
     rows, changes, before, after = _read(file, out, column), Counter[str](), 0, 0
     for _, row in rows:
-        before += not parse_text(row[column], form).defects
+        before += not defects_of(row[column], form)
         row[column], changed = formats.repair(row[column], form)
-        after += not parse_text(row[column], form).defects
+        after += not defects_of(row[column], form)
         changes.update(changed)
     _write(out, [row for _, row in rows])
     if as_json:

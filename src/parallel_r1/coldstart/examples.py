@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from parallel_r1.answers.convert import convert
-from parallel_r1.answers.parser import foreign_tag, parse, parse_text, pieces
+from parallel_r1.answers.parser import defects_of, foreign_tag, parse, pieces
 from parallel_r1.answers.rollout import Message, Problem
 from parallel_r1.answers.schemas import DEFAULT, Schema, load_schema
 from parallel_r1.answers.trace import Sampler, Span, Trace
@@ -101,12 +103,20 @@ def examples(data: Data, seed: int) -> Iterator[Example]:
         yield Example(problem.prompt, text, rehearsal, problem.before, taught=True)
 
 
-def check(data: Data) -> None:
-    """Refuse data that cannot be read, and tasks without a teacher, before a model is loaded."""
+def check(data: Data, schema: Schema | None = None) -> None:
+    """Refuse data that cannot be read, and tasks without a teacher, before a model is loaded.
+
+    Args:
+        schema: that of the model, if a recipe names it: answers must be such that they can be written in it.
+    """
     if data.file is not None:
-        read_examples(Path(data.file), load_schema(data.format))
+        for example in read_examples(Path(data.file), load_schema(data.format)):
+            written(example, schema or example.schema)
     for name in {**data.tasks, **data.rehearse}:
         _teacher(name)
+    if schema is not None and data.file is None:
+        for example in islice(examples(data, 0), 20):
+            written(example, schema)
 
 
 def check_lengths(data: Data, policy: Policy, prompt: Prompt) -> None:
@@ -178,7 +188,7 @@ def checked(example: Example, place: str) -> Example:
         place: where it comes from, for the error.
     """
     foreign = foreign_tag(example.text, example.schema)
-    defects = [foreign] if foreign else parse_text(example.text, example.schema).defects
+    defects = [foreign] if foreign else defects_of(example.text, example.schema)
     if defects:
         raise UserError(
             "well-formed answers" + (f" in {example.schema.name}" if example.schema != DEFAULT else ""),
@@ -194,10 +204,21 @@ def written(example: Example, schema: Schema, *, counted: bool = False) -> str:
 
     Args:
         counted: whether forks without a plan begin with the number of their paths.
+
+    Raises:
+        UserError: it cannot be written in that schema.
     """
-    if example.schema == schema and not counted:
+    number = re.search(re.escape(example.schema.opener) + r"\d", example.text)
+    if example.schema == schema and counted == bool(number):
         return example.text
-    return convert(example.text, example.schema, schema, bare=example.taught, counted=counted)
+    try:
+        return convert(example.text, example.schema, schema, bare=example.taught, counted=counted)
+    except ValueError as error:
+        raise UserError(
+            f"an answer that can be written in the schema {schema.name}",
+            str(error),
+            "give the schema of the file as data.format, or the model other tags",
+        ) from error
 
 
 def to_trace(

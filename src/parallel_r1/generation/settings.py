@@ -110,7 +110,7 @@ class Sampling(Section):
         `causal_join`, which reads the paths again one after the other."""
         return self.budget.total if self.sampler == "causal_join" else min(self.budget.critical_path, self.budget.total)
 
-    @field_validator("paths", mode="plain")
+    @field_validator("paths", mode="before")
     @classmethod
     def is_a_number_or_two(cls, paths: Any) -> int | tuple[int, int]:
         pair = list(paths) if isinstance(paths, list | tuple) else [paths, paths]

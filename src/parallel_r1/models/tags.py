@@ -108,16 +108,16 @@ def add_tags(tokenizer: PreTrainedTokenizerBase, schema: Schema = DEFAULT) -> Ta
     return tags
 
 
-def check_schema(policy: Policy, asked: str, path: str) -> None:
+def check_schema(found: Schema, asked: str, path: str) -> None:
     """Refuse a model of another schema than the one that `model.format` of a recipe asks for.
 
     Args:
+        found: the schema of the model.
         path: where the model was loaded from.
 
     Raises:
         UserError: the schema is another one, or none.
     """
-    found = policy.tags.schema
     if load_schema(asked) != found:
         raise UserError(
             f"a model with the schema '{asked}', as model.format says",

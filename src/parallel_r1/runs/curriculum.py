@@ -243,7 +243,7 @@ def build_policy(recipe: Recipe) -> Policy:
     if model.path is not None:
         policy = _load(recipe, model.path, Path(model.adapter) if model.adapter else None)
         if model.format is not None:
-            check_schema(policy, model.format, model.path)
+            check_schema(policy.tags.schema, model.format, model.path)
         return policy
     assert model.architecture is not None
     shape = model.architecture.model_dump()
@@ -346,8 +346,7 @@ def check(
     sizes: dict[str, int] = {}
     counts = {} if counts is None else counts
     tracking.check(recipe.tracking)
-    if recipe.model.format is not None:
-        load_schema(recipe.model.format)
+    schema = None if recipe.model.format is None else load_schema(recipe.model.format)
     if recipe.model.lora is not None:
         adapters.check(recipe.model.lora)
     settings = recipe.evaluation
@@ -361,7 +360,7 @@ def check(
                 next(problem_stream(load_task(stage.task), "train", recipe.seed_of(name)))
         else:
             with _there(missing):
-                coldstart.check(stage.data)
+                coldstart.check(stage.data, schema)
         if stage.stop is not None:
             with _there(missing):
                 _count((stage.stop.task, stage.stop.problems, settings.seed, "validation"), counts)

@@ -27,6 +27,7 @@ from parallel_r1.models import attention as attend
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.checks import check_model, check_vocabulary, positions
 from parallel_r1.models.policy import dtype_of, load_tokenizer, parameter_count
+from parallel_r1.models.tags import check_schema
 from parallel_r1.models.tiny import qwen3
 from parallel_r1.models.tokens import encode_prompt, schema_of, tag_ids
 from parallel_r1.runs.activations import activation_bytes
@@ -139,6 +140,8 @@ def make(recipe: Recipe, problems: Mapping[str, int]) -> Plan:
     tokenizer = None
     with suppress(UserError):  # what is wrong with it is said below
         tokenizer = load_tokenizer(path) if path else None
+    if path and tokenizer and recipe.model.format:
+        check_schema(schema_of(tokenizer), recipe.model.format, path)
     prompts = {name: prompt_tokens(recipe, stage, tokenizer) for name, stage in recipe.stages.items()}
     schema = schema_of(tokenizer) if tokenizer else load_schema(recipe.model.format or DEFAULT.name)
     adapter = 0
