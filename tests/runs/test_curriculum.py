@@ -154,9 +154,9 @@ def test_nothing_is_learnt_from_what_chooses(tmp_path, policy, monkeypatch):
     learnt = []
     to_trace = coldstart.to_trace
 
-    def noted(example, *rest):
+    def noted(example, *rest, **more):
         learnt.append(example.prompt)
-        return to_trace(example, *rest)
+        return to_trace(example, *rest, **more)
 
     monkeypatch.setattr(coldstart, "to_trace", noted)
     run = RunFolder.create(tmp_path / "run", recipe)
