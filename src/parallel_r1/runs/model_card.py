@@ -4,6 +4,7 @@ them. Model hubs show it."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from parallel_r1.evaluation.measure import Result
 from parallel_r1.evaluation.parity import measure
@@ -48,7 +49,7 @@ def model_card(recipe: Recipe, name: str, policy: Policy, results: Sequence[Resu
     """
     stage, schema = recipe.stages[name], policy.tags.schema
     card = card_of(recipe, name, policy.version)
-    base = recipe.model.path
+    base = _portable(recipe.model.path)
     settings = [
         ("recipe, stage", f"{card.recipe}, {card.stage} ({card.kind})"),
         ("started from", recipe.start_of(name) if recipe.start_of(name) != "base" else base or "random weights"),
@@ -91,11 +92,16 @@ def _front(base: str | None) -> str:
     return "\n".join(["---", *lines, "---", ""])
 
 
+def _portable(path: str | None) -> str | None:
+    """A path as it is written on a card, which may be read on another machine: of an absolute one only its name."""
+    return Path(path).name if path and Path(path).is_absolute() else path
+
+
 def _learnt_from(card: TrainingCard) -> str:
     if card.kind == "rl":
         return f"{card.task}, rewarded by {card.reward}"
     data = card.data or {}
-    return data.get("file") or ", ".join(f"{task} ({weight:g})" for task, weight in data["tasks"].items())
+    return _portable(data.get("file")) or ", ".join(f"{task} ({weight:g})" for task, weight in data["tasks"].items())
 
 
 def _paths(card: TrainingCard) -> str:
