@@ -51,13 +51,14 @@ def layers_of(policy: Policy, answers: int, held: int) -> tuple[Callable[..., Te
     owner, scale = torch.arange(blocks) % answers, head**-0.5 * cpu.LOG2E
     bags = owner.argsort(stable=True)
     starts = torch.arange(answers) * (blocks // answers)
-    pool = [torch.randn(2, blocks, shared, BLOCK, head) for _ in range(config.num_hidden_layers)]
+    # Keys and values one by one: a graph copies a tensor of which it changes only a part through a view.
+    pool = [torch.randn(blocks, shared, BLOCK, head) for _ in range(2 * config.num_hidden_layers)]
     new = [torch.randn(heads, answers, head), *torch.randn(2, answers, shared, head)]
     places = torch.arange(answers), torch.zeros(answers, dtype=torch.long)
 
     def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, *pool: Tensor) -> Tensor:
         result = torch.zeros(())
-        for keys, values in pool:
+        for keys, values in zip(pool[::2], pool[1::2], strict=True):
             keys[places[0], :, places[1]], values[places[0], :, places[1]] = key, value
             asking = query.transpose(0, 1).contiguous().index_select(0, owner).view(blocks * shared, -1, head)
             scores = torch.baddbmm(bias, asking, keys.view(-1, BLOCK, head).transpose(1, 2), alpha=scale)
