@@ -61,6 +61,7 @@ def test_a_task_of_ones_own_is_one_file():
     assert verdicts(task, batch[:4], mixed) == [True, False, False, True]
 
 
+@pytest.mark.slow
 @needs_data
 def test_real_traces_are_replayed_to_a_cold_start(tmp_path):
     traces = SHARED / "parallel_gsm8k_traces.parquet"

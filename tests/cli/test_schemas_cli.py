@@ -112,6 +112,7 @@ head = "{number}) "
 """
 
 
+@pytest.mark.slow
 def test_a_model_from_nothing_in_a_schema_of_ones_own(tmp_path):
     (tmp_path / "mine.toml").write_text(MINE)
     (tmp_path / "nothing.toml").write_text(NOTHING.format(schema=tmp_path / "mine.toml"))

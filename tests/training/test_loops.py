@@ -79,6 +79,7 @@ def test_a_model_whose_logits_are_no_numbers_draws_nothing_to_learn_from(policy,
         next(run_rl(policy, rl_stage(tmp_path), 0))
 
 
+@pytest.mark.slow
 def test_what_a_model_cannot_hold_is_refused_before_it_learns(tmp_path):
     long = {"prompt": "x", "text": "1 " * 600}
     (tmp_path / "long.jsonl").write_text(json.dumps({**long, "text": "ok"}) + "\n" + json.dumps(long) + "\n")
@@ -332,6 +333,7 @@ def test_a_whole_curriculum_and_its_folder(tmp_path):
     assert again.encode("Use 1") == models.load(str(run.checkpoint("base"))).encode("Use 1")
 
 
+@pytest.mark.slow
 def test_a_run_repeats_bit_for_bit(tmp_path):
     def weights(name):
         recipe = make(tmp_path)
@@ -343,6 +345,7 @@ def test_a_run_repeats_bit_for_bit(tmp_path):
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path, policy):
     """Killed at twelve random moments one after the other, while it writes too, the run ends as if nothing had been.
     A stop rule ends a stage and chooses its weights, and moments are carried from stage to stage."""

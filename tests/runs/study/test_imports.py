@@ -41,6 +41,7 @@ def cells_of(file):
     return {cell.row: cell for cell in expand(load_study(file), file, [0])}
 
 
+@pytest.mark.slow
 def test_the_imports_of_a_study_are_relative_to_its_file(model, tmp_path):
     """The workers of the study load them too; an exception in one is one line that names the file."""
     (tmp_path / "my_rewards.py").write_text(PLUGIN)

@@ -44,6 +44,7 @@ def write(tmp_path, table):
     return tmp_path / "small.toml"
 
 
+@pytest.mark.slow
 def test_the_example_trains_by_its_name_in_a_recipe(tmp_path, monkeypatch):
     registry.load_plugins(["examples/my_algorithm.py"], ROOT)
     monkeypatch.setattr(loops, "load_task", lambda *_: Coin())
