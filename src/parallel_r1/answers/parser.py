@@ -64,18 +64,18 @@ def foreign_tag(text: str, schema: Schema) -> Defect | None:
     """The first tag in a text that its schema lacks and another schema that ships here has. Such a text mixes two
     schemas, or has been read in the wrong one: its forks would be plain text."""
     others = {tag: other.name for other in reversed(SCHEMAS.values()) for tag in other.tags if tag not in schema.tags}
-    found = re.search("|".join(map(re.escape, sorted(others, key=len, reverse=True))), text) if others else None
-    if found is None:
+    match = re.search("|".join(map(re.escape, sorted(others, key=len, reverse=True))), text) if others else None
+    if match is None:
         return None
-    name, tag = others[found[0]], found[0]
-    return Defect("foreign-tag", found.start(), f"{tag} is a tag of {name}, and this is read in {schema.name}")
+    name, tag = others[match[0]], match[0]
+    return Defect("foreign-tag", match.start(), f"{tag} is a tag of {name}, and this is read in {schema.name}")
 
 
 def defects_of(text: str, schema: Schema = DEFAULT) -> list[Defect]:
     """Where a text that no model of ours wrote breaks its schema, in order of place, with `foreign_tag`."""
     foreign = foreign_tag(text, schema)
-    found = parse_text(text, schema).defects + ([foreign] if foreign else [])
-    return sorted(found, key=lambda defect: defect.at)
+    defects = parse_text(text, schema).defects + ([foreign] if foreign else [])
+    return sorted(defects, key=lambda defect: defect.at)
 
 
 def pieces(text: str, schema: Schema = DEFAULT) -> list[Piece]:

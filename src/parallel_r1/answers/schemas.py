@@ -279,8 +279,8 @@ def load_schema(name: str) -> Schema:
         return SCHEMAS[name]
     path = Path(name)
     if path.suffix != ".toml":
-        known = f"a schema among {', '.join(SCHEMAS)}, or a TOML file"
-        raise UserError(known, f"'{name}'", nearest(name, list(SCHEMAS)))
+        expected = f"a schema among {', '.join(SCHEMAS)}, or a TOML file"
+        raise UserError(expected, f"'{name}'", nearest(name, list(SCHEMAS)))
     if not path.is_file():
         raise UserError("a TOML file with a schema", f"no file {name}", "check the path")
     try:

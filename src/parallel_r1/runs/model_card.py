@@ -118,15 +118,17 @@ def _measured(recipe: Recipe, stage: Stage, policy: Policy) -> Mismatch:
     """The mismatch of the stage's sampler and scorer, on a few answers."""
     engine = recipe.engine.model_copy(update={"compile": False})
     paths = min(max(2, stage.sampling.most), 8)
-    (found,) = measure(policy, stage.sampling.sampler, [stage.scorer], paths, answers=ANSWERS, forks=1, engine=engine)
-    return found
+    sampler = stage.sampling.sampler
+    (mismatch,) = measure(policy, sampler, [stage.scorer], paths, answers=ANSWERS, forks=1, engine=engine)
+    return mismatch
 
 
-def _exactness(found: Mismatch) -> str:
+def _exactness(mismatch: Mismatch) -> str:
     """How far sampler and scorer are apart, in a sentence."""
-    kind = "repeats what the sampler did, so only rounding differs" if found.exact else "is another than the sampler's"
+    repeats = "repeats what the sampler did, so only rounding differs"
+    kind = repeats if mismatch.exact else "is another than the sampler's"
     return (
-        f"The scorer `{found.scorer}` {kind}: on {found.tokens} tokens that these weights drew as\n"
-        f"`{found.sampler}`, the log-probabilities of both differ by at most {found.max_abs:.1e} nats, "
-        f"{found.mean_abs:.1e} on average."
+        f"The scorer `{mismatch.scorer}` {kind}: on {mismatch.tokens} tokens that these weights drew as\n"
+        f"`{mismatch.sampler}`, the log-probabilities of both differ by at most {mismatch.max_abs:.1e} nats, "
+        f"{mismatch.mean_abs:.1e} on average."
     )
