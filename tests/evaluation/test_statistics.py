@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_r1.evaluation import statistics
-from parallel_r1.evaluation.statistics import holm, interval, problems_needed, sign_flip_test
+from parallel_r1.evaluation.statistics import (
+    bounds,
+    holm,
+    interval,
+    problems_needed,
+    ratio_intervals,
+    sign_flip_test,
+)
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=6)
 
@@ -28,10 +35,11 @@ def test_an_interval_over_seeds_and_problems_equals_drawing_them_one_by_one():
     for _ in range(6000):
         seeds, problems = (drawing.choices(range(size), k=size) for size in (3, 12))
         means.append(fmean(table[seed][problem] for seed in seeds for problem in problems))
-    means.sort()
     low, high = interval(table)
-    assert low == pytest.approx(means[150], abs=0.02)
-    assert high == pytest.approx(means[-151], abs=0.02)
+    by_problem = np.mean(table, axis=0)
+    assert (low, high) == pytest.approx(
+        bounds(np.array(means), by_problem.mean(), by_problem - by_problem.mean()), abs=0.02
+    )
     alone = interval(table[0])
     assert high - low > 1.3 * (alone[1] - alone[0])  # seeds that differ widen it
 
@@ -50,15 +58,81 @@ def tables(problems, samples):
         yield [rng.binomial(samples, share) / samples for share in (0.1 + 0.8 * easy, 0.8 * easy)]
 
 
+def evaluations(problems, samples, kinds, a, b, rounds):
+    """Simulated evaluations: for every one the numbers of right answers, of forked answers, and of well-formed ones
+    among these, by kind of problem, and the number of answers.
+
+    Problems of one kind are permutations of one another: equally hard, and one cluster. Difficulties are drawn from a
+    beta distribution; hard problems are forked more often and worse, so that the ratio is no mean.
+    """
+    rng = np.random.default_rng(problems + samples)
+    for _ in range(rounds):
+        easy = rng.beta(a, b, kinds)
+        kind = np.concatenate([np.arange(kinds), rng.integers(0, kinds, problems - kinds)])
+        right = rng.binomial(samples, easy[kind])
+        forked = rng.binomial(samples, 0.8 - 0.6 * easy[kind])
+        formed = rng.binomial(forked, 0.9 - 0.5 * easy[kind])
+        size = samples * np.bincount(kind, minlength=kinds)
+        yield size, *(np.bincount(kind, counts, kinds) for counts in (right, forked, formed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("problems", "samples", "kinds", "a", "b"),
+    [
+        (30, 16, 30, 1, 1),
+        (30, 16, 30, 0.5, 2),  # as hard as AIME: a mean of 20 %, and most problems near 0
+        (30, 16, 30, 0.2, 1.8),  # 10 %
+        (200, 8, 60, 1, 1),
+        (200, 8, 60, 0.3, 1),
+    ],
+)
+def test_95_of_100_intervals_hold_the_truth(problems, samples, kinds, a, b, monkeypatch):
+    """2,000 simulated evaluations: of mean@k, of the parallel ratio, and of the share of forked answers that are
+    well-formed 93 to 97 % of the intervals hold the true value."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 2000)
+    mean, square = a / (a + b), a * (a + 1) / ((a + b) * (a + b + 1))
+    forked = 0.8 - 0.6 * mean
+    truth = (mean, forked, (0.72 - 0.94 * mean + 0.3 * square) / forked)
+    covered = np.zeros(3)
+    for size, right, forks, formed in evaluations(problems, samples, kinds, a, b, 2000):
+        ones = np.ones(kinds)
+        over, under = np.stack([right / size, forks / size, formed], 1), np.stack([ones, ones, forks], 1)
+        intervals = ratio_intervals(over, under)
+        covered += [low <= value <= high for (low, high), value in zip(intervals, truth, strict=True)]
+    assert (covered / 2000 >= 0.93).all(), covered
+    assert (covered / 2000 <= 0.97).all(), covered
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("problems", "samples"), [(100, 8), (300, 2)])
-def test_intervals_cover_what_they_should(problems, samples, monkeypatch):
-    """95 % of the intervals hold the truth, of means and of paired differences."""
-    monkeypatch.setattr(statistics, "RESAMPLES", 500)
-    rounds = list(islice(tables(problems, samples), 1000))
-    for values, truth in (([ours for ours, _ in rounds], 0.5), ([ours - theirs for ours, theirs in rounds], 0.1)):
-        covered = [low <= truth <= high for low, high in map(interval, values)]
-        assert 0.93 <= fmean(covered) <= 0.97
+def test_intervals_of_paired_differences_hold_the_truth(problems, samples, monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
+    differences = [ours - theirs for ours, theirs in islice(tables(problems, samples), 1000)]
+    covered = [low <= 0.1 <= high for low, high in map(interval, differences)]
+    assert 0.93 <= fmean(covered) <= 0.97
+
+
+def test_a_ratio_of_ones_is_a_mean():
+    values = np.random.default_rng(0).random((40, 2))
+    both = ratio_intervals(values, np.ones((40, 2)))
+    assert both == [pytest.approx(interval(values[:, column]), abs=0.004) for column in (0, 1)]
+
+
+def test_a_ratio_counts_answers_and_skips_resamples_without_any():
+    ((low, high),) = ratio_intervals([[3.0], [0.0]], [[4.0], [0.0]])
+    assert low == high == 0.75
+    ((low, high),) = ratio_intervals([[0.0], [0.0]], [[0.0], [0.0]])
+    assert np.isnan(low)
+
+
+def test_a_skewed_interval_is_longer_on_its_long_side():
+    values = [0.0] * 25 + [1.0] * 5
+    low, high = interval(values)
+    mean = fmean(values)
+    assert high - mean > 1.15 * (mean - low)
+    flat = interval([0.0, 1.0] * 15)
+    assert flat[1] - 0.5 == pytest.approx(0.5 - flat[0], abs=0.02)
 
 
 def test_copies_counted_as_problems_make_intervals_too_narrow(monkeypatch):

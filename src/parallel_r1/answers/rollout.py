@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,22 @@ def key_of_chat(statement: str, before: Sequence[Message]) -> str:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How the verifier came to its verdict on an answer, as evaluations keep it.
+
+    Attributes:
+        final: the final answer of the trunk; None if there is none to read.
+        missed: whether a wrong answer has the right one elsewhere in its text, in a box, behind a mark that the task
+            does not read, or in a path.
+        out_of_time: whether the verifier gave up the comparison, because it took too long.
+    """
+
+    final: str | None
+    missed: bool = False
+    out_of_time: bool = False
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One answer to a problem, judged.
 
@@ -61,6 +77,7 @@ class Rollout:
         critical_path: tokens that had to be drawn one after the other, given ones included.
         total: all tokens of the answer.
         terms: the reward by term, such as `{"accuracy": 1.0, "parallel": 0.2}`; None outside RL.
+        reading: how the verdict came about; None outside evaluations.
     """
 
     problem: Problem
@@ -70,6 +87,7 @@ class Rollout:
     critical_path: int
     total: int
     terms: dict[str, float] | None = None
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         if len(self.texts) != len(self.trace.spans):
@@ -112,6 +130,7 @@ def to_json(rollout: Rollout) -> dict[str, Any]:
         "correct": rollout.correct,
         "reward": rollout.reward,
         "terms": rollout.terms,
+        **({} if rollout.reading is None else {"reading": asdict(rollout.reading)}),
         "critical_path": rollout.critical_path,
         "total": rollout.total,
         "finish": trace.finish,
@@ -159,7 +178,8 @@ def from_json(row: dict[str, Any]) -> Rollout:
         texts = texts_of_spans(row["text"], trace)
     before = tuple((role, text) for role, text in row.get("before", ()))
     problem = Problem(row["id"], row["prompt"], row["answer"], row["source"], row.get("key", ""), before)
-    return Rollout(problem, trace, texts, row["correct"], row["critical_path"], row["total"], row["terms"])
+    reading = Reading(**row["reading"]) if row.get("reading") else None
+    return Rollout(problem, trace, texts, row["correct"], row["critical_path"], row["total"], row["terms"], reading)
 
 
 def _span_from_json(row: dict[str, Any]) -> Span:

@@ -119,6 +119,11 @@ class Trace:
         return len({fork for span in self.spans for fork, _ in span.address})
 
     @property
+    def paths(self) -> int:
+        """Number of paths with a token, over all forks, nested ones included."""
+        return len({span.address[: depth + 1] for span in self.spans for depth in range(len(span.address))})
+
+    @property
     def fork_at(self) -> list[int]:
         """Index of the token before the first path, such as `<Parallel>`, for every fork in reading order."""
         first: dict[int, int] = {}

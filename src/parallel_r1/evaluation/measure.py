@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from math import comb
 from statistics import fmean
 from typing import Any
 
-from parallel_r1.answers.rollout import Problem, Rollout, group
+import numpy as np
+
+from parallel_r1.answers.rollout import Group, Problem, Reading, Rollout, group
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.settings import Evaluation
-from parallel_r1.evaluation.statistics import interval
+from parallel_r1.evaluation.statistics import interval, ratio_intervals
 from parallel_r1.generation.generator import Generator
 from parallel_r1.generation.rollouts import answer
 from parallel_r1.generation.settings import Sampling
 from parallel_r1.models.policy import Policy
 from parallel_r1.tasks.base import Split, Task, problem_stream
+from parallel_r1.tasks.grading.equal import compare
 from parallel_r1.tasks.load import load_task
 from parallel_r1.tasks.prompts import Prompt
 
@@ -43,6 +46,17 @@ class Result:
         critical_path: tokens of an answer that had to be drawn one after the other, mean.
         total: all tokens of an answer, mean.
         by_problem: key of a problem -> share of its answers that are correct.
+        paths: paths of an answer, over all of its forks, mean.
+        majority: maj@k, the share of problems whose most frequent final answer is correct; see `majority_vote`. None
+            where final answers were not kept, as in the three shares below it.
+        cut: share of answers that a budget ended.
+        silent: share of answers without a final answer.
+        missed: share of answers that are wrong, with the right answer elsewhere in their text.
+        out_of_time: share of answers that are wrong because the verifier gave up the comparison.
+        copies: share of answers with the same tokens as an earlier answer to their problem.
+        passes: pass@1, pass@2, .. pass@k; the last one is `passed`.
+        intervals: 95 % bootstrap interval of every figure by its name (`mean`, `passed`, `majority`, `parallel_ratio`,
+            ..) and of `pass@1` .. `pass@k`, over problems.
     """
 
     stage: str
@@ -59,10 +73,38 @@ class Result:
     critical_path: float
     total: float
     by_problem: dict[str, float]
+    paths: float | None = None
+    majority: float | None = None
+    cut: float | None = None
+    silent: float | None = None
+    missed: float | None = None
+    out_of_time: float | None = None
+    copies: float | None = None
+    passes: tuple[float, ...] = ()
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """JSON has lists for tuples."""
+        object.__setattr__(self, "passes", tuple(self.passes))
+        object.__setattr__(self, "intervals", {name: (low, high) for name, (low, high) in self.intervals.items()})
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a JSON object."""
         return asdict(self)
+
+    def pass_at(self, k: int) -> float:
+        """pass@k for a k of 1 to the number of answers to every problem.
+
+        Raises:
+            UserError: k is above this number.
+        """
+        if not 1 <= k <= len(self.passes):
+            raise UserError(
+                f"a k of pass@k from 1 to {len(self.passes)}, the answers to every problem",
+                f"{k}",
+                "draw more answers: eval --samples",
+            )
+        return self.passes[k - 1]
 
     def differences(self, other: Result) -> list[float]:
         """How much larger the share of correct answers is than in another result, -1 .. 1, for every problem that both
@@ -150,38 +192,93 @@ def evaluate(
 
 
 def summarise(rollouts: Sequence[Rollout], stage: str = "", samples: int | None = None) -> Result:
-    """Measure judged answers to problems of one task, at least one answer.
+    """Measure judged answers to problems of one task, at least one answer. Problems with the same key, such as
+    permutations of one another, are one problem.
 
     Args:
         samples: the k of pass@k, at most the fewest answers to a problem; None: the fewest.
     """
     groups = group(rollouts)
     samples = samples or min(len(members.rollouts) for members in groups)
-
-    def mean(figure: Callable[[Rollout], float]) -> float:
-        return fmean(fmean(map(figure, members.rollouts)) for members in groups)
-
-    counts = [sum(rollout.correct for rollout in members.rollouts) for members in groups]
-    drawn = [len(members.rollouts) for members in groups]
-    means = [count / number for count, number in zip(counts, drawn, strict=True)]
-    forked = [rollout for rollout in rollouts if rollout.trace.forks]
-    low, high = interval(means)
+    columns = {name: (over, under) for name, over, under in _columns(groups, samples)}
+    over, under = (np.array(side).T for side in zip(*columns.values(), strict=True))
+    sums = over.sum(axis=0), under.sum(axis=0)
+    figures: dict[str, Any] = {name: float(a / b) if b else None for name, a, b in zip(columns, *sums, strict=True)}
+    intervals = dict(zip(columns, ratio_intervals(over, under), strict=True))
+    passes = [f"pass@{k}" for k in range(1, samples + 1)]
     return Result(
         stage=stage,
         task=rollouts[0].problem.source,
         problems=len(groups),
         samples=samples,
-        mean=fmean(means),
-        low=low,
-        high=high,
-        passed=fmean(pass_at(samples, count, number) for count, number in zip(counts, drawn, strict=True)),
-        parallel_ratio=mean(lambda rollout: rollout.trace.forks > 0),
-        well_formed=fmean(rollout.trace.well_formed for rollout in forked) if forked else None,
-        forks=mean(lambda rollout: rollout.trace.forks),
-        critical_path=mean(lambda rollout: rollout.critical_path),
-        total=mean(lambda rollout: rollout.total),
-        by_problem=dict(zip((members.problem.key for members in groups), means, strict=True)),
+        low=intervals["mean"][0],
+        high=intervals["mean"][1],
+        passed=figures[passes[-1]],
+        by_problem=dict(zip((members.problem.key for members in groups), columns["mean"][0], strict=True)),
+        passes=tuple(figures[name] for name in passes),
+        intervals={name: bounds for name, bounds in intervals.items() if figures[name] is not None},
+        **{name: value for name, value in figures.items() if name not in passes},
     )
+
+
+Column = tuple[str, list[float], list[float]]
+"""The name of a figure with a numerator and a denominator for every problem."""
+
+
+def _columns(groups: Sequence[Group], samples: int) -> Iterator[Column]:
+    """All figures of a result."""
+    ones = [1.0] * len(groups)
+
+    def mean(name: str, figure: Callable[[Rollout], float]) -> Column:
+        return name, [fmean(map(figure, members.rollouts)) for members in groups], ones
+
+    yield mean("mean", lambda rollout: rollout.correct)
+    yield mean("parallel_ratio", lambda rollout: rollout.trace.forks > 0)
+    forked = [[rollout for rollout in members.rollouts if rollout.trace.forks] for members in groups]
+    formed = [float(sum(rollout.trace.well_formed for rollout in part)) for part in forked]
+    yield "well_formed", formed, [float(len(part)) for part in forked]
+    yield mean("forks", lambda rollout: rollout.trace.forks)
+    yield mean("paths", lambda rollout: rollout.trace.paths)
+    yield mean("critical_path", lambda rollout: rollout.critical_path)
+    yield mean("total", lambda rollout: rollout.total)
+    yield mean("cut", lambda rollout: rollout.trace.finish == "length")
+    yield "copies", [1 - len({one.trace.token_ids for one in g.rollouts}) / len(g.rollouts) for g in groups], ones
+    if all(rollout.reading for members in groups for rollout in members.rollouts):
+        yield mean("silent", lambda rollout: _reading(rollout).final is None)
+        yield mean("missed", lambda rollout: _reading(rollout).missed)
+        yield mean("out_of_time", lambda rollout: _reading(rollout).out_of_time)
+        yield "majority", [majority_vote(members.rollouts) for members in groups], ones
+    counts = [(sum(rollout.correct for rollout in members.rollouts), len(members.rollouts)) for members in groups]
+    for k in range(1, samples + 1):
+        yield f"pass@{k}", [pass_at(k, correct, drawn) for correct, drawn in counts], ones
+
+
+def _reading(rollout: Rollout) -> Reading:
+    assert rollout.reading is not None
+    return rollout.reading
+
+
+def majority_vote(rollouts: Sequence[Rollout]) -> float:
+    """Whether the most frequent final answer to a problem is correct, 0 or 1: maj@k. Final answers are equal by the
+    rules of the grader. An answer without a final answer has no vote; without any vote the result is 0. Of several most
+    frequent ones a random one is taken: the result is the share of them that are correct.
+
+    Args:
+        rollouts: all answers to one problem, with readings.
+    """
+    ballots: list[tuple[str, list[bool]]] = []
+    for rollout in rollouts:
+        final = _reading(rollout).final
+        if final is None:
+            continue
+        for other, votes in ballots:
+            if final == other or compare(final, other) is True:
+                votes.append(rollout.correct)
+                break
+        else:
+            ballots.append((final, [rollout.correct]))
+    most = max((len(votes) for _, votes in ballots), default=0)
+    return fmean(fmean(votes) for _, votes in ballots if len(votes) == most) if ballots else 0.0
 
 
 def pass_at(k: int, correct: int, drawn: int) -> float:

@@ -3,14 +3,15 @@ number of problems that a difference needs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import ceil
+from collections.abc import Iterator, Sequence
+from math import ceil, nan, sqrt
 from statistics import NormalDist, fmean, variance
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 10_000
+NORMAL = NormalDist()
 
 
 PIECE = 2**22
@@ -21,7 +22,7 @@ FEWEST = 6
 
 
 def interval(values: ArrayLike) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean.
+    """95 % bootstrap interval of a mean; see `bounds`.
 
     Problems are resampled with replacement, and independently of them the seeds: a value counts as often as its problem
     was drawn times as often as its seed was. Source: Owen, "The pigeonhole bootstrap" (2007).
@@ -36,8 +37,81 @@ def interval(values: ArrayLike) -> tuple[float, float]:
     drawn = np.array_split(rng.multinomial(seeds, [1 / seeds] * seeds, RESAMPLES), _pieces(problems))
     equal = np.full(problems, 1 / problems)
     sums = [((part @ table) * rng.multinomial(problems, equal, len(part))).sum(axis=1) for part in drawn]
-    low, high = np.percentile(np.concatenate(sums) / table.size, [2.5, 97.5])
+    return bounds(np.concatenate(sums) / table.size, table.mean(), table.mean(axis=0) - table.mean())
+
+
+def ratio_intervals(numerators: ArrayLike, denominators: ArrayLike) -> list[tuple[float, float]]:
+    """95 % bootstrap intervals of several ratios of sums over problems, all from the same resamples of problems.
+
+    A mean over problems is the ratio with a denominator of 1 for every problem. A share of some answers, such as of the
+    answers with a fork that are well-formed, has their number in the denominator. Resamples in which a denominator is 0
+    do not count.
+
+    Args:
+        numerators, denominators: (problems, ratios); a problem comes with all of its answers, so the spread of answers
+            to one problem is part of the spread between problems.
+    """
+    over, under = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = np.concatenate([(counts @ over) / (counts @ under) for counts in resamples(len(over))])
+        estimates = over.sum(axis=0) / under.sum(axis=0)
+        influences = over - under * estimates
+    columns = zip(drawn.T, estimates, influences.T, strict=True)
+    return [bounds(column[np.isfinite(column)], estimate, influence) for column, estimate, influence in columns]
+
+
+def resamples(problems: int) -> Iterator[NDArray[np.int64]]:
+    """How often every problem is in a resample of as many problems drawn with replacement: `RESAMPLES` rows of
+    (resamples, problems), in pieces that fit into memory. Equal calls give equal numbers."""
+    rng, equal = np.random.default_rng(0), np.full(problems, 1 / problems)
+    for part in np.array_split(np.arange(RESAMPLES), _pieces(problems)):
+        yield rng.multinomial(problems, equal, len(part))
+
+
+def bounds(drawn: NDArray[np.float64], estimate: float, influences: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % interval of an estimate from its bootstrap distribution: bias-corrected and accelerated (BCa), and
+    expanded for few problems; not a number if nothing was drawn.
+
+    A skewed distribution, such as that of the accuracy on hard problems, has too short an interval on its long side
+    between the percentiles 2.5 and 97.5: BCa moves both. And a bootstrap mean of n problems varies less than the mean
+    itself, by a factor of sqrt((n - 1) / n), and has no longer tails than a normal distribution, where a mean with an
+    estimated spread has those of Student's t: so both lie further out, at 1.9 and 98.1 for 30 problems without a skew.
+    Sources: Efron, "Better Bootstrap Confidence Intervals" (1987); Hesterberg, "What Teachers Should Know about the
+    Bootstrap" (2015), section 4.
+
+    Args:
+        drawn: the estimate in every resample.
+        influences: what every problem adds to the estimate, up to a factor; their sum is 0.
+    """
+    problems, resampled = len(influences), len(drawn)
+    if not resampled:
+        return nan, nan
+    if problems < 2:
+        return float(drawn.min()), float(drawn.max())
+    spread = float((influences**2).sum())
+    skew = float((influences**3).sum()) / (6 * spread**1.5) if spread else 0.0
+    equal = np.isclose(drawn, estimate, rtol=1e-9, atol=1e-12)
+    below = ((drawn < estimate) & ~equal).sum() + equal.sum() / 2
+    bias = NORMAL.inv_cdf(min(max(below / resampled, 1 / resampled), 1 - 1 / resampled))
+    reach = _student(NORMAL.inv_cdf(0.975), problems - 1) * sqrt(problems / (problems - 1))
+    low, high = np.percentile(drawn, [100 * _level(bias, skew, -reach), 100 * _level(bias, skew, reach)])
     return float(low), float(high)
+
+
+def _level(bias: float, skew: float, reach: float) -> float:
+    """The share of the bootstrap distribution below a bound that lies `reach` standard deviations from the estimate."""
+    room = 1 - skew * (bias + reach)
+    return NORMAL.cdf(bias + (bias + reach) / room) if room > 0 else float(reach > 0)
+
+
+def _student(z: float, freedom: int) -> float:
+    """The quantile of Student's t that corresponds to a normal quantile `z`. Source: Abramowitz and Stegun, 26.7.5."""
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
 def sign_flip_test(differences: ArrayLike) -> float:
@@ -73,8 +147,7 @@ def problems_needed(differences: Sequence[float]) -> int | None:
     mean = fmean(differences)
     if len(differences) < 2 or abs(mean) < 1e-9:  # a mean of 0 by rounding counts as 0
         return None
-    normal = NormalDist()
-    quantiles = normal.inv_cdf(0.975) + normal.inv_cdf(0.8)
+    quantiles = NORMAL.inv_cdf(0.975) + NORMAL.inv_cdf(0.8)
     return max(FEWEST, ceil(quantiles**2 * variance(differences) / mean**2))
 
 

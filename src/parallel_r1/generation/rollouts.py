@@ -19,6 +19,7 @@ from parallel_r1.models.policy import Policy
 from parallel_r1.tasks.base import Task, verdicts
 from parallel_r1.tasks.grading.extract import final_answer, without_cut_answer
 from parallel_r1.tasks.prompts import Prompt
+from parallel_r1.tasks.reading import with_readings
 
 log = logging.getLogger(__name__)
 PATIENCE = 1000
@@ -83,12 +84,14 @@ def judge(
     *,
     anywhere: bool = False,
     stop: Sequence[str] = (),
+    explain: bool = False,
 ) -> list[Rollout]:
     """Verify answers in one call of the task's verifier, and compute their critical path and number of tokens.
 
     Args:
         anywhere: if the trunk has no final answer, let the verifier read the text of the paths too.
         stop: texts that end an answer. One that did is no part of the final answer.
+        explain: keep how every verdict came about (`Rollout.reading`).
     """
     texts = [trace.texts(policy.decode) for _, trace in answers]
     trunks = [_trunk(trace, policy, stop) for _, trace in answers]
@@ -98,10 +101,11 @@ def judge(
             for (_, trace), parts, trunk in zip(answers, texts, trunks, strict=True)
         ]
     correct = verdicts(task, [problem for problem, _ in answers], trunks)
-    return [
+    rollouts = [
         Rollout(problem, trace, parts, verdict, latency(trace), len(trace.token_ids))
         for (problem, trace), parts, verdict in zip(answers, texts, correct, strict=True)
     ]
+    return with_readings(rollouts, trunks, task) if explain else rollouts
 
 
 def _inside(trace: Trace, texts: Sequence[str]) -> str:

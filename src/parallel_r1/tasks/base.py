@@ -37,8 +37,12 @@ Factory = TypeVar("Factory", bound=Callable[[], Any])
 class Task(Protocol):
     """Problems, and a verifier that decides which answers to them are correct.
 
-    A task may also have a method `statement(problem) -> str`: the problem without the instruction around it, which a
-    teacher is asked (`parallel-r1 coldstart`). Without that method a teacher gets the whole prompt.
+    A task may have more methods:
+
+    * `statement(problem) -> str`: the problem without the instruction around it, which a teacher is asked
+      (`parallel-r1 coldstart`). Without it a teacher gets the whole prompt.
+    * `out_of_time(problems, answers) -> list[bool]`: which of the answers that `verify` rejected were too costly to
+      compare. Without it none were.
     """
 
     @property

@@ -69,6 +69,13 @@ class Mathematics:
             ]
         )
 
+    def out_of_time(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[bool]:
+        """Which of the answers that have been verified are wrong only because their comparison took too long."""
+        return [
+            self.grader.gave_up(final_answer(answer, self.find), problem.answer)
+            for problem, answer in zip(problems, answers, strict=True)
+        ]
+
 
 def load_mathematics(name: str, data_dir: Path | None = None, find: Find = "strict") -> Mathematics:
     """The task of a set of problems: a public one, a file or a data set of the hub.

@@ -93,10 +93,12 @@ class Pool:
 
     Attributes:
         workers: the processes that run.
+        given_up: pairs whose comparison took more than its time or memory.
     """
 
     def __init__(self, limit: float, size: int) -> None:
         self.limit, self.size = limit, size
+        self.given_up: set[Pair] = set()
         self.workers: list[Worker] = []
         self.jobs: SimpleQueue[Job | None] = SimpleQueue()
         self.threads: list[Thread] = []
@@ -146,7 +148,10 @@ class Pool:
                 self._retire(worker)
                 worker = None
             if verdict is not None:
+                if worker is None:
+                    self.given_up.add(pair)
                 return verdict, worker
+        self.given_up.add(pair)
         return False, None
 
     def _start(self) -> Worker:
@@ -199,6 +204,11 @@ class Grader:
         """Whether answers equal their references, for many pairs (answer, reference) at once: all processes work."""
         results = [self._verdict(answer, gold) for answer, gold in pairs]
         return [result if isinstance(result, bool) else result.result() for result in results]
+
+    def gave_up(self, answer: str | None, gold: str) -> bool:
+        """Whether the comparison of an answer that has been graded took more than its time or memory."""
+        compared = None if answer is None or not self.pool.given_up else compare(answer, gold)
+        return compared in self.pool.given_up
 
     def close(self) -> None:
         """End the processes. The next comparison by math-verify starts new ones."""

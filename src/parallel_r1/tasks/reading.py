@@ -1,0 +1,61 @@
+"""How verdicts came about: what was read as the final answer, and why a wrong answer may be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from parallel_r1.answers.rollout import Problem, Reading, Rollout
+from parallel_r1.answers.shape import paths_of_rollout
+from parallel_r1.answers.syntax import FINAL_ANSWER, boxes
+from parallel_r1.tasks.base import Task, verdicts
+from parallel_r1.tasks.grading.extract import Find, final_answer
+
+MOST = 16
+"""Most places of an answer at which the right one is looked for."""
+
+
+def with_readings(rollouts: Sequence[Rollout], trunks: Sequence[str], task: Task) -> list[Rollout]:
+    """The rollouts with how their verdicts came about. The task verifies the other places of all wrong answers in one
+    call.
+
+    Args:
+        trunks: the text of every rollout that the task has verified.
+    """
+    finals = [final_answer(trunk, find_of(task)) for trunk in trunks]
+    asked = [
+        (number, candidate)
+        for number, (rollout, trunk, final) in enumerate(zip(rollouts, trunks, finals, strict=True))
+        if not rollout.correct
+        for candidate in _other_places(rollout, trunk, final)
+    ]
+    again = [f"{FINAL_ANSWER} {candidate}" for _, candidate in asked]
+    right = verdicts(task, [rollouts[number].problem for number, _ in asked], again)
+    missed = {number for (number, _), verdict in zip(asked, right, strict=True) if verdict}
+    late = _out_of_time(task, [rollout.problem for rollout in rollouts], trunks)
+    return [
+        replace(rollout, reading=Reading(final, number in missed, late[number] and not rollout.correct))
+        for number, (rollout, final) in enumerate(zip(rollouts, finals, strict=True))
+    ]
+
+
+def find_of(task: Task) -> Find:
+    """How a task locates final answers."""
+    return getattr(task, "find", "strict")
+
+
+def _other_places(rollout: Rollout, trunk: str, final: str | None) -> list[str]:
+    """What stands at the other places of an answer where a final answer may be: boxes anywhere, and what the lenient
+    rules find in the trunk and in every path."""
+    paths = [path for fork in paths_of_rollout(rollout) for path in fork]
+    places = [
+        *(final_answer(text, "lenient") for text in (trunk, *paths)),
+        *(box.content for box in boxes(rollout.text)),
+    ]
+    return list(dict.fromkeys(place for place in places if place and place != final))[:MOST]
+
+
+def _out_of_time(task: Task, problems: Sequence[Problem], trunks: Sequence[str]) -> list[bool]:
+    own: Callable[..., Any] | None = getattr(task, "out_of_time", None)
+    return [False] * len(trunks) if own is None else list(own(problems, trunks))
