@@ -32,7 +32,7 @@ from parallel_r1.tasks.grading.extract import final_answer
 from parallel_r1.tasks.grading.grader import Grader
 from parallel_r1.tasks.load import load_task
 from parallel_r1.tasks.prompts import PARALLEL
-from parallel_r1.tasks.suites import open_source
+from parallel_r1.tasks.public_sets import open_source
 from parallel_r1.training.batch import split
 
 Work = Callable[[], int]

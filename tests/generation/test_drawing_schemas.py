@@ -191,7 +191,9 @@ def test_preempted_answers_are_the_same(tagged, schema):
             return close if size >= 9 else None
         return ids[size] if size < len(ids) else None
 
-    sampling = Sampling(paths=2, budget=BIG)
+    # Greedy: what is read again is equal but for rounding, which moves a draw across the border of two tokens once in
+    # ten thousand.
+    sampling = Sampling(paths=2, budget=BIG, temperature=0)
     requests = [Request(policy.encode("Use 3.\n" * (1 + n)), sampling, f"{n}", force) for n in range(8)]
     free, tight = make_generator(policy, Engine()), make_generator(policy, Engine(memory=BIG.total + 60))
     traces = free.traces(requests)

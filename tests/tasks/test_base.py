@@ -25,7 +25,7 @@ from parallel_r1.tasks.countdown import EASY
 from parallel_r1.tasks.datasets.sources import DATA_DIR
 from parallel_r1.tasks.datasets.splits import Split
 from parallel_r1.tasks.load import load_task
-from parallel_r1.tasks.suites import SUITES, open_source
+from parallel_r1.tasks.public_sets import PUBLIC_SETS, open_source
 
 
 class Sums:
@@ -326,7 +326,7 @@ def test_the_folder_of_the_public_sets_is_passed_or_the_variable_and_nothing_set
         (problem,) = load_task("aime25@plain", data_dir=folder).problems("test", 0)
         assert record.problem in problem.prompt
     assert dict(os.environ) == before
-    assert SUITES["aime25"].data_dir is None
+    assert PUBLIC_SETS["aime25"].data_dir is None
 
 
 def test_two_tasks_of_one_name_from_two_folders_do_not_share_anything(tmp_path):

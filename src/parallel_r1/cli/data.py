@@ -196,7 +196,7 @@ def _write(out: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _open(name: str, data_dir: Path | None) -> tuple[Source, list[Record]]:
-    from parallel_r1.tasks.suites import open_source
+    from parallel_r1.tasks.public_sets import open_source
 
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network every retry would print a line
     source = open_source(name, data_dir)
@@ -208,7 +208,7 @@ def _names(against: str) -> list[str]:
 
 
 def _benchmarks(names: Iterable[str], data_dir: Path | None) -> list[Record]:
-    from parallel_r1.tasks.suites import open_source
+    from parallel_r1.tasks.public_sets import open_source
 
     return [record for name in names for record in open_source(name, data_dir).records("test")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from math import comb
 from statistics import fmean
@@ -13,10 +14,11 @@ import numpy as np
 
 from parallel_r1.answers.rollout import Group, Problem, Reading, Rollout, group
 from parallel_r1.errors import UserError
+from parallel_r1.evaluation.answer_file import AnswerFile, draw_to_file
 from parallel_r1.evaluation.settings import Evaluation
 from parallel_r1.evaluation.statistics import interval, ratio_intervals
-from parallel_r1.generation.generator import Generator
-from parallel_r1.generation.rollouts import answer
+from parallel_r1.generation.generator import Generator, make_generator
+from parallel_r1.generation.rollouts import answer, judge, reading_rules, requests_of
 from parallel_r1.generation.settings import Sampling
 from parallel_r1.models.policy import Policy
 from parallel_r1.tasks.base import Split, Task, problem_stream
@@ -182,13 +184,46 @@ def evaluate(
     *,
     prompt: Prompt | None = None,
     generator: Generator | None = None,
+    file: AnswerFile | None = None,
 ) -> Result:
-    """Draw answers to held-out problems of a task and measure them."""
+    """Draw answers to held-out problems of a task and measure them.
+
+    Args:
+        file: keeps the answers; those that it has are not drawn again.
+    """
     task = load_task(task_name)
     problems = held_out(task, settings.problems, settings.seed, split)
     samples = settings.samples_of(task_name)
-    rollouts = answer(policy, task, problems, samples, sampling, settings.seed, prompt=prompt, generator=generator)
+    rollouts = draw(
+        policy, task, problems, samples, sampling, settings.seed, prompt=prompt, generator=generator, file=file
+    )
     return summarise(rollouts, stage)
+
+
+def draw(
+    policy: Policy,
+    task: Task,
+    problems: Sequence[Problem],
+    samples: int,
+    sampling: Sampling,
+    seed: int,
+    *,
+    prompt: Prompt | None = None,
+    generator: Generator | None = None,
+    file: AnswerFile | None = None,
+) -> list[Rollout]:
+    """Answers to problems as an evaluation judges them, with readings; see `generation.rollouts.answer`.
+
+    Args:
+        file: keeps the answers; those that it has are not drawn again.
+    """
+    prompt, generator = prompt or Prompt(), generator or make_generator(policy)
+    if file is None:
+        return answer(policy, task, problems, samples, sampling, seed, prompt=prompt, generator=generator, explain=True)
+    requests = requests_of(policy, problems, samples, sampling, seed, prompt)
+    rules = partial(judge, task=task, policy=policy, explain=True, **reading_rules(prompt, sampling))
+    repeated = [problem for problem in problems for _ in range(samples)]
+    return draw_to_file(generator, repeated, requests, rules, file)
 
 
 def summarise(rollouts: Sequence[Rollout], stage: str = "", samples: int | None = None) -> Result:

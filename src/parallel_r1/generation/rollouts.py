@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 from parallel_r1 import distributed as processes
 from parallel_r1.answers.rollout import Problem, Rollout
@@ -93,30 +95,44 @@ def judge(
         stop: texts that end an answer. One that did is no part of the final answer.
         explain: keep how every verdict came about (`Rollout.reading`).
     """
-    texts = [trace.texts(policy.decode) for _, trace in answers]
-    trunks = [_trunk(trace, policy, stop) for _, trace in answers]
+    rollouts = [
+        Rollout(problem, trace, trace.texts(policy.decode), False, latency(trace), len(trace.token_ids))
+        for problem, trace in answers
+    ]
+    return judge_again(rollouts, task, anywhere=anywhere, stop=stop, explain=explain)
+
+
+def judge_again(
+    rollouts: Sequence[Rollout],
+    task: Task,
+    *,
+    anywhere: bool = False,
+    stop: Sequence[str] = (),
+    explain: bool = False,
+) -> list[Rollout]:
+    """The rollouts with new verdicts; see `judge`."""
+    trunks = [_trunk(rollout, stop) for rollout in rollouts]
     if anywhere:
         trunks = [
-            trace.schema.without_tags(_inside(trace, parts), "\n") if final_answer(trunk) is None else trunk
-            for (_, trace), parts, trunk in zip(answers, texts, trunks, strict=True)
+            rollout.trace.schema.without_tags(_inside(rollout), "\n") if final_answer(trunk) is None else trunk
+            for rollout, trunk in zip(rollouts, trunks, strict=True)
         ]
-    correct = verdicts(task, [problem for problem, _ in answers], trunks)
-    rollouts = [
-        Rollout(problem, trace, parts, verdict, latency(trace), len(trace.token_ids))
-        for (problem, trace), parts, verdict in zip(answers, texts, correct, strict=True)
-    ]
-    return with_readings(rollouts, trunks, task) if explain else rollouts
+    correct = verdicts(task, [rollout.problem for rollout in rollouts], trunks)
+    judged = [replace(rollout, correct=verdict) for rollout, verdict in zip(rollouts, correct, strict=True)]
+    return with_readings(judged, trunks, task) if explain else judged
 
 
-def _inside(trace: Trace, texts: Sequence[str]) -> str:
+def _inside(rollout: Rollout) -> str:
     """The text of trunk and paths."""
-    return "".join(text for span, text in zip(trace.spans, texts, strict=True) if not span.aside)
+    return "".join(text for span, text in zip(rollout.trace.spans, rollout.texts, strict=True) if not span.aside)
 
 
-def _trunk(trace: Trace, policy: Policy, stop: Sequence[str]) -> str:
+def _trunk(rollout: Rollout, stop: Sequence[str]) -> str:
     """The text of an answer outside its paths, without the stop text that ended it; if its budget ended there, without
     the final answer that it cut."""
-    text = policy.decode(trace.trunk_ids)
+    trace = rollout.trace
+    spans = zip(trace.spans, rollout.texts, strict=True)
+    text = "".join(words for span, words in spans if span.address == TRUNK and not span.aside)
     for end in stop:
         bare = text.removesuffix(end)
         if bare != text and final_answer(bare) is not None:  # a stop text may be the brace that closes a box
@@ -135,6 +151,7 @@ def answer(
     *,
     prompt: Prompt | None = None,
     generator: Generator | None = None,
+    explain: bool = False,
 ) -> list[Rollout]:
     """Generate `samples` answers to every problem and judge them. With several processes every process generates a
     share of the answers, and all of them return all rollouts.
@@ -143,6 +160,7 @@ def answer(
         seed: the i-th answer of the whole call has the seed "{seed}/{i}".
         prompt: text around every problem, and where its final answer may stand.
         generator: generates the answers; `make_generator(policy)` if None.
+        explain: keep how every verdict came about.
 
     Returns:
         The rollouts, grouped by problem in the order of `problems`.
@@ -151,13 +169,29 @@ def answer(
         UserError: a prompt and the longest answer to it do not fit into the model's positions.
     """
     prompt, generator = prompt or Prompt(), generator or make_generator(policy)
+    requests = requests_of(policy, problems, samples, sampling, seed, prompt)
     repeated = [problem for problem in problems for _ in range(samples)]
-    encoded = {id(problem): prompt.encode(policy, problem.prompt, problem.before) for problem in problems}
-    for problem in problems:
-        check_length(policy, len(encoded[id(problem)]), sampling, f"'{problem.id}'")
     mine = processes.share(range(len(repeated)))
-    traces = generator.traces([Request(encoded[id(repeated[i])], sampling, f"{seed}/{i}") for i in mine])
+    traces = generator.traces([requests[i] for i in mine])
     answers = [(repeated[i], trace) for i, trace in zip(mine, traces, strict=True)]
-    return processes.gather(
-        judge(answers, task, policy, anywhere=prompt.final_answer == "anywhere", stop=sampling.stop)
-    )
+    return processes.gather(judge(answers, task, policy, explain=explain, **reading_rules(prompt, sampling)))
+
+
+def requests_of(
+    policy: Policy, problems: Sequence[Problem], samples: int, sampling: Sampling, seed: int | str, prompt: Prompt
+) -> list[Request]:
+    """The requests for `samples` answers to every problem, grouped by problem; the i-th has the seed "{seed}/{i}".
+
+    Raises:
+        UserError: a prompt and the longest answer to it do not fit into the model's positions.
+    """
+    encoded = [prompt.encode(policy, problem.prompt, problem.before) for problem in problems]
+    for problem, ids in zip(problems, encoded, strict=True):
+        check_length(policy, len(ids), sampling, f"'{problem.id}'")
+    repeated = [ids for ids in encoded for _ in range(samples)]
+    return [Request(ids, sampling, f"{seed}/{i}") for i, ids in enumerate(repeated)]
+
+
+def reading_rules(prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+    """The arguments of `judge` that follow from prompt and sampling."""
+    return {"anywhere": prompt.final_answer == "anywhere", "stop": sampling.stop}

@@ -10,7 +10,7 @@ from parallel_r1.files import fingerprint
 from parallel_r1.runs.recipe import Recipe
 from parallel_r1.tasks.base import TASKS
 from parallel_r1.tasks.prompts import WITHOUT_FORKS
-from parallel_r1.tasks.suites import open_source
+from parallel_r1.tasks.public_sets import open_source
 from parallel_r1.training.settings import SFT
 
 

@@ -189,9 +189,9 @@ def epochs(items: Sequence[T], seed: int | str) -> Iterator[T]:
 
 def _check_name(name: str, place: str) -> None:
     from parallel_r1.tasks.prompts import WITHOUT_FORKS
-    from parallel_r1.tasks.suites import SUITES
+    from parallel_r1.tasks.public_sets import PUBLIC_SETS
 
-    if not name or name in SUITES or ":" in name or "," in name or name.endswith(WITHOUT_FORKS):
+    if not name or name in PUBLIC_SETS or ":" in name or "," in name or name.endswith(WITHOUT_FORKS):
         raise UserError(
             f"a task name that is no public set of problems, without a colon, a comma or {WITHOUT_FORKS} at its end",
             f"'{name}' at {place}",

@@ -15,7 +15,7 @@ from parallel_r1.tasks.datasets.splits import Split
 from parallel_r1.tasks.grading.extract import Find, final_answer
 from parallel_r1.tasks.grading.grader import Grader, grader
 from parallel_r1.tasks.prompts import PARALLEL, PLAIN, WITHOUT_FORKS
-from parallel_r1.tasks.suites import SUITES, open_source
+from parallel_r1.tasks.public_sets import PUBLIC_SETS, open_source
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ def load_mathematics(name: str, data_dir: Path | None = None, find: Find = "stri
         UserError: no such set, no such file, or math-verify is not installed.
     """
     source = name.removesuffix(WITHOUT_FORKS)
-    if source not in SUITES and ":" not in source:
+    if source not in PUBLIC_SETS and ":" not in source:
         raise UserError(
-            "a known task, jsonl:PATH, parquet:PATH or hub:ID", f"'{name}'", nearest(source, [*TASKS, *SUITES])
+            "a known task, jsonl:PATH, parquet:PATH or hub:ID", f"'{name}'", nearest(source, [*TASKS, *PUBLIC_SETS])
         )
     instruction = PARALLEL if source == name else PLAIN
     return Mathematics(name, open_source(source, data_dir), instruction, grader(), find)

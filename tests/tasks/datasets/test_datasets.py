@@ -14,7 +14,7 @@ from parallel_r1.errors import UserError
 from parallel_r1.tasks.datasets import cleaning, damage, overlap
 from parallel_r1.tasks.datasets.sources import DATA_DIR, Record
 from parallel_r1.tasks.datasets.splits import split_of, words
-from parallel_r1.tasks.suites import open_source
+from parallel_r1.tasks.public_sets import open_source
 
 
 def record(problem, answer="1", name="a", split="train"):

@@ -11,7 +11,8 @@ from parallel_r1.errors import Missing, UserError, nearest
 from parallel_r1.tasks.datasets.sources import DATA_DIR, Source
 
 _MAA = "problems of the Mathematical Association of America; not for redistribution"
-SUITES: dict[str, Source] = {
+_ARENA = "CC-BY-NC-SA-4.0"
+PUBLIC_SETS: dict[str, Source] = {
     source.name: source
     for source in (
         Source(
@@ -53,6 +54,15 @@ SUITES: dict[str, Source] = {
             "MIT",
             "316 problems of the test split of MATH with integer answers, as the Parallel-R1 paper evaluates",
         ),
+        Source("aime26", {"test": "train"}, "MathArena/aime_2026", _ARENA, "AIME I and II of 2026 (February)"),
+        Source("hmmt26", {"test": "train"}, "MathArena/hmmt_feb_2026", _ARENA, "HMMT of February 2026"),
+        Source(
+            "arxivmath26",
+            {"test": "train"},
+            "MathArena/arxivmath-0426",
+            "CC-BY-SA-4.0",
+            "questions with one answer about papers of April 2026, ArXivMath of MathArena, arXiv 2605.00674",
+        ),
     )
 }
 """The public sets by name."""
@@ -78,10 +88,10 @@ def open_source(name: str, data_dir: Path | None = None) -> Source:
         return Source(name, about=f"the file {path.name}", file=path)
     if colon and kind == "hub":
         return Source(name, hub=rest, about=f"the data set {rest} of the hub")
-    if name not in SUITES:
+    if name not in PUBLIC_SETS:
         raise UserError(
-            "a known set of problems, jsonl:PATH, parquet:PATH or hub:ID", f"'{name}'", nearest(name, SUITES)
+            "a known set of problems, jsonl:PATH, parquet:PATH or hub:ID", f"'{name}'", nearest(name, PUBLIC_SETS)
         )
     if data_dir is None and (default := os.environ.get(DATA_DIR)):
         data_dir = Path(default)
-    return replace(SUITES[name], data_dir=data_dir)
+    return replace(PUBLIC_SETS[name], data_dir=data_dir)
