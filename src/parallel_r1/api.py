@@ -233,10 +233,11 @@ def train(
     """
     from parallel_r1.runs import curriculum
     from parallel_r1.runs.folder import RunFolder
+    from parallel_r1.runs.recipe_check import check
     from parallel_r1.runs.recipe_file import load_recipe
 
     loaded = load_recipe(Path(recipe), list(overrides))
-    curriculum.check(loaded)
+    check(loaded)
     policy = curriculum.build_policy(loaded)
     run = RunFolder.create(Path(out), loaded)
     results = curriculum.train(loaded, policy, run, on_row or (lambda row: None))

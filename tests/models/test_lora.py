@@ -16,8 +16,9 @@ from parallel_r1.generation.settings import Budget, Sampling
 from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
 from parallel_r1.models.settings import LoRA
-from parallel_r1.runs.curriculum import build_policy, check, load_checkpoint, train
+from parallel_r1.runs.curriculum import build_policy, load_checkpoint, train
 from parallel_r1.runs.folder import RunFolder
+from parallel_r1.runs.recipe_check import check
 from parallel_r1.runs.recipe_file import load_recipe
 from parallel_r1.training.algorithms.sft import CrossEntropy
 from parallel_r1.training.batch import collate, score

@@ -18,9 +18,10 @@ from parallel_r1.coldstart import examples as coldstart
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation import tables as report
 from parallel_r1.evaluation.measure import Result, held_out
-from parallel_r1.runs import curriculum
-from parallel_r1.runs.curriculum import Watch, check, train
+from parallel_r1.runs import curriculum, recipe_check
+from parallel_r1.runs.curriculum import Watch, train
 from parallel_r1.runs.folder import RunFolder
+from parallel_r1.runs.recipe_check import check
 from parallel_r1.tasks.countdown import EASY, key_of, split_of
 from parallel_r1.training.settings import SFT, Stop
 
@@ -191,7 +192,7 @@ def test_what_a_stop_rule_asks_of_a_recipe(tmp_path):
 
 def test_a_task_without_validation_problems_is_refused(tmp_path, monkeypatch):
     test_only = SimpleNamespace(name="exam", problems=lambda split, seed: iter(()))
-    monkeypatch.setattr(curriculum, "load_task", lambda name: test_only if name == "exam" else EASY)
+    monkeypatch.setattr(recipe_check, "load_task", lambda name: test_only if name == "exam" else EASY)
     check(make(tmp_path, RULE))
     with pytest.raises(UserError, match="a task with validation problems; found exam without; name another task"):
         check(make(tmp_path, RULE, "stages.rl.stop.task=exam"))

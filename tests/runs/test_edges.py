@@ -17,7 +17,7 @@ from parallel_r1.errors import UserError
 from parallel_r1.generation.rollouts import PATIENCE, Readable
 from parallel_r1.generation.settings import Budget, Sampling
 from parallel_r1.generation.training_card import read_card
-from parallel_r1.runs import curriculum
+from parallel_r1.runs import recipe_check
 from parallel_r1.runs.curriculum import build_policy, train
 from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.recipe_file import load_recipe
@@ -55,7 +55,7 @@ def test_answers_that_are_all_the_same_are_refused_in_rl_alone(tmp_path, setting
 def test_a_reward_for_forks_needs_a_budget_in_which_one_fits(tmp_path, setting):
     recipe = make(tmp_path, f"stages.rl.sampling.budget.{setting}")
     with pytest.raises(UserError, match="the budget allows none; found bonus in"):
-        curriculum.check(recipe)
+        recipe_check.check(recipe)
 
 
 @given(

@@ -25,8 +25,9 @@ from parallel_r1.generation.generator import make_generator
 from parallel_r1.generation.settings import Sampling
 from parallel_r1.models.policy import Policy
 from parallel_r1.report.progress import figures
-from parallel_r1.runs.curriculum import build_policy, check, train
+from parallel_r1.runs.curriculum import build_policy, train
 from parallel_r1.runs.folder import RunFolder
+from parallel_r1.runs.recipe_check import check
 from parallel_r1.runs.recipe_file import load_recipe
 from parallel_r1.tasks.countdown import EASY
 from parallel_r1.tasks.load import load_task

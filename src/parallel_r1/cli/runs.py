@@ -1,4 +1,4 @@
-"""Commands that run recipes and evaluate models."""
+"""Commands that run recipes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ import typer
 
 from parallel_r1 import distributed as processes
 from parallel_r1.cli import options
-from parallel_r1.cli.app import app, console, load_policy, one_of, print_json, quiet
+from parallel_r1.cli.app import app, console, print_json, quiet
 from parallel_r1.errors import Missing, UserError
-from parallel_r1.files import whole, write_text, written
+from parallel_r1.files import write_text, written
 
 if TYPE_CHECKING:
     from parallel_r1.evaluation.measure import Result
-    from parallel_r1.generation.settings import Engine, Sampling
     from parallel_r1.runs.estimate import Plan
     from parallel_r1.runs.folder import RunFolder
     from parallel_r1.runs.recipe import Recipe
-    from parallel_r1.tasks.prompts import Prompt
 
 
 @app.command()
@@ -94,7 +92,7 @@ def _plan(path: Path, overrides: list[str], as_json: bool) -> None:
     recipe = load_recipe(path, overrides)
     from parallel_r1.report.tables import print_plan
     from parallel_r1.runs import estimate as plan
-    from parallel_r1.runs.curriculum import check
+    from parallel_r1.runs.recipe_check import check
 
     quiet()
     missing: list[Missing] = []
@@ -122,8 +120,9 @@ def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft"
     if kind is not None:
         recipe = recipe.only(kind)
     from parallel_r1.report.progress import RunProgress
-    from parallel_r1.runs.curriculum import build_policy, check, train
+    from parallel_r1.runs.curriculum import build_policy, train
     from parallel_r1.runs.folder import RunFolder
+    from parallel_r1.runs.recipe_check import check
     from parallel_r1.runs.trackers import Tracking
 
     quiet()
@@ -185,66 +184,3 @@ def _free_folder(wanted: Path, recipe: Recipe) -> Path:
         number += 1
         folder = wanted.with_name(f"{wanted.name}-{number}")
     return folder
-
-
-@app.command("eval")
-@options.shared(paths=4)
-def evaluate(
-    model: options.ModelPath,
-    task: Annotated[list[str], typer.Option(help="A task, such as countdown-hard. Repeatable.")],
-    sampling: Sampling,
-    engine: Engine,
-    prompt: Prompt,
-    problems: Annotated[int, typer.Option(min=1, help="Held-out problems.")] = 200,
-    samples: Annotated[int, typer.Option(min=1, help="Answers to every problem: the k of mean@k.")] = 8,
-    seed: options.Seed = 1234,
-    find: Annotated[
-        str, typer.Option(help="How final answers to sets of problems are located: strict or lenient (other models).")
-    ] = "strict",
-    rollouts: Annotated[Path | None, typer.Option(help="Write the answers to this JSONL file, for `show`.")] = None,
-    shared_by: Annotated[
-        int, typer.Option("--processes", min=1, help="Processes that share the work, started by torchrun.")
-    ] = 1,
-    imports: options.Imports = None,
-    as_json: options.AsJson = False,
-) -> None:
-    """Evaluate a model on held-out problems: mean@k and pass@k with intervals, parallel ratio, critical path."""
-    from parallel_r1.answers.rollout import write_jsonl
-    from parallel_r1.evaluation.measure import held_out, summarise
-    from parallel_r1.generation.generator import make_generator
-    from parallel_r1.generation.rollouts import answer
-    from parallel_r1.report.tables import print_results
-    from parallel_r1.tasks.grading.extract import Find
-    from parallel_r1.tasks.load import load_task
-
-    quiet()
-    processes.start(shared_by, engine.device)
-    one_of("--find", find, Find)
-    tasks = [load_task(name, find=find) for name in task]  # type: ignore[arg-type]
-    if rollouts is not None and rollouts.exists():
-        raise UserError("a new file for --rollouts", f"{rollouts} exists", "give another name")
-    policy = load_policy(model, engine)
-    generator = make_generator(policy, engine)
-    by_task = [
-        answer(
-            policy,
-            one,
-            held_out(one, problems, seed),
-            samples,
-            sampling,
-            seed,
-            prompt=prompt,
-            generator=generator,
-        )
-        for one in tasks
-    ]
-    if not processes.is_first():
-        return
-    results = [summarise(answers, model) for answers in by_task]
-    if rollouts is not None:
-        with whole(rollouts) as file:
-            write_jsonl(file, [rollout for answers in by_task for rollout in answers])
-    if as_json:
-        print_json([result.to_json() for result in results])
-    else:
-        print_results(console, results, ())

@@ -68,6 +68,8 @@ class AnswerFile:
     def append(self, answers: Iterable[tuple[int, str, Rollout]]) -> None:
         """Write answers with their index and seed to the file of this process, and flush them to disk."""
         file = self.path.with_name(f"{self.path.stem}.{processes.rank()}.part.jsonl")
+        with written(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
         with written(file), file.open("a", encoding="utf-8", errors="backslashreplace") as lines:
             lines.writelines(_line(*answer) for answer in answers)
             lines.flush()

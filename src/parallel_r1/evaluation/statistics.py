@@ -114,6 +114,12 @@ def _student(z: float, freedom: int) -> float:
     return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
+def share_of_none(problems: int) -> float:
+    """The upper end of the 95 % interval of a share that is 0 in all problems: 1 - 0.025^(1 / problems). Resampling
+    problems that are all alike would give an interval of length 0. Source: Clopper and Pearson (1934)."""
+    return 1 - 0.025 ** (1 / problems)
+
+
 def sign_flip_test(differences: ArrayLike) -> float:
     """Two-sided p-value of a paired sign-flip test of the mean difference.
 

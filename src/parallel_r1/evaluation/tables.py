@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from parallel_r1.evaluation.compare import Comparison, Pair
+from parallel_r1.evaluation.folder import Measured
 from parallel_r1.evaluation.measure import Result
 from parallel_r1.table import Table
 
@@ -40,6 +43,99 @@ def results_table(results: Sequence[Result], task: str) -> Table:
     ]
     title = f"{task}: {mine[0].problems} held-out problems, k = {mine[0].samples} answers to each"
     return Table(HEADER, rows, title)
+
+
+FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("mean", "mean@{k} %", percent),
+    ("majority", "maj@{k} %", percent),
+    ("parallel_ratio", "answers that fork %", percent),
+    ("well_formed", "forks well-formed %", percent),
+    ("forks", "forks", "{:.2f}".format),
+    ("paths", "paths", "{:.2f}".format),
+    ("critical_path", "critical path", "{:.1f}".format),
+    ("total", "tokens", "{:.1f}".format),
+    ("cut", "cut by the budget %", percent),
+    ("silent", "no final answer %", percent),
+    ("missed", "right, not read %", percent),
+    ("out_of_time", "verifier gave up %", percent),
+)
+"""Name of a figure, its name in tables, and how it is written."""
+ABREAST = 3
+"""Tasks beside one another in a table of 80 columns."""
+
+
+def figure_tables(results: Sequence[Result]) -> list[Table]:
+    """All figures of one model with their 95 % intervals, tasks side by side."""
+    tables = []
+    for start in range(0, len(results), ABREAST):
+        part = results[start : start + ABREAST]
+        most = max(result.samples for result in part)
+        rows = [(name.format(k="k"), *(_cell(result, key, form) for result in part)) for key, name, form in FIGURES[:1]]
+        rows += [
+            (f"pass@{k} %", *(_cell(result, f"pass@{k}", percent) for result in part)) for k in _powers(most) if k > 1
+        ]
+        rows += [
+            (name.format(k="k"), *(_cell(result, key, form) for result in part)) for key, name, form in FIGURES[1:]
+        ]
+        names = [f"{Path(result.task).name}\n{result.problems:,} problems, k = {result.samples}" for result in part]
+        tables.append(Table(("[95 % intervals]", *names), rows))
+    return tables
+
+
+def _powers(most: int) -> list[int]:
+    """1, 2, 4, 8, .. and the largest k itself."""
+    return sorted({2**power for power in range(most.bit_length())} | {most})
+
+
+def _cell(result: Result, key: str, form: Callable[[float], str]) -> str:
+    """A figure with its interval; - where there is none."""
+    if key not in result.intervals:
+        return "-"
+    value = result.pass_at(int(key[5:])) if key.startswith("pass@") else getattr(result, key)
+    low, high = result.intervals[key]
+    return f"{form(value)} [{form(low)}, {form(high)}]"
+
+
+def budget_table(measured: Sequence[Measured]) -> Table:
+    """One task under several budgets: accuracy against what it costs."""
+    rows = [
+        (
+            str(each.budget),
+            _cell(each.result, "mean", percent),
+            f"{each.result.critical_path:.1f}",
+            f"{each.result.total:.1f}",
+            seconds(fmean(each.alone) if each.alone else None),
+            seconds(each.loaded),
+        )
+        for each in measured
+    ]
+    first = measured[0].result
+    title = f"{first.task}: {first.problems:,} problems, k = {first.samples}, by the budget of the critical path"
+    return Table(("budget", "mean@k %", "critical path", "tokens", "s alone", "s loaded"), rows, title)
+
+
+def seconds(value: float | None) -> str:
+    """Seconds with three digits; - for None."""
+    return "-" if value is None else f"{value:.3g}"
+
+
+def speed_line(measured: Measured) -> str:
+    """What one answer takes, in tokens and in seconds."""
+    result = measured.result
+    ratio = f"{result.total / result.critical_path:.2f} tokens per token of the critical path"
+    timed = [f"{seconds(fmean(measured.alone))} s alone"] if measured.alone else []
+    timed += [f"{seconds(measured.loaded)} s among many"] if measured.loaded is not None else []
+    return f"{result.task}: {'; '.join([ratio, *(['an answer takes ' + ', '.join(timed)] if timed else [])])}"
+
+
+def copies_line(result: Result) -> str | None:
+    """A warning where answers to a problem are copies of one another; None if none are."""
+    if not result.copies:
+        return None
+    return (
+        f"{result.task}: {percent(result.copies)} % of the answers have the same tokens as an earlier answer to their "
+        f"problem; {result.samples} answers are then fewer independent ones than they seem"
+    )
 
 
 def comparisons(results: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -64,6 +65,19 @@ class Policy:
         """The text of tokens, with tags and without the end of text."""
         kept = [token for token in token_ids if token not in self.tags.eos]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+
+
+def digest(policy: Policy) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a policy's weights, as they are held, and of its vocabulary."""
+    import torch
+
+    sha = hashlib.sha256()
+    for name, weight in policy.model.named_parameters():
+        values = weight.detach().cpu().contiguous().reshape(-1)
+        sha.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        sha.update(memoryview(values.view(torch.uint8).numpy()))
+    sha.update(repr(sorted(policy.tokenizer.get_vocab().items())).encode())
+    return sha.hexdigest()[:16]
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:

@@ -15,6 +15,7 @@ from parallel_r1.coldstart.collect import statistics_table
 from parallel_r1.coldstart.filters import Statistics
 from parallel_r1.errors import Missing
 from parallel_r1.evaluation import tables
+from parallel_r1.evaluation.folder import Measured
 from parallel_r1.evaluation.measure import Result
 from parallel_r1.runs.estimate import Memory, Plan
 from parallel_r1.table import Table
@@ -52,6 +53,24 @@ def print_results(console: Console, results: Sequence[Result], pairs: Sequence[t
         print_table(console, tables.results_table(results, task))
     for line in tables.comparisons(results, pairs):
         console.print(line, soft_wrap=True, highlight=False)
+
+
+def print_measured(console: Console, measured: Sequence[Measured]) -> None:
+    """Print an evaluation: all figures with intervals; under several budgets, a table of them per task; the speed."""
+    results = [each.result for each in measured]
+    by_task = {task: [each for each in measured if each.result.task == task] for task in tables.tasks(results)}
+    largest = [part[-1] for part in by_task.values()]
+    for table in tables.figure_tables([each.result for each in largest]):
+        console.print(rich_table(table))
+    for part in by_task.values():
+        if part[0].budget is not None:
+            console.print()
+            print_table(console, tables.budget_table(part))
+    console.print()
+    for each in largest:
+        lines = [tables.speed_line(each), tables.copies_line(each.result)]
+        for line in filter(None, lines):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def print_collected(console: Console, statistics: Sequence[Statistics]) -> None:

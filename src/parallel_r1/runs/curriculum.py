@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 from parallel_r1 import models
 from parallel_r1.answers.schemas import DEFAULT, load_schema
 from parallel_r1.coldstart import examples as coldstart
-from parallel_r1.errors import Missing, UserError
-from parallel_r1.evaluation.measure import Result, evaluate, held_out
+from parallel_r1.errors import UserError
+from parallel_r1.evaluation.answer_file import AnswerFile
+from parallel_r1.evaluation.measure import Result, evaluate
 from parallel_r1.evaluation.settings import Evaluation
 from parallel_r1.generation.generator import make_generator
 from parallel_r1.generation.training_card import read_card
@@ -22,7 +22,6 @@ from parallel_r1.models import lora as adapters
 from parallel_r1.models.policy import Policy
 from parallel_r1.models.tags import are_alike, check_schema
 from parallel_r1.registry import plugin_error
-from parallel_r1.runs import trackers as tracking
 from parallel_r1.runs.checkpoint import card_of, card_of_base
 from parallel_r1.runs.estimate import check_positions
 from parallel_r1.runs.folder import RunFolder, space
@@ -30,11 +29,9 @@ from parallel_r1.runs.lengths import check_prompts
 from parallel_r1.runs.model_card import model_card
 from parallel_r1.runs.monitor import Monitor
 from parallel_r1.runs.recipe import Recipe
-from parallel_r1.tasks.base import Split, problem_stream
-from parallel_r1.tasks.load import load_task
+from parallel_r1.tasks.base import Split
 from parallel_r1.training.loops import State, Step, run_rl, run_sft
 from parallel_r1.training.optimizer import moments_of
-from parallel_r1.training.rewards.language import check_reward
 from parallel_r1.training.settings import RL, SFT
 
 log = logging.getLogger(__name__)
@@ -44,8 +41,6 @@ ALIKE = (
     "the embeddings of the tags are equal: the model cannot tell them apart until they have learnt. Write them "
     "with parallel-r1 prepare --init mean, or raise optimizer.tags"
 )
-Counted = tuple[str, int, int, Split]
-"""(task, maximum number of problems, seed, split): a key of the counted problems."""
 
 
 @dataclass
@@ -127,7 +122,8 @@ class Curriculum:
             if result is None:
                 policy = policy or load_checkpoint(self.recipe, self.run.checkpoint(name))
                 started = time.perf_counter()
-                result = self.evaluate(policy, task, self.recipe.evaluation, stage, name, "test")
+                file = self.run.answers(name, task)
+                result = self.evaluate(policy, task, self.recipe.evaluation, stage, name, "test", file)
                 seconds = time.perf_counter() - started
                 row = {"step": self.step, "kind": "evaluation", **_figures(result), "seconds": seconds}
                 self.run.log(row)  # before saving: `rewind` drops a row whose evaluation was not saved
@@ -140,12 +136,24 @@ class Curriculum:
             self.run.save_model_card(name, model_card(self.recipe, name, policy, results))
 
     def evaluate(
-        self, policy: Policy, task: str, settings: Evaluation, stage: SFT | RL, name: str, split: Split
+        self,
+        policy: Policy,
+        task: str,
+        settings: Evaluation,
+        stage: SFT | RL,
+        name: str,
+        split: Split,
+        file: AnswerFile | None = None,
     ) -> dict[str, Any]:
-        """Evaluate weights on one task, with the sampling and the prompt of a stage."""
+        """Evaluate weights on one task, with the sampling and the prompt of a stage.
+
+        Args:
+            file: keeps the answers; those that it has are not drawn again.
+        """
         generator = make_generator(policy, self.recipe.engine)
-        result = evaluate(policy, task, settings, stage.sampling, name, split, prompt=stage.prompt, generator=generator)
-        return result.to_json()
+        return evaluate(
+            policy, task, settings, stage.sampling, name, split, prompt=stage.prompt, generator=generator, file=file
+        ).to_json()
 
     def learn(self, name: str, policy: Policy) -> Policy:
         """Take the remaining steps of a stage. Returns the policy after the stage, whose checkpoint is then saved."""
@@ -234,7 +242,7 @@ class Curriculum:
 
 
 def _figures(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if key != "by_problem"}
+    return {key: value for key, value in result.items() if key not in ("by_problem", "passes", "intervals")}
 
 
 def build_policy(recipe: Recipe) -> Policy:
@@ -326,68 +334,3 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, on_row: Observer) -> l
         policy = curriculum.learn(name, policy)
         curriculum.measure(name, stage, policy)
     return curriculum.results
-
-
-def check(
-    recipe: Recipe, missing: list[Missing] | None = None, counts: dict[Counted, int] | None = None
-) -> dict[str, int]:
-    """Check everything about a recipe that needs no model: trackers, rewards, tasks, data files, carried moments.
-
-    Args:
-        missing: files and data sets that do not exist are appended to it; if None, the first of them is raised.
-        counts: a cache of counted problems, filled here; for several recipes that evaluate the same tasks.
-
-    Returns:
-        Task -> number of evaluation problems.
-
-    Raises:
-        UserError: the first mistake in the recipe or in a file that it reads.
-    """
-    sizes: dict[str, int] = {}
-    counts = {} if counts is None else counts
-    tracking.check(recipe.tracking)
-    schema = None if recipe.model.format is None else load_schema(recipe.model.format)
-    if recipe.model.lora is not None:
-        adapters.check(recipe.model.lora)
-    settings = recipe.evaluation
-    for task in settings.tasks:
-        with _there(missing):
-            sizes[task] = _count((task, settings.problems, settings.seed, "test"), counts)
-    for name, stage in recipe.stages.items():
-        if isinstance(stage, RL):
-            check_reward(stage.reward, forks=stage.sampling.opens_forks)
-            with _there(missing):
-                next(problem_stream(load_task(stage.task), "train", recipe.seed_of(name)))
-        else:
-            with _there(missing):
-                coldstart.check(stage.data, schema)
-        if stage.stop is not None:
-            with _there(missing):
-                _count((stage.stop.task, stage.stop.problems, settings.seed, "validation"), counts)
-        if stage.optimizer.carry and recipe.start_of(name) == "base":
-            raise UserError(
-                f"a stage to carry moments on from, for stages.{name}.optimizer.carry",
-                "'base', which has none",
-                "leave it out, or name another start",
-            )
-    return sizes
-
-
-def _count(counted: Counted, counts: dict[Counted, int]) -> int:
-    """The number of problems of a split: the maximum, or all if there are fewer."""
-    if counted not in counts:
-        task, most, seed, split = counted
-        counts[counted] = len(held_out(load_task(task), most, seed, split))
-    return counts[counted]
-
-
-@contextmanager
-def _there(missing: list[Missing] | None) -> Iterator[None]:
-    """Append a `Missing` error to the list, if there is one, instead of raising it."""
-    try:
-        yield
-    except Missing as error:
-        if missing is None:
-            raise
-        if str(error) not in map(str, missing):
-            missing.append(error)

@@ -128,7 +128,7 @@ def make(recipe: Recipe, problems: Mapping[str, int]) -> Plan:
     """Estimate a recipe.
 
     Args:
-        problems: task -> number of evaluation problems, as counted by `curriculum.check`. For a task that is not there,
+        problems: task -> number of evaluation problems, as `recipe_check.check` counts them. For a task not there,
             the number in the recipe counts.
 
     Raises:

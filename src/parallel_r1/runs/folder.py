@@ -21,6 +21,7 @@ from rich.filesize import decimal
 from parallel_r1.answers.rollout import Rollout, write_jsonl
 from parallel_r1.distributed import by_first
 from parallel_r1.errors import UserError
+from parallel_r1.evaluation.answer_file import AnswerFile
 from parallel_r1.files import move, read_jsonl, safe_name, whole, write_json, write_text, written
 from parallel_r1.generation.training_card import TrainingCard
 from parallel_r1.models.lora import save
@@ -331,6 +332,10 @@ class RunFolder:
             return dict(json.loads(file.read_text(encoding="utf-8")))
         result = json.loads(old.read_text(encoding="utf-8")) if os.path.isfile(old) else {}  # a name may be too long
         return result if (result.get("stage"), result.get("task")) == (stage, task) else None
+
+    def answers(self, stage: str, task: str) -> AnswerFile:
+        """The file of the answers that the evaluation of a stage on a task draws."""
+        return AnswerFile(self.path / "eval" / f"{safe_name(stage, task)}.jsonl")
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 
 from parallel_r1.errors import UserError, nearest
 from parallel_r1.generation.settings import Engine, Sampling
-from parallel_r1.runs.curriculum import Counted, check
 from parallel_r1.runs.recipe import Processes, Recipe
+from parallel_r1.runs.recipe_check import Counted, check
 from parallel_r1.runs.recipe_file import make_recipe, read_toml, validated
 from parallel_r1.runs.study.work import Base, Measurement, Training
 from parallel_r1.settings import Name, Section

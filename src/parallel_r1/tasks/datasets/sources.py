@@ -129,6 +129,8 @@ class Source:
             path = self._path(self.data_dir, part)
             rows = numbered_rows(path)
             mine = [(number, row) for number, row in rows if path.stem != SHARED or row.get("source") == self.name]
+            if rows and not mine:
+                raise self._missing(self.data_dir, part)
             return str(path), mine
         if self.hub is None:
             raise Missing(
@@ -151,8 +153,11 @@ class Source:
             for suffix in (".parquet", ".jsonl"):
                 if (path := folder / f"{name}{suffix}").is_file():
                     return path
-        raise Missing(
-            f"{names[0]}.parquet or {names[0]}.jsonl in {folder}",
+        raise self._missing(folder, part)
+
+    def _missing(self, folder: Path, part: Part) -> Missing:
+        return Missing(
+            f"{self.name}_{part}.parquet or {self.name}_{part}.jsonl in {folder}",
             "neither",
             "put it there" + (f", or load it from the hub: without {DATA_DIR}" if self.hub else ""),
         )

@@ -1,0 +1,234 @@
+"""The folder of an evaluation: its settings, the judged answers to every task, and the results."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from parallel_r1 import __version__
+from parallel_r1 import distributed as processes
+from parallel_r1.errors import UserError
+from parallel_r1.evaluation.answer_file import AnswerFile
+from parallel_r1.evaluation.measure import Result
+from parallel_r1.files import safe_name, write_json, written
+from parallel_r1.generation.settings import Budget, Engine, Sampling
+from parallel_r1.tasks.base import Task
+from parallel_r1.tasks.prompts import Prompt
+
+SETTINGS, RESULTS, LOCK = "settings.json", "results.json", ".lock"
+LABELS = ("model", "grader")
+"""Settings that may differ when an evaluation goes on: where the model lies, and the grader, which is checked apart."""
+
+
+def settings_of(
+    model: str,
+    samples: Mapping[str, int],
+    problems: int | None,
+    seed: int,
+    find: str,
+    sampling: Sampling,
+    prompt: Prompt,
+    engine: Engine,
+    budgets: Sequence[int] = (),
+) -> dict[str, Any]:
+    """Everything that decides which answers are drawn, but for the weights, as a JSON object.
+
+    Args:
+        samples: task -> answers to every problem.
+        problems: most problems of a task; None for all of a finite one.
+        budgets: critical paths, if several are measured.
+    """
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    values = {
+        "model": model,
+        "samples": dict(samples),
+        "problems": problems,
+        "seed": seed,
+        "find": find,
+        "sampling": sampling.model_dump(mode="json"),
+        "prompt": prompt.model_dump(mode="json"),
+        "engine": {"kind": engine.kind, "dtype": engine.dtype},
+        "budgets": list(budgets),
+        "versions": {"parallel-r1": __version__, **versions},
+    }
+    return dict(json.loads(json.dumps(values)))  # lists for tuples, as they are read back
+
+
+def default_folder(settings: Mapping[str, Any]) -> Path:
+    """`evaluations/MODEL-DIGEST`: the same command finds its folder again, and other settings have another."""
+    text = json.dumps({**settings, "model": str(settings["model"])}, sort_keys=True)
+    name = "-".join(Path(settings["model"]).parts[-2:]) or "model"
+    return Path("evaluations") / f"{safe_name(name)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def scaled(sampling: Sampling, critical_path: int) -> Sampling:
+    """The same sampling with another critical path; the limits of a path and of all tokens grow or shrink with it."""
+    budget = sampling.budget
+    factor = critical_path / budget.critical_path
+    smaller = {name: max(1, round(factor * getattr(budget, name))) for name in ("path", "total")}
+    changed = Budget(critical_path=critical_path, forks=budget.forks, depth=budget.depth, **smaller)
+    return sampling.model_copy(update={"budget": changed})
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The result on one task under one budget, with what was timed.
+
+    Attributes:
+        result: the figures.
+        budget: the critical path, if several budgets were measured; None if it is that of the settings.
+        loaded: seconds for every answer while many were drawn at once; None if none was drawn by this command.
+        alone: seconds of answers that were drawn one at a time, the first to the first problems of the task.
+    """
+
+    result: Result
+    budget: int | None = None
+    loaded: float | None = None
+    alone: tuple[float, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Measured:
+        """The inverse of `to_json`."""
+        return cls(Result(**row["result"]), row["budget"], row["loaded"], tuple(row["alone"]))
+
+
+class EvaluationFolder:
+    """The files of one evaluation of one model: `settings.json`, `results.json`, and a file of answers per task, with
+    several budgets in a folder per budget. A lock keeps other processes out while answers are drawn."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = FileLock(path / LOCK, is_singleton=True)
+
+    def answers(self, task: str, budget: int | None = None) -> AnswerFile:
+        """The file of answers to a task under one of the budgets."""
+        folder = self.path if budget is None else self.path / f"critical-path-{budget}"
+        return AnswerFile(folder / f"{safe_name(task)}.jsonl")
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether an evaluation was begun here."""
+        return (self.path / SETTINGS).is_file()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the results are here."""
+        return (self.path / RESULTS).is_file()
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that the evaluation was begun with.
+
+        Raises:
+            UserError: there is no evaluation here, or its settings cannot be read.
+        """
+        return dict(_read(self.path / SETTINGS))
+
+    def results(self) -> list[Measured]:
+        """What `save` wrote.
+
+        Raises:
+            UserError: the evaluation is not finished.
+        """
+        if not self.is_finished:
+            fix = "give the command that began it again: it goes on"
+            raise UserError(f"a finished evaluation in {self.path}", "one without results.json", fix)
+        return [Measured.from_json(row) for row in _read(self.path / RESULTS)]
+
+    @processes.by_first
+    def open(self, settings: Mapping[str, Any]) -> None:
+        """Begin an evaluation, or go on with one of the same settings.
+
+        Raises:
+            UserError: the folder holds other files or an evaluation with other settings, or another process draws here.
+        """
+        with written(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.lock.acquire(timeout=0)
+            except Timeout as error:
+                raise UserError(f"an evaluation in {self.path} that no other process draws", "one", "wait") from error
+        if self.is_evaluation:
+            self.check(settings)
+            return
+        others = sorted(entry.name for entry in self.path.iterdir() if entry.name != LOCK)
+        if others:
+            raise UserError("a new folder for --out, or one of eval", f"{self.path} with {others[0]}", "give another")
+        write_json(self.path / SETTINGS, settings)
+
+    def check(self, settings: Mapping[str, Any], ignored: Sequence[str] = ()) -> None:
+        """Refuse other settings than those that the evaluation was begun with.
+
+        Args:
+            ignored: settings that do not matter.
+        """
+        before = self.settings()
+        for name in {**before, **settings}:
+            if name not in (*LABELS, *ignored) and before.get(name) != settings.get(name):
+                raise UserError(
+                    f"the settings of the evaluation in {self.path}",
+                    f"{name} = {settings.get(name)!s:.120} instead of {before.get(name)!s:.120}",
+                    "give another --out: results of different settings are not mixed",
+                )
+        if "grader" not in ignored and before.get("grader") != settings.get("grader"):
+            raise UserError(
+                f"the grader that judged the answers in {self.path}",
+                "another version of it",
+                "give --regrade first, which judges the stored answers again, or another --out",
+            )
+
+    @processes.by_first
+    def save(self, measured: Sequence[Measured], settings: Mapping[str, Any]) -> None:
+        """Write what was measured, and the settings with the grader that judged the answers."""
+        write_json(self.path / SETTINGS, settings)
+        write_json(self.path / RESULTS, [each.to_json() for each in measured])
+
+    @processes.by_first
+    def close(self) -> None:
+        """Let other processes in again."""
+        self.lock.release(force=True)
+        (self.path / LOCK).unlink(missing_ok=True)
+
+
+def grader_digest(tasks: Sequence[Task]) -> str:
+    """The digest of what judges answers: the source code of `tasks/`, the classes of the tasks, and math-verify."""
+    sources = [*_own_sources(), *sorted({_source(type(task)) for task in tasks})]
+    try:
+        sources.append(importlib.metadata.version("math-verify"))
+    except importlib.metadata.PackageNotFoundError:
+        sources.append("")
+    return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:16]
+
+
+@cache
+def _own_sources() -> list[str]:
+    folder = Path(__file__).parents[1] / "tasks"
+    return [file.read_text(encoding="utf-8") for file in sorted(folder.rglob("*.py"))]
+
+
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # defined in an interactive session
+        return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _read(file: Path) -> Any:
+    if not file.is_file():
+        raise UserError(f"a folder that eval wrote, with {file.name}", f"none in {file.parent}", "check the path")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"a whole file {file}", str(error), "remove the folder and evaluate again") from error

@@ -1,0 +1,142 @@
+"""Evaluate a model on several tasks, under one budget or several, into a folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from parallel_r1 import distributed as processes
+from parallel_r1.answers.rollout import Problem, Rollout
+from parallel_r1.errors import UserError
+from parallel_r1.evaluation.folder import EvaluationFolder, Measured, scaled
+from parallel_r1.evaluation.measure import draw, held_out, summarise
+from parallel_r1.generation.generator import Generator
+from parallel_r1.generation.rollouts import judge_again, reading_rules, requests_of
+from parallel_r1.generation.settings import Sampling
+from parallel_r1.models.policy import Policy
+from parallel_r1.tasks.base import Task
+from parallel_r1.tasks.prompts import Prompt
+
+ALL = 1_000_000
+"""More problems than a finite set has."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What an evaluation asks.
+
+    Attributes:
+        name: of the model, in tables.
+        tasks: the tasks.
+        samples: name of a task -> answers to every problem.
+        problems: most problems of a task; None for all.
+        seed: chooses the problems and seeds the answers.
+        sampling, prompt: how answers are drawn.
+        budgets: critical paths to measure under, smallest first; empty for that of `sampling` alone.
+        alone: number of answers to time one at a time, per task and budget.
+    """
+
+    name: str
+    tasks: Sequence[Task]
+    samples: Mapping[str, int]
+    problems: int | None
+    seed: int
+    sampling: Sampling
+    prompt: Prompt
+    budgets: Sequence[int] = ()
+    alone: int = 0
+
+    def parts(self) -> Iterator[tuple[Task, list[Problem], int | None, Sampling]]:
+        """Every task and budget, with the problems and the sampling."""
+        for task in self.tasks:
+            problems = held_out(task, self.problems or ALL, self.seed)
+            for budget in self.budgets or (None,):
+                yield task, problems, budget, self.sampling if budget is None else scaled(self.sampling, budget)
+
+    def draw(
+        self,
+        policy: Policy,
+        generator: Generator,
+        folder: EvaluationFolder,
+        on_result: Callable[[Measured], None] = lambda measured: None,
+    ) -> list[Measured]:
+        """Draw the answers that the folder does not have yet, and measure all.
+
+        Args:
+            on_result: called with every result as it is there.
+        """
+        earlier = {(each.result.task, each.budget): each for each in folder.results()} if folder.is_finished else {}
+        measured = []
+        for task, problems, budget, sampling in self.parts():
+            file, samples = folder.answers(task.name, budget), self.samples[task.name]
+            missing = samples * len(problems) - len(file.read())
+            processes.gather([])  # nobody writes before all have counted
+            started = time.perf_counter()
+            rollouts = draw(
+                policy,
+                task,
+                problems,
+                samples,
+                sampling,
+                self.seed,
+                prompt=self.prompt,
+                generator=generator,
+                file=file,
+            )
+            seconds = time.perf_counter() - started
+            before = earlier.get((task.name, budget)) or Measured(
+                summarise(rollouts, self.name),
+                budget,
+                seconds / missing if missing else None,
+                self._time(policy, generator, problems, sampling),
+            )
+            measured.append(replace(before, result=summarise(rollouts, self.name)))
+            on_result(measured[-1])
+        return measured
+
+    def _time(
+        self, policy: Policy, generator: Generator, problems: Sequence[Problem], sampling: Sampling
+    ) -> tuple[float, ...]:
+        """The seconds of single answers, drawn one after the other. A first one, which is not counted, warms up."""
+        few = problems[: self.alone]
+        requests = requests_of(policy, few, 1, sampling, self.seed, self.prompt)
+        seconds = []
+        for request in [*requests[:1], *requests]:
+            started = time.perf_counter()
+            generator.traces([request])
+            seconds.append(time.perf_counter() - started)
+        return tuple(seconds[1:])
+
+    def judge_again(self, folder: EvaluationFolder) -> list[Measured]:
+        """Judge the answers of a finished evaluation again, and measure them.
+
+        Raises:
+            UserError: the evaluation is not finished, or has fewer answers than are asked for.
+        """
+        before = {(each.result.task, each.budget): each for each in folder.results()}
+        measured = []
+        for task, problems, budget, sampling in self.parts():
+            file = folder.answers(task.name, budget)
+            answers = file.read()
+            asked = self.samples[task.name] * len(problems)
+            if len(answers) < asked:
+                raise UserError(
+                    f"{asked} stored answers to {task.name}", f"{len(answers)} in {file.path}", "draw the others first"
+                )
+            again = judge_again(
+                _with_references(list(answers.values()), problems),
+                task,
+                explain=True,
+                **reading_rules(self.prompt, sampling),
+            )
+            seeds = [f"{self.seed}/{index}" for index in range(asked)]
+            file.settle(dict(zip(answers, again, strict=True)), seeds)
+            measured.append(replace(before[task.name, budget], result=summarise(again, self.name)))
+        return measured
+
+
+def _with_references(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> list[Rollout]:
+    """The rollouts with the problems as they are now: a reference may have been corrected."""
+    by_id = {problem.id: problem for problem in problems}
+    return [replace(rollout, problem=by_id.get(rollout.problem.id, rollout.problem)) for rollout in rollouts]
