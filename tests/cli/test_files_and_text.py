@@ -17,7 +17,7 @@ def with_changes(*changes):
 
 
 def test_evaluations_on_files_stay_in_the_run_folder(tmp_path):
-    """One file for every stage and task, which `show` prints."""
+    """A result, which `show` prints, and a file of answers for every stage and task."""
     folder = tmp_path / "deep"
     (folder / "data").mkdir(parents=True)
     for place in (tmp_path, folder / "data"):
@@ -30,7 +30,8 @@ def test_evaluations_on_files_stay_in_the_run_folder(tmp_path):
     expected = [(stage, task) for stage in ("base", "sft") for task in tasks]
     rows = json.loads(run("show", "run", "--json", cwd=folder).stdout)
     assert [(row["stage"], row["task"]) for row in rows] == expected
-    assert len(list((folder / "run" / "eval").iterdir())) == len(expected)
+    files = [path.suffix for path in (folder / "run" / "eval").iterdir()]
+    assert sorted(files) == sorted([".json", ".jsonl"] * len(expected))
     assert {path.name for path in tmp_path.iterdir()} == {"deep", "x.jsonl"}
     assert {path.name for path in folder.iterdir()} == {"data", "run", "small.toml"}
     refused("sft", "small.toml", "--out", "run", *words, cwd=folder, said=("a finished run in run", "show run"))

@@ -1,4 +1,4 @@
-"""The command that compares saved answers."""
+"""The command that compares evaluations and saved answers."""
 
 from __future__ import annotations
 
@@ -18,57 +18,67 @@ def compare(
     files: Annotated[
         list[str],
         typer.Argument(
-            help="Two or more files of eval --rollouts; the name is the file's stem.", metavar="[NAME=]FILE"
+            help="Two or more folders of eval, or files of answers. The name is that of the folder or file.",
+            metavar="[NAME=]PATH",
         ),
     ],
     markdown: Annotated[Path | None, typer.Option(help="Write the tables to this Markdown file.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw accuracy against cost into this .svg, .pdf or .png file.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare saved answers, paired by problem: a leaderboard, differences with intervals, corrected p-values, and how
-    many problems a difference needs."""
+    """Compare evaluations, paired by problem: a leaderboard, differences with intervals, corrected p-values, how many
+    problems a difference needs; accuracy against cost, and speed at equal accuracy."""
     named = _named(files)
-    if markdown is not None and markdown.exists():
-        raise UserError("a new file for --markdown", f"{markdown} exists", "give another name")
-    from parallel_r1.answers.rollout import read_jsonl
-    from parallel_r1.evaluation import compare as evaluation
+    for option, path in (("markdown", markdown), ("picture", picture)):
+        if path is not None and path.exists():
+            raise UserError(f"a new file for --{option}", f"{path} exists", "give another name")
     from parallel_r1.evaluation import tables
+    from parallel_r1.evaluation.compare import compare as paired
+    from parallel_r1.evaluation.contestants import differing_settings, frontiers, read_contestant, speeds
     from parallel_r1.report.tables import print_table
 
-    answers = {name: list(read_jsonl(file)) for name, file in named.items()}
-    for name, rollouts in answers.items():
-        if not rollouts:
-            raise UserError("a file of judged answers", f"{named[name]}, which is empty", "draw some, or leave it out")
-    comparisons = evaluation.compare(answers)
+    contestants = [read_contestant(name, path) for name, path in named.items()]
+    comparisons = paired({one.name: one.rollouts for one in contestants})
+    curves = frontiers(contestants)
+    fast = speeds(contestants, curves)
+    settings = differing_settings(contestants)
+    shown, lines = tables.comparison_report(comparisons, curves, fast, settings)
     if markdown is not None:
-        write_text(markdown, tables.comparison_markdown(comparisons))
-    for comparison in comparisons:
-        if as_json:
-            print_json(comparison.to_json())
-            continue
-        for table in tables.comparison_tables(comparison):
-            print_table(console, table)
-            console.print()
-        for line in tables.remarks(comparison):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
+        write_text(markdown, tables.comparison_markdown(shown, lines))
+    if picture is not None:
+        from parallel_r1.report.frontiers import draw
+
+        draw(curves, picture)
+    if as_json:
+        for each in comparisons:
+            print_json({**each.to_json(), "speed": [one.to_json() for one in fast.get(each.task, ())]})
+        return
+    for table in shown:
+        print_table(console, table)
+        console.print()
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _named(words: list[str]) -> dict[str, Path]:
-    """The files by name: `NAME=FILE`, or a file with its stem as its name. A file whose path holds a = may stand alone.
+    """The paths by name: `NAME=PATH`, or a path with its stem as its name. A path that holds a = may stand alone.
 
     Raises:
-        UserError: one file only, no such file, no name, or the same name twice.
+        UserError: one path only, nothing there, no name, or the same name twice.
     """
     if len(words) < 2:
-        raise UserError("two files or more", f"only {words[0]}", "add those to compare it with")
-    files: dict[str, Path] = {}
+        raise UserError("two files or folders, or more", f"only {words[0]}", "add those to compare it with")
+    paths: dict[str, Path] = {}
     for word in words:
         name, equals, rest = word.partition("=")
-        file = Path(rest if equals and not Path(word).is_file() else word)
-        name = name if file != Path(word) else file.stem
-        if not file.is_file():
-            raise UserError("a file of judged answers", f"no file {file}", "check the path")
-        if not name or name in files:
-            found = f"{files[name]} and {file}, both {name}" if name else word
-            raise UserError("a different name for every file", found, "write NAME=FILE")
-        files[name] = file
-    return files
+        path = Path(rest if equals and not Path(word).exists() else word)
+        name = name if path != Path(word) else (path.stem if path.is_file() else path.resolve().name)
+        if not path.exists():
+            raise UserError("a file of judged answers, or a folder that eval wrote", f"no {path}", "check the path")
+        if not name or name in paths:
+            found = f"{paths[name]} and {path}, both {name}" if name else word
+            raise UserError("a different name for every file", found, "write NAME=PATH")
+        paths[name] = path
+    return paths

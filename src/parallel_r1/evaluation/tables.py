@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from parallel_r1.evaluation.compare import Comparison, Pair
 from parallel_r1.evaluation.folder import Measured
+from parallel_r1.evaluation.frontier import Frontier, Ratio, Speed
 from parallel_r1.evaluation.measure import Result
 from parallel_r1.table import Table
 
@@ -114,6 +115,49 @@ def budget_table(measured: Sequence[Measured]) -> Table:
     return Table(("budget", "mean@k %", "critical path", "tokens", "s alone", "s loaded"), rows, title)
 
 
+def frontier_table(task: str, frontiers: Sequence[Frontier]) -> Table:
+    """Accuracy and costs of several models under all of their budgets."""
+    rows = [
+        (
+            one.name,
+            "-" if point.budget is None else str(point.budget),
+            f"{percent(point.accuracy)} [{percent(point.low)}, {percent(point.high)}]",
+            f"{point.critical_path:.1f}",
+            f"{point.total:.1f}",
+            seconds(point.alone),
+            seconds(point.loaded),
+        )
+        for one in frontiers
+        for point in one.points
+    ]
+    header = ("name", "budget", "mean@k %", "critical path", "tokens", "s alone", "s loaded")
+    return Table(header, rows, f"{task}: accuracy against cost, {len(frontiers[0].problems):,} problems")
+
+
+SPEEDS = (
+    ("total / critical-path tokens", "compression"),
+    ("critical path, times shorter", "latency"),
+    ("seconds alone, times fewer", "alone"),
+    ("seconds loaded, times fewer", "loaded"),
+    ("total tokens, times more", "tokens"),
+)
+"""The names of the four speed numbers, of which wall-clock is two, in tables."""
+
+
+def speed_table(task: str, speeds: Sequence[Speed]) -> Table:
+    """The four speed numbers of models that fork against models that do not; see docs/evaluation.md."""
+    rows = [("at a mean@k % of", *(percent(one.accuracy) for one in speeds))]
+    rows += [(name, *(_ratio(getattr(one, key)) for one in speeds)) for name, key in SPEEDS]
+    names = [f"{one.parallel}\nagainst {one.sequential}" for one in speeds]
+    return Table(("[95 % intervals]", *names), rows, f"{task}: speed at equal accuracy, and what it costs")
+
+
+def _ratio(ratio: Ratio) -> str:
+    if ratio.value is None:
+        return "-"
+    return f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
 def seconds(value: float | None) -> str:
     """Seconds with three digits; - for None."""
     return "-" if value is None else f"{value:.3g}"
@@ -193,11 +237,40 @@ def remarks(comparison: Comparison) -> list[str]:
     return lines
 
 
-def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
-    """All tables and remarks of a comparison of files."""
-    parts = [table.markdown() for each in comparisons for table in comparison_tables(each)]
-    lines = "".join(f"* {line}\n" for each in comparisons for line in remarks(each))
-    return "\n".join([*parts, lines] if lines else parts)
+def comparison_report(
+    comparisons: Sequence[Comparison],
+    frontiers: Mapping[str, Sequence[Frontier]],
+    speeds: Mapping[str, Sequence[Speed]],
+    settings: Sequence[str],
+) -> tuple[list[Table], list[str]]:
+    """All tables and remarks of a comparison.
+
+    Args:
+        frontiers, speeds: by task.
+        settings: sentences about settings that differ.
+    """
+    shown: list[Table] = []
+    lines: list[str] = []
+    for each in comparisons:
+        shown += comparison_tables(each)
+        lines += remarks(each)
+        several, pairs = frontiers.get(each.task, ()), speeds.get(each.task, ())
+        if any(len(one.points) > 1 for one in several):
+            shown.append(frontier_table(each.task, several))
+        if pairs:
+            shown.append(speed_table(each.task, pairs))
+        if pairs and any(len(one.points) < 2 for one in several):
+            lines.append(
+                f"{each.task}: under one budget the better model counts with all it spends, so its speed at equal accuracy "
+                "is a lower bound; eval --budgets measures more"
+            )
+    return shown, [*lines, *settings]
+
+
+def comparison_markdown(tables: Sequence[Table], lines: Sequence[str]) -> str:
+    """Tables and remarks as Markdown."""
+    parts = [table.markdown() for table in tables]
+    return "\n".join([*parts, "".join(f"* {line}\n" for line in lines)] if lines else parts)
 
 
 def tasks(results: Sequence[Result]) -> list[str]:

@@ -180,7 +180,7 @@ def test_a_public_set_is_read_from_a_folder(folder):
     assert [len(open_source(name).records("test")) for name in ("aime24", "amc23", "aime25")] == [2, 1, 1]
     with pytest.raises(UserError, match=r"gsm8k_test\.parquet"):
         gsm8k.records("test")
-    with pytest.raises(UserError, match=r"none in .*math_benchmarks"):
+    with pytest.raises(UserError, match=r"math500_test\.parquet or math500_test\.jsonl in .*; found neither"):
         open_source("math500").records("test")
     with pytest.raises(UserError, match="aime24, which has test"):
         open_source("aime24").records("train")

@@ -1,0 +1,116 @@
+"""What `compare` compares: files of judged answers, and folders that `eval` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parallel_r1.answers.rollout import Rollout, group, read_jsonl
+from parallel_r1.errors import UserError
+from parallel_r1.evaluation.folder import LABELS, EvaluationFolder
+from parallel_r1.evaluation.frontier import Drawn, Frontier, Speed, frontier, speed
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """The judged answers of one model.
+
+    Attributes:
+        name: in tables.
+        drawn: task -> its answers, under every budget from the smallest to the largest.
+        settings: how they were drawn, if an evaluation folder tells it.
+    """
+
+    name: str
+    drawn: Mapping[str, Sequence[Drawn]]
+    settings: Mapping[str, Any] | None = None
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """All answers under the largest budget."""
+        return [rollout for parts in self.drawn.values() for rollout in parts[-1].rollouts]
+
+
+def read_contestant(name: str, path: Path) -> Contestant:
+    """Read a file of rollouts or the folder of a finished evaluation.
+
+    Raises:
+        UserError: neither is there, it is empty, the evaluation is not finished, or a line is no rollout.
+    """
+    if path.is_dir():
+        return _read_folder(name, EvaluationFolder(path))
+    if not path.is_file():
+        raise UserError("a file of judged answers, or a folder that eval wrote", f"no {path}", "check the path")
+    rollouts = list(read_jsonl(path))
+    if not rollouts:
+        raise UserError("a file of judged answers", f"{path}, which is empty", "draw some, or leave it out")
+    tasks = dict.fromkeys(rollout.problem.source for rollout in rollouts)
+    return Contestant(name, {task: [Drawn([one for one in rollouts if one.problem.source == task])] for task in tasks})
+
+
+def _read_folder(name: str, folder: EvaluationFolder) -> Contestant:
+    drawn: dict[str, list[Drawn]] = {}
+    settings = folder.settings()
+    for measured in folder.results():
+        task = measured.result.task
+        rollouts = list(folder.answers(task, measured.budget).read().values())
+        drawn.setdefault(task, []).append(Drawn(rollouts, measured.budget, measured.alone, measured.loaded))
+    return Contestant(name, drawn, settings)
+
+
+def differing_settings(contestants: Sequence[Contestant]) -> list[str]:
+    """The settings in which evaluations differ, one sentence each. They are part of every difference."""
+    tables = {one.name: dict(_flat(one.settings)) for one in contestants if one.settings is not None}
+    names = dict.fromkeys(name for table in tables.values() for name in table)
+    return [
+        f"{name} differs: " + "; ".join(f"{who} {table.get(name)}" for who, table in tables.items())
+        for name in names
+        if name.split(".")[0] not in (*LABELS, "weights")
+        and len({str(table.get(name)) for table in tables.values()}) > 1
+    ]
+
+
+def _flat(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield above + name, value
+
+
+def frontiers(contestants: Sequence[Contestant]) -> dict[str, list[Frontier]]:
+    """Task -> the frontiers of those who have answers to it, on the problems that all of these have."""
+    tasks = dict.fromkeys(task for one in contestants for task in one.drawn)
+    return {task: _frontiers(task, [one for one in contestants if task in one.drawn]) for task in tasks}
+
+
+def _frontiers(task: str, contestants: Sequence[Contestant]) -> list[Frontier]:
+    keys = [
+        {members.problem.key for members in group(part.rollouts)} for one in contestants for part in one.drawn[task]
+    ]
+    shared = set.intersection(*keys)
+    first = contestants[0].drawn[task][0].rollouts
+    problems = [members.problem.key for members in group(first) if members.problem.key in shared]
+    return [frontier(one.name, one.drawn[task], problems) for one in contestants] if problems else []
+
+
+def speeds(
+    contestants: Sequence[Contestant], all_frontiers: Mapping[str, Sequence[Frontier]]
+) -> dict[str, list[Speed]]:
+    """Task -> the speed numbers of everybody who forks against everybody who does not."""
+    forks = {
+        (task, one.name): any(rollout.trace.forks for rollout in parts[-1].rollouts)
+        for one in contestants
+        for task, parts in one.drawn.items()
+    }
+    return {
+        task: [
+            speed(ours, theirs)
+            for ours in several
+            for theirs in several
+            if forks[task, ours.name] and not forks[task, theirs.name]
+        ]
+        for task, several in all_frontiers.items()
+    }
