@@ -77,7 +77,8 @@ def _row(policy: Policy, problem: Problem, text: str, rng: random.Random) -> str
     terms = {"accuracy": 1.0 if correct else -1.0, "parallel": 0.2}
     whole = type(trace)(policy.encode(problem.prompt), spans, sampler="isolated", defects=trace.defects)
     return json.dumps(
-        to_json(Rollout(problem, whole, texts, correct, latency(whole), len(whole.token_ids), terms)), ensure_ascii=False
+        to_json(Rollout(problem, whole, texts, correct, latency(whole), len(whole.token_ids), terms)),
+        ensure_ascii=False,
     )
 
 
@@ -134,7 +135,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the answers")
     parser.add_argument("--quick", action="store_true", help="the smallest sizes: does it work at all?")
     parser.add_argument("--out", type=Path, help="a folder for the JSON; printed if none is given")
-    parser.add_argument("--keep", type=Path, help="a new folder for the synthetic run, about 3.5 GB; removed if none is given")
+    parser.add_argument(
+        "--keep", type=Path, help="a new folder for the synthetic run, about 3.5 GB; removed if none is given"
+    )
     parser.set_defaults(model=MODELS)  # nothing is drawn
     options = parser.parse_args()
     with TemporaryDirectory() as place:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +24,8 @@ from parallel_r1.evaluation.analysis.paths import Judge
 from parallel_r1.evaluation.analysis.steps import alarms_of, steps_of
 from parallel_r1.registry import load_plugins
 
-T, R = TypeVar("T"), TypeVar("R")
-Map = Callable[[Callable[[T], R], Iterable[T]], Iterable[R]]
+Map = Callable[[Callable[..., Any], Sequence[Any]], Iterable[Any]]
+"""`map`, or that of several processes."""
 SMALL = 32 << 20
 """Up to so many bytes are read in this process: others would take longer to start."""
 SAMPLE, MOST = 32, 6400
@@ -65,8 +65,8 @@ def analyse(
 
     Args:
         imports: Python files and modules that register the tasks of the run, as in a recipe.
-        sample: forks of a step whose diversity is measured, drawn at random, always the same ones; in a run of more than
-            200 steps fewer. None measures all.
+        sample: forks of a step whose diversity is measured, drawn at random, always the same ones; fewer in a run
+            of more than 200 steps. None measures all.
         processes: as many as there are processors if None, and one for less than 32 MB. More than one need, as all of
             Python's, a script that guards its main part by `if __name__ == "__main__"`.
 
@@ -84,7 +84,7 @@ def analyse(
         answers, forks = _tables(parts)
         if not len(answers["step"]):
             raise UserError("answers to analyse", f"none in {path}", "wait until a step of it has saved rollouts")
-        notes = sorted(set().union(*(part.notes for part in parts)))
+        notes = sorted({note for part in parts for note in part.notes})
         try:
             need_sacrebleu()
         except UserError as error:
@@ -103,10 +103,12 @@ def _tables(parts: Sequence[Part]) -> tuple[Columns, Columns]:
     for part in parts:
         part.forks["answer"] += first
         first += len(part.answers["step"])
-    return columns.joined([part.answers for part in parts], ANSWER), columns.joined([part.forks for part in parts], FORK)
+    return columns.joined([part.answers for part in parts], ANSWER), columns.joined(
+        [part.forks for part in parts], FORK
+    )
 
 
-def _measure_diversity(parts: Sequence[Part], forks: Columns, sample: int | None, apply: Map[Any, Any]) -> None:
+def _measure_diversity(parts: Sequence[Part], forks: Columns, sample: int | None, apply: Map) -> None:
     """Measure the diversity of the forks with the lowest ranks of every step, and write it into the table of forks."""
     by_step: dict[int, list[Sampled]] = {}
     first = 0
@@ -125,7 +127,7 @@ def _measure_diversity(parts: Sequence[Part], forks: Columns, sample: int | None
 
 
 @contextmanager
-def _pool(pieces: Sequence[read.Piece], imports: Sequence[str], processes: int | None) -> Iterator[Map[Any, Any]]:
+def _pool(pieces: Sequence[read.Piece], imports: Sequence[str], processes: int | None) -> Iterator[Map]:
     """A `map` over as many processes as there is work for."""
     size = sum(piece.stop - piece.start for piece in pieces)
     if processes is None:

@@ -83,4 +83,8 @@ def _lengths(
         parent = parents[fork]
         longest = max(lengths.get((*parent, (fork, path)), 0) for path in paths[fork])
         lengths[parent] = lengths.get(parent, 0) + longest
-    return {(*parents[fork], (fork, path)): lengths.get((*parents[fork], (fork, path)), 0) for fork in paths for path in paths[fork]}
+    return {
+        (*parents[fork], (fork, path)): lengths.get((*parents[fork], (fork, path)), 0)
+        for fork in paths
+        for path in paths[fork]
+    }

@@ -11,7 +11,7 @@ from typing import Any
 try:
     import orjson
 except ImportError:
-    orjson = None
+    orjson = None  # type: ignore[assignment]
 
 from parallel_r1 import files
 from parallel_r1.answers.rollout import Rollout, from_json
@@ -122,7 +122,9 @@ def _refused(path: Path, at: int, error: Exception) -> UserError:
     version = _version(path)
     by = f", in a run of version {version}" if version else ""
     expected = "a rollout per line, as this version reads them"
-    return UserError(expected, f"{path}:{number}: {error!r}{by}", "correct or remove that line, or draw the answers anew")
+    return UserError(
+        expected, f"{path}:{number}: {error!r}{by}", "correct or remove that line, or draw the answers anew"
+    )
 
 
 def _version(path: Path) -> str | None:

@@ -59,7 +59,9 @@ def sums(answers: Columns, forks: Columns) -> dict[str, Any]:
         **{key: value for name in SPREADS for key, value in spread(name, forks[name]).items()},
         "measured_forks": int((~np.isnan(forks["diversity"])).sum()),
         **{name: mean(with_siblings == name) for name in USES},
-        **{f"paths_{name}": count / sum(verdicts.values()) if forked.any() else nan for name, count in verdicts.items()},
+        **{
+            f"paths_{name}": count / sum(verdicts.values()) if forked.any() else nan for name, count in verdicts.items()
+        },
         "decided": mean(decided),
         **{name: mean(answers[name]) for name in SUMMED},
         "reward": mean(answers["reward"]),
@@ -96,11 +98,11 @@ def steps_of(answers: Columns, forks: Columns, metrics: Metrics) -> Columns:
     alarms: dict[int, list[str]] = {}
     for row in alarms_of(metrics):
         alarms.setdefault(row["step"], []).append(row["rule"])
-    saved = {step: places for step, *places in _ranges(answers, forks)}
+    saved = dict(_ranges(answers, forks))
     rows = []
     for step in sorted({*logged, *saved}):
         log = logged.get(step, {})
-        empty = (slice(0, 0), slice(0, 0))
+        empty = [slice(0, 0), slice(0, 0)]
         own, branches = (
             {name: column[part] for name, column in table.items()}
             for table, part in zip((answers, forks), saved.get(step, empty), strict=True)
@@ -120,20 +122,12 @@ def steps_of(answers: Columns, forks: Columns, metrics: Metrics) -> Columns:
 
 def alarms_of(metrics: Metrics) -> list[dict[str, Any]]:
     """The warnings in metrics.jsonl: step, stage, rule and text."""
-    return [
-        {name: row[name] for name in ("step", "stage", "rule", "warning")}
-        for row in metrics
-        if row.get("kind") == "warning"
-    ]
+    names = ("step", "stage", "rule", "warning")
+    return [{name: row.get(name, "") for name in names} for row in metrics if row.get("kind") == "warning"]
 
 
-def _ranges(answers: Columns, forks: Columns) -> Iterator[tuple[int, slice, slice]]:
+def _ranges(answers: Columns, forks: Columns) -> Iterator[tuple[int, list[slice]]]:
     """The rows of every step in the two tables, which are in order of steps."""
-    for step in np.unique(answers["step"]):
-        yield (
-            int(step),
-            *(
-                slice(*map(int, np.searchsorted(table["step"], [step, step + 1])))
-                for table in (answers, forks)
-            ),
-        )
+    for step in np.unique(answers["step"]).tolist():
+        edges = (np.searchsorted(table["step"], [step, step + 1]).tolist() for table in (answers, forks))
+        yield step, [slice(*edge) for edge in edges]
