@@ -261,8 +261,8 @@ def comparison_report(
             shown.append(speed_table(each.task, pairs))
         if pairs and any(len(one.points) < 2 for one in several):
             lines.append(
-                f"{each.task}: under one budget the better model counts with all it spends, so its speed at equal accuracy "
-                "is a lower bound; eval --budgets measures more"
+                f"{each.task}: under one budget the better model counts with all that it spends, so its speed at equal "
+                "accuracy is a lower bound; eval --budgets measures more"
             )
     return shown, [*lines, *settings]
 

@@ -9,7 +9,7 @@ from typing import Any
 from parallel_r1.answers.rollout import Problem, Reading, Rollout
 from parallel_r1.answers.shape import paths_of_rollout
 from parallel_r1.answers.syntax import FINAL_ANSWER, boxes
-from parallel_r1.tasks.base import Task, verdicts
+from parallel_r1.tasks.base import Task, conclusion_of, verdicts
 from parallel_r1.tasks.grading.extract import Find, final_answer
 
 MOST = 16
@@ -28,7 +28,7 @@ def with_readings(rollouts: Sequence[Rollout], trunks: Sequence[str], task: Task
         (number, candidate)
         for number, (rollout, trunk, final) in enumerate(zip(rollouts, trunks, finals, strict=True))
         if not rollout.correct
-        for candidate in _other_places(rollout, trunk, final)
+        for candidate in _other_places(rollout, trunk, final, task)
     ]
     again = [f"{FINAL_ANSWER} {candidate}" for _, candidate in asked]
     right = verdicts(task, [rollouts[number].problem for number, _ in asked], again)
@@ -45,11 +45,13 @@ def find_of(task: Task) -> Find:
     return getattr(task, "find", "strict")
 
 
-def _other_places(rollout: Rollout, trunk: str, final: str | None) -> list[str]:
-    """What stands at the other places of an answer where a final answer may be: boxes anywhere, and what the lenient
-    rules find in the trunk and in every path."""
+def _other_places(rollout: Rollout, trunk: str, final: str | None, task: Task) -> list[str]:
+    """What stands at the other places of an answer where a final answer may be: boxes anywhere, what the lenient rules
+    find in the trunk and in every path, and what the task says that a path arrives at."""
     paths = [path for fork in paths_of_rollout(rollout) for path in fork]
+    ends = (conclusion_of(task, path, cut=False) for path in paths)
     places = [
+        *ends,
         *(final_answer(text, "lenient") for text in (trunk, *paths)),
         *(box.content for box in boxes(rollout.text)),
     ]
