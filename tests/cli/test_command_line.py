@@ -159,17 +159,6 @@ def test_show(finished):
     assert {"prompt", "text", "correct", "spans", "defects"} <= set(rows[0])
 
 
-def test_eval(tmp_path):
-    out = tmp_path / "r.jsonl"
-    words = ("eval", TINY, "--task", "countdown-easy", "--problems", 4, "--samples", 2, "--rollouts", out)
-    (row,) = json.loads(run(*words, "--json").stdout)
-    assert row["task"] == "countdown-easy"
-    assert len(row["by_problem"]) == 4
-    assert len(out.read_text().splitlines()) == 8
-    refused(*words, said="exists")
-    assert "mean@k" in run(*words[:-2]).stdout
-
-
 def test_generate(tmp_path):
     prompt = r"Use 3, 5, 7 to make 22.\n"
     done = run("generate", TINY, "-e", "--prompt", prompt, "--paths", 3)

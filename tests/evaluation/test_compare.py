@@ -9,7 +9,7 @@ from parallel_r1.evaluation import statistics
 from parallel_r1.evaluation.compare import compare
 from parallel_r1.evaluation.measure import summarise
 from parallel_r1.evaluation.statistics import holm
-from parallel_r1.evaluation.tables import comparison_markdown, comparison_tables, remarks
+from parallel_r1.evaluation.tables import comparison_markdown, comparison_report, comparison_tables, remarks
 
 
 def answers(counts, samples=2, **more):
@@ -71,7 +71,7 @@ def test_problems_and_tasks_that_not_all_have_are_left_out():
     assert (easy.problems, easy.left_out) == (2, {"ours": 1, "theirs": 2})
     assert {entry.result.mean for entry in easy.entries} == {0.25}
     assert (other.problems, other.entries, other.pairs) == (0, (), ())
-    text = comparison_markdown([easy, other])
+    text = comparison_markdown(*comparison_report([easy, other]))
     assert "* countdown-easy: problems left out, because not every file has them: 1 of ours, 2 of theirs\n" in text
     assert "* other: problems left out, because not every file has them: 1 of ours, 0 of theirs\n" in text
 

@@ -34,6 +34,10 @@ def compare(
     for option, path in (("markdown", markdown), ("picture", picture)):
         if path is not None and path.exists():
             raise UserError(f"a new file for --{option}", f"{path} exists", "give another name")
+    if picture is not None:
+        from parallel_r1.report.frontiers import check_picture
+
+        check_picture(picture)
     from parallel_r1.evaluation import tables
     from parallel_r1.evaluation.compare import compare as paired
     from parallel_r1.evaluation.contestants import differing_settings, frontiers, read_contestant, speeds

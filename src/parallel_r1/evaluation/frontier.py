@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from parallel_r1.answers.rollout import Rollout, group
-from parallel_r1.evaluation.statistics import interval, ratio_intervals, resamples
+from parallel_r1.evaluation.statistics import interval, ratio_intervals, resamples, share_bounds
 
 Cost = Literal["critical_path", "total", "alone", "loaded"]
 """What an answer costs: tokens of its critical path, all its tokens, its seconds when it is drawn alone, and its share
@@ -95,7 +95,7 @@ def frontier(name: str, drawn: Sequence[Drawn], problems: Sequence[str] | None =
         Point(
             part.budget,
             float(shares[row].mean()),
-            *interval(shares[row]),
+            *share_bounds(float(shares[row].mean()), len(keys), interval(shares[row])),
             float(figures["critical_path"][row].mean()),
             float(figures["total"][row].mean()),
             fmean(part.alone) if part.alone else None,

@@ -16,7 +16,7 @@ from parallel_r1.answers.rollout import Group, Problem, Reading, Rollout, group
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.answer_file import AnswerFile, draw_to_file
 from parallel_r1.evaluation.settings import Evaluation
-from parallel_r1.evaluation.statistics import interval, ratio_intervals, share_of_none
+from parallel_r1.evaluation.statistics import interval, ratio_intervals, share_bounds
 from parallel_r1.generation.generator import Generator, make_generator
 from parallel_r1.generation.rollouts import answer, judge, reading_rules, requests_of
 from parallel_r1.generation.settings import Sampling
@@ -240,10 +240,7 @@ def summarise(rollouts: Sequence[Rollout], stage: str = "", samples: int | None 
     sums = over.sum(axis=0), under.sum(axis=0)
     figures: dict[str, Any] = {name: float(a / b) if b else None for name, a, b in zip(columns, *sums, strict=True)}
     intervals = dict(zip(columns, ratio_intervals(over, under), strict=True))
-    for name in intervals.keys() - COUNTS:
-        if figures[name] in (0, 1):
-            reach = share_of_none(len(groups))
-            intervals[name] = (0.0, reach) if figures[name] == 0 else (1 - reach, 1.0)
+    intervals |= {name: share_bounds(figures[name], len(groups), intervals[name]) for name in intervals.keys() - COUNTS}
     passes = [f"pass@{k}" for k in range(1, samples + 1)]
     return Result(
         stage=stage,

@@ -114,10 +114,17 @@ def _student(z: float, freedom: int) -> float:
     return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
-def share_of_none(problems: int) -> float:
-    """The upper end of the 95 % interval of a share that is 0 in all problems: 1 - 0.025^(1 / problems). Resampling
-    problems that are all alike would give an interval of length 0. Source: Clopper and Pearson (1934)."""
-    return 1 - 0.025 ** (1 / problems)
+def share_bounds(share: float | None, problems: int, drawn: tuple[float, float]) -> tuple[float, float]:
+    """The 95 % interval of a share: as it was drawn, but where the share is 0 or 1 in all problems [0, 1 - 0.025^(1 /
+    problems)], or its mirror image. Resampling problems that are all alike would give an interval of length 0.
+    Source: Clopper and Pearson (1934).
+
+    Args:
+        share: 0 .. 1.
+        drawn: the bootstrap interval.
+    """
+    reach = 1 - 0.025 ** (1 / problems)
+    return (0.0, reach) if share == 0 else (1 - reach, 1.0) if share == 1 else drawn
 
 
 def sign_flip_test(differences: ArrayLike) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 from parallel_r1.evaluation.compare import Comparison, Pair
@@ -239,9 +240,9 @@ def remarks(comparison: Comparison) -> list[str]:
 
 def comparison_report(
     comparisons: Sequence[Comparison],
-    frontiers: Mapping[str, Sequence[Frontier]],
-    speeds: Mapping[str, Sequence[Speed]],
-    settings: Sequence[str],
+    frontiers: Mapping[str, Sequence[Frontier]] = MappingProxyType({}),
+    speeds: Mapping[str, Sequence[Speed]] = MappingProxyType({}),
+    settings: Sequence[str] = (),
 ) -> tuple[list[Table], list[str]]:
     """All tables and remarks of a comparison.
 

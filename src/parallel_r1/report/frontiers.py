@@ -1,0 +1,104 @@
+"""Accuracy against cost: the frontiers of several models in one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parallel_r1.errors import UserError, need
+from parallel_r1.evaluation.frontier import Cost, Frontier
+from parallel_r1.files import whole
+from parallel_r1.report.style import MARKERS, PALETTE, STYLE, WIDTH
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COSTS: tuple[tuple[Cost, str], ...] = (
+    ("critical_path", "critical path (tokens)"),
+    ("total", "all tokens"),
+    ("alone", "seconds alone"),
+    ("loaded", "seconds among many"),
+)
+HEIGHT = 1.6
+"""Inches of the panels of a task."""
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a picture that could not be drawn.
+
+    Raises:
+        UserError: another suffix than .svg, .pdf or .png, or matplotlib is not installed.
+    """
+    if path.suffix not in (".svg", ".pdf", ".png"):
+        raise UserError("a picture that ends with .svg, .pdf or .png", str(path), "give another name")
+    need("matplotlib", "which draws pictures", "plot")
+
+
+def draw(frontiers: Mapping[str, Sequence[Frontier]], path: Path) -> None:
+    """Draw the frontiers by task into a file; see `frontier_figure`."""
+    check_picture(path)
+    figure = frontier_figure(frontiers)
+    metadata = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else None
+    with whole(path) as part:
+        figure.savefig(part, format=path.suffix[1:], dpi=200, metadata=metadata)
+
+
+def frontier_figure(frontiers: Mapping[str, Sequence[Frontier]]) -> Figure:
+    """Accuracy with its 95 % interval against every cost that was measured: a row of panels for every task, a line for
+    every model through its budgets."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    drawn = {task: several for task, several in frontiers.items() if several}
+    costs = [
+        (cost, label)
+        for cost, label in COSTS
+        if any(value is not None for several in drawn.values() for one in several for value in one.costs(cost))
+    ]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(max(WIDTH, 1.7 * len(costs)), HEIGHT * len(drawn) + 0.3), layout="constrained")
+        grid = figure.subplots(len(drawn), len(costs), sharey="row", squeeze=False)
+        for row, (task, several) in zip(grid, drawn.items(), strict=True):
+            for panel, (cost, label) in zip(row, costs, strict=True):
+                for number, one in enumerate(several):
+                    _line(panel, one, cost, number)
+                panel.set_xlabel(label)
+            row[0].set_ylabel("mean@k")
+            row[0].set_title(Path(task).name, loc="left")
+        _percent(grid)
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, ncols=min(3, len(labels)), loc="outside upper center")
+    return figure
+
+
+def _percent(grid: Any) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    for row in grid:
+        row[0].set_ylim(bottom=0)
+        row[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def _line(panel: Axes, one: Frontier, cost: Cost, number: int) -> None:
+    """The line of a model, with an error bar at every budget."""
+    points = [(x, point) for x, point in zip(one.costs(cost), one.points, strict=True) if x is not None]
+    if not points:
+        return
+    x, accuracy = [x for x, _ in points], [point.accuracy for _, point in points]
+    reach = [
+        [max(0.0, point.accuracy - point.low) for _, point in points],
+        [max(0.0, point.high - point.accuracy) for _, point in points],
+    ]
+    panel.errorbar(
+        x,
+        accuracy,
+        yerr=reach,
+        color=PALETTE[number % len(PALETTE)],
+        marker=MARKERS[number % len(MARKERS)],
+        markersize=3,
+        elinewidth=0.6,
+        capsize=1.5,
+        label=one.name,
+    )

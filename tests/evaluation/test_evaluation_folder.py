@@ -1,0 +1,202 @@
+"""Evaluations in a folder: what is on disk counts, the rest is drawn, nothing is mixed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from parallel_r1.answers.rollout import read_jsonl
+from parallel_r1.errors import UserError
+from parallel_r1.evaluation.answer_file import AnswerFile
+from parallel_r1.evaluation.folder import EvaluationFolder, default_folder, grader_digest, scaled, settings_of
+from parallel_r1.evaluation.measure import Result, draw, held_out, summarise
+from parallel_r1.evaluation.session import Session
+from parallel_r1.generation.generator import make_generator
+from parallel_r1.generation.settings import Budget, Engine, Sampling
+from parallel_r1.models.policy import digest
+from parallel_r1.tasks.countdown import EASY
+from parallel_r1.tasks.prompts import Prompt
+
+SAMPLING = Sampling(paths=2, budget=Budget(critical_path=20, path=8, total=40))
+
+
+class Counting:
+    """A generator that counts what is drawn, and fails after so many answers."""
+
+    def __init__(self, policy, most=10**9):
+        self.generator, self.left, self.seeds = make_generator(policy), most, []
+
+    def traces(self, requests, *, on_token=None, on_trace=None):
+        def counted(index, trace):
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            self.seeds.append(requests[index].seed)
+            if on_trace:
+                on_trace(index, trace)
+
+        return self.generator.traces(requests, on_trace=counted)
+
+
+def evaluation(policy, file, generator=None, samples=3, seed=0, problems=4):
+    problems = held_out(EASY, problems, seed)
+    return draw(policy, EASY, problems, samples, SAMPLING, seed, generator=generator or Counting(policy), file=file)
+
+
+def tokens(rollout):
+    """What does not depend on how many answers are drawn at once, as the last digit of a log-probability does."""
+    return rollout.trace.token_ids, rollout.correct, rollout.reading
+
+
+def test_answers_on_disk_equal_answers_in_memory(frozen, tmp_path):
+    file = AnswerFile(tmp_path / "a.jsonl")
+    drawn = evaluation(frozen, file)
+    assert drawn == list(read_jsonl(file.path)) == list(file.read().values())
+    assert drawn == evaluation(frozen, None)
+    rows = [json.loads(line) for line in file.path.read_text().splitlines()]
+    assert [(row["sample"], row["seed"]) for row in rows] == [(i, f"0/{i}") for i in range(12)]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("ended", [0, 1, 5, 11])
+def test_only_what_is_missing_is_drawn_after_an_interruption(frozen, tmp_path, monkeypatch, ended):
+    monkeypatch.setattr("parallel_r1.evaluation.answer_file.BATCH", 1)
+    file = AnswerFile(tmp_path / "a.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        evaluation(frozen, file, Counting(frozen, ended))
+    assert len(file.read()) == ended
+    if ended > 1:  # killed in the middle of a line
+        part = next(tmp_path.glob("*.part.jsonl"))
+        part.write_bytes(part.read_bytes()[:-20])
+        ended -= 1
+        assert len(file.read()) == ended
+    again = Counting(frozen)
+    drawn, undisturbed = evaluation(frozen, file, again), evaluation(frozen, None)
+    assert [tokens(rollout) for rollout in drawn] == [tokens(rollout) for rollout in undisturbed]
+    assert len(again.seeds) == 12 - ended
+    assert list(read_jsonl(file.path)) == drawn
+    assert not list(tmp_path.glob("*.part.jsonl"))
+    nothing = Counting(frozen)
+    evaluation(frozen, file, nothing)
+    assert not nothing.seeds
+
+
+def test_answers_to_other_prompts_are_refused(frozen, tmp_path):
+    file = AnswerFile(tmp_path / "a.jsonl")
+    evaluation(frozen, file)
+    before = file.path.read_bytes()
+    for changed in ({"seed": 1}, {"problems": 3}):
+        with pytest.raises(UserError, match="answers to the prompts of this evaluation"):
+            evaluation(frozen, file, **changed)
+    assert file.path.read_bytes() == before
+    file.path.write_text("{}\n")
+    with pytest.raises(UserError, match=r"a\.jsonl:1: KeyError"):
+        file.read()
+
+
+def session(policy, **changes):
+    values = {"budgets": (), "alone": 0, "samples": {EASY.name: 2}, **changes}
+    return Session("m", [EASY], problems=4, seed=0, sampling=SAMPLING, prompt=Prompt(), **values)
+
+
+def settings(**changes):
+    values = {
+        "model": "m",
+        "samples": {EASY.name: 2},
+        "problems": 4,
+        "seed": 0,
+        "find": "strict",
+        "sampling": SAMPLING,
+        "prompt": Prompt(),
+        "engine": Engine(),
+    }
+    return settings_of(**(values | changes)) | {"grader": "g", "weights": "w"}
+
+
+def test_a_folder_goes_on_with_the_same_settings_only(tmp_path):
+    folder = EvaluationFolder(tmp_path / "e")
+    folder.open(settings())
+    folder.close()
+    folder.open(settings(model="moved/m"))
+    folder.close()
+    for changed, said in (
+        ({"seed": 1}, "seed = 1 instead of 0"),
+        ({"samples": {EASY.name: 3}}, "samples"),
+        ({"sampling": SAMPLING.model_copy(update={"temperature": 0.5})}, "sampling"),
+        ({"prompt": Prompt(instruction="x")}, "prompt"),
+    ):
+        with pytest.raises(UserError, match=f"{said}.*results of different settings are not mixed"):
+            folder.check(settings(**changed))
+    with pytest.raises(UserError, match="weights = other"):
+        folder.check(settings() | {"weights": "other"})
+    with pytest.raises(UserError, match="--regrade"):
+        folder.check(settings() | {"grader": "other"})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"other with notes\.txt"):
+        EvaluationFolder(tmp_path / "other").open(settings())
+    with pytest.raises(UserError, match="a finished evaluation"):
+        folder.results()
+
+
+def test_the_default_folder_depends_on_the_settings_alone():
+    one = default_folder(settings())
+    assert one == default_folder(settings())
+    assert one != default_folder(settings(seed=1))
+    assert str(one).startswith("evaluations/m-")
+
+
+def test_several_budgets_scale_the_whole_budget():
+    assert scaled(SAMPLING, 40).budget == Budget(critical_path=40, path=16, total=80)
+    assert scaled(SAMPLING, 20) == SAMPLING
+    assert scaled(SAMPLING, 1).budget.path == 1
+
+
+def test_a_session_measures_times_and_goes_on(frozen, tmp_path):
+    folder = EvaluationFolder(tmp_path / "e")
+    asked = session(frozen, budgets=(10, 20), alone=3)
+    measured = asked.draw(frozen, make_generator(frozen), folder)
+    assert [(each.budget, len(each.alone)) for each in measured] == [(10, 3), (20, 3)]
+    assert all(each.loaded > 0 for each in measured)
+    assert measured[0].result.critical_path <= 10 < measured[1].result.critical_path <= 20
+    folder.save(measured, settings(budgets=(10, 20)))
+    assert folder.results() == measured
+    assert asked.draw(frozen, make_generator(frozen), folder) == measured  # times are those of the first
+
+
+def test_judging_again_uses_the_verifier_of_today(frozen, tmp_path):
+    folder, asked = EvaluationFolder(tmp_path / "e"), session(frozen)
+    measured = asked.draw(frozen, make_generator(frozen), folder)
+    folder.save(measured, settings())
+    assert asked.judge_again(folder) == measured
+    generous = replace_verify(asked, lambda problems, answers: [True] * len(answers))
+    (better,) = generous.judge_again(folder)
+    assert better.result.mean == 1.0
+    assert all(rollout.correct for rollout in folder.answers(EASY.name).read().values())
+    with pytest.raises(UserError, match=f"12 stored answers to {EASY.name}; found 8"):
+        session(frozen, samples={EASY.name: 3}).judge_again(folder)
+
+
+def replace_verify(asked, verify):
+    class Own:
+        name, problems, sets = EASY.name, staticmethod(EASY.problems), None
+
+        def verify(self, problems, answers):
+            return verify(problems, answers)
+
+    return replace(asked, tasks=[Own()])
+
+
+def test_digests(frozen, policy, tiny):
+    assert digest(frozen) == digest(frozen)
+    assert digest(frozen) != digest(tiny)
+    assert len(digest(tiny)) == 16
+    before = digest(policy)
+    next(policy.model.parameters()).data[0, 0] += 1e-3
+    assert digest(policy) != before
+    assert grader_digest([EASY]) == grader_digest([EASY])
+
+
+def test_results_go_through_json(frozen):
+    result = summarise(evaluation(frozen, None, make_generator(frozen)))
+    assert Result(**json.loads(json.dumps(result.to_json()))) == result
