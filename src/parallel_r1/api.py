@@ -17,10 +17,12 @@ from parallel_r1.answers.trace import EXACT_SCORER, Sampler, Scorer
 from parallel_r1.coldstart.examples import Example, checked, read_examples
 from parallel_r1.errors import UserError, nearest
 from parallel_r1.evaluation import parity as parity_module
-from parallel_r1.evaluation.measure import Result, held_out, summarise
+from parallel_r1.evaluation.folder import EvaluationFolder
+from parallel_r1.evaluation.measure import Result, draw, held_out, summarise
+from parallel_r1.evaluation.session import Session
 from parallel_r1.generation.generator import make_generator
 from parallel_r1.generation.request import Request
-from parallel_r1.generation.rollouts import answer, check_length
+from parallel_r1.generation.rollouts import check_length
 from parallel_r1.generation.settings import Budget, Engine, Sampling
 from parallel_r1.generation.training_card import departures, read_card
 from parallel_r1.models.policy import Policy
@@ -98,6 +100,7 @@ def evaluate(
     sampling: Sampling | None = None,
     prompt: Prompt | None = None,
     engine: Engine | None = None,
+    out: str | Path | None = None,
     **options: Any,
 ) -> Result:
     """Measure a policy on problems that it was not trained on.
@@ -110,21 +113,32 @@ def evaluate(
         seed: chooses the problems and seeds the answers.
         sampling, engine, options: as for `generate`.
         prompt: text around every problem, and where its final answer may stand; None as for `sampling`.
+        out: a folder that keeps every answer as it is drawn, as `parallel-r1 eval --out` does: after an interruption the
+            same call goes on; `compare` and `show` read it. None keeps nothing.
 
     Returns:
         The metrics with 95 % intervals; `result.compare(other)` gives the paired difference to another result.
 
     Raises:
-        UserError: an unknown task or option, a task without problems in this split.
+        UserError: an unknown task or option, a task without problems in this split; `out` with an evaluation of other
+            settings, or of other weights.
     """
     _check_count("problems", problems)
     _check_count("samples", samples)
     _check_name("split", split, Split)
     settings, prompt = _settings(policy, sampling, prompt, options)
     chosen = load_task(task)
+    if out is not None:
+        asked = {chosen.name: samples}
+        name = policy.source or "weights in memory"
+        session = Session(name, [chosen], asked, problems, seed, settings, prompt, split=split)
+        engine = engine or Engine()
+        (measured,) = session.run(policy, engine, EvaluationFolder(Path(out)), session.settings(engine))
+        return measured.result
     held = held_out(chosen, problems, seed, split)
-    generator = make_generator(policy, engine)
-    return summarise(answer(policy, chosen, held, samples, settings, seed, prompt=prompt, generator=generator))
+    return summarise(
+        draw(policy, chosen, held, samples, settings, seed, prompt=prompt, generator=make_generator(policy, engine))
+    )
 
 
 def sft(

@@ -167,14 +167,15 @@ def test_a_session_measures_times_and_goes_on(frozen, tmp_path):
 def test_judging_again_uses_the_verifier_of_today(frozen, tmp_path):
     folder, asked = EvaluationFolder(tmp_path / "e"), session(frozen)
     measured = asked.draw(frozen, make_generator(frozen), folder)
-    folder.save(measured, settings())
-    assert asked.judge_again(folder) == measured
+    settings_now = asked.settings(Engine())
+    folder.save(measured, settings_now)
+    assert asked.judge_again(folder, settings_now) == measured
     generous = replace_verify(asked, lambda problems, answers: [True] * len(answers))
-    (better,) = generous.judge_again(folder)
+    (better,) = generous.judge_again(folder, settings_now)
     assert better.result.mean == 1.0
     assert all(rollout.correct for rollout in folder.answers(EASY.name).read().values())
     with pytest.raises(UserError, match=f"12 stored answers to {EASY.name}; found 8"):
-        session(frozen, samples={EASY.name: 3}).judge_again(folder)
+        session(frozen, samples={EASY.name: 3}).judge_again(folder, settings_now)
 
 
 def replace_verify(asked, verify):

@@ -14,7 +14,6 @@ from parallel_r1.errors import UserError
 
 if TYPE_CHECKING:
     from parallel_r1.evaluation.folder import EvaluationFolder, Measured
-    from parallel_r1.evaluation.session import Session
     from parallel_r1.generation.settings import Engine, Sampling
     from parallel_r1.tasks.prompts import Prompt
 
@@ -61,7 +60,7 @@ def evaluate(
 
     Every answer is on disk before it counts. The same command goes on after an interruption.
     """
-    from parallel_r1.evaluation.folder import EvaluationFolder, default_folder, grader_digest, settings_of
+    from parallel_r1.evaluation.folder import EvaluationFolder, default_folder
     from parallel_r1.evaluation.session import Session
     from parallel_r1.tasks.grading.extract import Find
     from parallel_r1.tasks.load import load_task
@@ -69,39 +68,20 @@ def evaluate(
     one_of("--find", find, Find)
     asked = _asked(task, suite, samples)
     problems = problems or (None if suite else PROBLEMS)
-    critical = _budgets(budgets)
-    settings = settings_of(model, asked, problems, seed, find, sampling, prompt, engine, critical)
-    folder = EvaluationFolder(out or default_folder(settings))
     tasks = [load_task(name, find=find) for name in asked]  # type: ignore[arg-type]
-    settings["grader"] = grader_digest(tasks)
-    session = Session(model, tasks, asked, problems, seed, sampling, prompt, critical, alone)
+    session = Session(model, tasks, asked, problems, seed, sampling, prompt, _budgets(budgets), alone)
+    settings = session.settings(engine, find)  # type: ignore[arg-type]
+    folder = EvaluationFolder(out or default_folder(settings))
     quiet()
     if regrade:
-        folder.check(settings, ("weights", "versions", "grader"))
-        measured = session.judge_again(folder)
-        folder.save(measured, folder.settings() | {"grader": settings["grader"]})
+        measured = session.judge_again(folder, settings)
     else:
         processes.start(shared_by, engine.device)
-        measured = _draw(session, folder, settings, engine)
+        for _ in session.parts():  # problems that cannot be read are said before a model is loaded
+            pass
+        measured = session.run(load_policy(model, engine), engine, folder, settings)
     if processes.is_first():
         _show(measured, folder, as_json)
-
-
-def _draw(session: Session, folder: EvaluationFolder, settings: dict[str, Any], engine: Engine) -> list[Measured]:
-    from parallel_r1.generation.generator import make_generator
-    from parallel_r1.models.policy import digest
-
-    for _ in session.parts():  # problems that cannot be read are said before a model is loaded
-        pass
-    policy = load_policy(session.name, engine)
-    settings["weights"] = digest(policy)
-    folder.open(settings)
-    try:
-        measured = session.draw(policy, make_generator(policy, engine), folder)
-    finally:
-        folder.close()
-    folder.save(measured, settings)
-    return measured
 
 
 def _show(measured: list[Measured], folder: EvaluationFolder, as_json: bool) -> None:

@@ -22,9 +22,12 @@ from parallel_r1.evaluation.measure import Result
 from parallel_r1.files import safe_name, write_json, written
 from parallel_r1.generation.settings import Budget, Engine, Sampling
 from parallel_r1.tasks.base import Task
+from parallel_r1.tasks.datasets.splits import Split
 from parallel_r1.tasks.prompts import Prompt
 
 SETTINGS, RESULTS, LOCK = "settings.json", "results.json", ".lock"
+EVALUATIONS = "evaluations"
+"""The folder of evaluation folders: in the current folder, or in a run folder."""
 LABELS = ("model", "grader")
 """Settings that may differ when an evaluation goes on: where the model lies, and the grader, which is checked apart."""
 
@@ -39,6 +42,7 @@ def settings_of(
     prompt: Prompt,
     engine: Engine,
     budgets: Sequence[int] = (),
+    split: Split = "test",
 ) -> dict[str, Any]:
     """Everything that decides which answers are drawn, but for the weights, as a JSON object.
 
@@ -52,6 +56,7 @@ def settings_of(
         "model": model,
         "samples": dict(samples),
         "problems": problems,
+        "split": split,
         "seed": seed,
         "find": find,
         "sampling": sampling.model_dump(mode="json"),
@@ -64,10 +69,14 @@ def settings_of(
 
 
 def default_folder(settings: Mapping[str, Any]) -> Path:
-    """`evaluations/MODEL-DIGEST`: the same command finds its folder again, and other settings have another."""
-    text = json.dumps({**settings, "model": str(settings["model"])}, sort_keys=True)
-    name = "-".join(Path(settings["model"]).parts[-2:]) or "model"
-    return Path("evaluations") / f"{safe_name(name)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    """`evaluations/MODEL-DIGEST`, for a checkpoint in its run folder, where `report` looks for it. The same command finds
+    its folder again, and other settings have another."""
+    model = Path(settings["model"])
+    decisive = {name: value for name, value in settings.items() if name != "grader"}
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
+    if model.parent.name == "checkpoints" and (model.parents[1] / "recipe.toml").is_file():
+        return model.parents[1] / EVALUATIONS / f"{safe_name(model.name)}-{digest}"
+    return Path(EVALUATIONS) / f"{safe_name('-'.join(model.parts[-2:]) or 'model')}-{digest}"
 
 
 def scaled(sampling: Sampling, critical_path: int) -> Sampling:

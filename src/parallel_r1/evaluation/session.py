@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from parallel_r1 import distributed as processes
 from parallel_r1.answers.rollout import Problem, Rollout
 from parallel_r1.errors import UserError
-from parallel_r1.evaluation.folder import EvaluationFolder, Measured, scaled
+from parallel_r1.evaluation.folder import EvaluationFolder, Measured, grader_digest, scaled, settings_of
 from parallel_r1.evaluation.measure import draw, held_out, summarise
-from parallel_r1.generation.generator import Generator
+from parallel_r1.generation.generator import Generator, make_generator
 from parallel_r1.generation.rollouts import judge_again, reading_rules, requests_of
-from parallel_r1.generation.settings import Sampling
-from parallel_r1.models.policy import Policy
+from parallel_r1.generation.settings import Engine, Sampling
+from parallel_r1.models.policy import Policy, digest
 from parallel_r1.tasks.base import Task
+from parallel_r1.tasks.datasets.splits import Split
+from parallel_r1.tasks.grading.extract import Find
 from parallel_r1.tasks.prompts import Prompt
 
 ALL = 1_000_000
@@ -35,6 +38,7 @@ class Session:
         sampling, prompt: how answers are drawn.
         budgets: critical paths to measure under, smallest first; empty for that of `sampling` alone.
         alone: number of answers to time one at a time, per task and budget.
+        split: that the problems are from.
     """
 
     name: str
@@ -46,11 +50,37 @@ class Session:
     prompt: Prompt
     budgets: Sequence[int] = ()
     alone: int = 0
+    split: Split = "test"
+
+    def settings(self, engine: Engine, find: Find = "strict") -> dict[str, Any]:
+        """What decides which answers are drawn, but for the weights, and the grader that judges them."""
+        asked = self.samples, self.problems, self.seed, find, self.sampling, self.prompt, engine
+        settings = settings_of(self.name, *asked, self.budgets, self.split)
+        return settings | {"grader": grader_digest(self.tasks)}
+
+    def run(self, policy: Policy, engine: Engine, folder: EvaluationFolder, settings: dict[str, Any]) -> list[Measured]:
+        """Draw what the folder does not have yet, measure all, and save the results.
+
+        Args:
+            settings: from `settings`.
+
+        Raises:
+            UserError: the folder holds something else, an evaluation with other settings or of other weights, or one
+                that another process draws.
+        """
+        settings = settings | {"weights": digest(policy)}
+        folder.open(settings)
+        try:
+            measured = self.draw(policy, make_generator(policy, engine), folder)
+            folder.save(measured, settings)
+        finally:
+            folder.close()
+        return measured
 
     def parts(self) -> Iterator[tuple[Task, list[Problem], int | None, Sampling]]:
         """Every task and budget, with the problems and the sampling."""
         for task in self.tasks:
-            problems = held_out(task, self.problems or ALL, self.seed)
+            problems = held_out(task, self.problems or ALL, self.seed, self.split)
             for budget in self.budgets or (None,):
                 yield task, problems, budget, self.sampling if budget is None else scaled(self.sampling, budget)
 
@@ -108,12 +138,13 @@ class Session:
             seconds.append(time.perf_counter() - started)
         return tuple(seconds[1:])
 
-    def judge_again(self, folder: EvaluationFolder) -> list[Measured]:
-        """Judge the answers of a finished evaluation again, and measure them.
+    def judge_again(self, folder: EvaluationFolder, settings: dict[str, Any]) -> list[Measured]:
+        """Judge the answers of a finished evaluation again, measure them, and save the results.
 
         Raises:
             UserError: the evaluation is not finished, or has fewer answers than are asked for.
         """
+        folder.check(settings, ("weights", "versions", "grader"))
         before = {(each.result.task, each.budget): each for each in folder.results()}
         measured = []
         for task, problems, budget, sampling in self.parts():
@@ -133,6 +164,7 @@ class Session:
             seeds = [f"{self.seed}/{index}" for index in range(asked)]
             file.settle(dict(zip(answers, again, strict=True)), seeds)
             measured.append(replace(before[task.name, budget], result=summarise(again, self.name)))
+        folder.save(measured, folder.settings() | {"grader": settings["grader"]})
         return measured
 
 
