@@ -334,7 +334,7 @@ def test_a_run_still_being_written(tmp_path):
     (run / "rollouts" / ".step-2.jsonl.part").write_text("{")
     (run / "rollouts" / "step-x.jsonl").write_text("{")
     with (run / "metrics.jsonl").open("a") as metrics:
-        metrics.write('{"step": 2, "sta')
+        metrics.write('{"kind": "rl"}\n{"step": 2, "sta')
     text = file.read_text()
     file.write_text(text + text[: len(text) // 3])
     found = analyse(run)
@@ -371,6 +371,36 @@ def test_a_line_that_is_no_rollout(tmp_path, line):
     file.write_text(json.dumps(to_json(answer([]))) + f"\n{line}\n")
     with pytest.raises(UserError, match=r"expected a rollout per line.*answers.jsonl:2: .*correct or remove"):
         analyse(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"id": [1]}, r"id is \[1\], not a text"),
+        ({"answer": 7}, "answer is 7, not a text"),
+        ({"terms": {"accuracy": "high"}}, "TypeError"),
+        ({"terms": [1]}, "AttributeError"),
+        ({"address": [[0]]}, "ValueError"),
+        ({"address": 3}, "TypeError"),
+        ({"text": 3}, "AttributeError|TypeError"),
+        ({"ids": 3}, "TypeError"),
+    ],
+)
+def test_a_value_of_another_type(tmp_path, change, said):
+    row = to_json(answer([RIGHT, WRONG]))
+    for name, value in change.items():
+        row["spans"][3][name] = value
+        if name in row and name != "text":
+            row[name] = value
+    file = tmp_path / "answers.jsonl"
+    file.write_text(json.dumps(to_json(answer([]))) + f"\n{json.dumps(row)}\n")
+    with pytest.raises(UserError, match=rf"answers.jsonl:2: .*({said})"):
+        analyse(file)
+
+
+def test_answers_that_count_no_tokens(tmp_path):
+    """A value that contradicts the spans is a value; it stops nothing."""
+    assert analysis_of(tmp_path, replace(answer([RIGHT, WRONG]), total=0)).forks["position"].tolist() == [0]
 
 
 def test_nothing_to_analyse(tmp_path):
