@@ -63,7 +63,7 @@ def rollout_files(path: Path) -> list[Path]:
         raise UserError("a run folder or a rollouts file", f"no file or folder {path}", "check the path")
     steps = [file for file in (path / "rollouts").glob("step-*.jsonl") if step_of(file)]
     if not steps:
-        fix = "give a run with an RL stage that has saved a step, or a file of `eval --rollouts`"
+        fix = "give a run with an RL stage that has saved a step, or a file of answers that `eval` wrote"
         raise UserError("a run with rollouts/step-N.jsonl", f"none in {path}", fix)
     return sorted(steps, key=step_of)
 
