@@ -103,6 +103,8 @@ def test_one_path_has_no_siblings(tmp_path):
         ("3*5=15, 15+7=22", False, "undecided"),
         ("I know", False, "undecided"),
         ("", False, "undecided"),
+        ("Final Answer:", False, "undecided"),
+        (f"{RIGHT}\nFinal Answer: 3*5+8", False, "wrong"),  # what it writes counts before what the task reads
         (RIGHT, True, "undecided"),
         ("Final Answer: 3*5+7", True, "undecided"),
         (f"{FAILED}\n3*5=1", True, "failed"),
@@ -305,7 +307,7 @@ def test_rows_of_mixed_tasks_are_judged_by_their_own(tmp_path):
     assert found.answers["task"].tolist() == [EASY.name, unknown.source, EASY.name, unknown.source]
     assert len(found.notes) == 2  # once for each
     assert any("'riddles-of-nobody' are not judged: expected a known task" in note for note in found.notes)
-    assert any("its verifier fails: ValueError" in note for note in found.notes)
+    assert any("its verifier fails with ValueError" in note for note in found.notes)
     assert np.isnan(found.answers["rescued"][1])
 
 
@@ -325,6 +327,22 @@ def test_a_task_says_what_a_path_concludes():
     assert conclusion_of(Hinted(), "so => 7\nand => 8", cut=True) == "7"
     assert conclusion_of(Hinted(), "Final Answer: 9", cut=False) == "9"
     assert conclusion_of(None, "so => 7", cut=False) is None
+
+
+def test_a_task_whose_conclusion_fails_is_one_line(tmp_path):
+    @task("broken")
+    class Broken:
+        def problems(self, split, seed):
+            return iter(())
+
+        def verify(self, problems, answers):
+            return [True] * len(answers)
+
+        def conclusion(self, path):
+            return path[1000]
+
+    with pytest.raises(UserError, match=r"a conclusion from task 'broken'; found IndexError.*test_analysis.py:\d+"):
+        analysis_of(tmp_path, answer(["a", "b"], problem=Problem("a", "?", "1", "broken")))
 
 
 def test_a_run_still_being_written(tmp_path):
