@@ -126,6 +126,16 @@ def test_evaluation_and_comparison(tiny):
     assert result.compare(result).mean == 0
 
 
+def test_an_evaluation_keeps_its_answers_in_a_folder(tiny, tmp_path):
+    settings = {"problems": 4, "samples": 2, "critical_path": 30}
+    result = pr.evaluate(tiny, "countdown-easy", out=tmp_path / "e", **settings)
+    assert result.by_problem == pr.evaluate(tiny, "countdown-easy", **settings).by_problem
+    assert len((tmp_path / "e" / "countdown-easy.jsonl").read_text().splitlines()) == 8
+    assert pr.evaluate(tiny, "countdown-easy", out=tmp_path / "e", **settings) == result
+    with pytest.raises(pr.UserError, match="critical_path"):
+        pr.evaluate(tiny, "countdown-easy", out=tmp_path / "e", **{**settings, "critical_path": 20})
+
+
 def test_reinforcement_learning_with_a_function_of_ones_own(tiny):
     before = {name: weight.clone() for name, weight in tiny.model.state_dict().items()}
 

@@ -204,9 +204,16 @@ def test_more_processes_with_uneven_shares_take_a_run_up(folder, one):
 @pytest.mark.slow
 def test_evaluation_by_two_processes(folder):
     words = ("-m", "parallel_r1", "eval", folder / "model", "--task", "countdown-easy", "--problems", 5, "--json")
-    both = torchrun(*words, "--processes", 2)
+    both = torchrun(*words, "--processes", 2, "--out", folder / "eval-by-two")
     assert both.returncode == 0, both.stderr
-    assert json.loads(both.stdout) == json.loads(torchrun(*words, count=1).stdout)
+    alone = torchrun(*words, "--out", folder / "eval-by-one", count=1)
+    results = [json.loads(done.stdout)[0] for done in (both, alone)]
+    for result in results:
+        assert result.pop("loaded") > 0
+        assert len(result.pop("alone")) == 5
+    assert results[0] == results[1]
+    files = [list(read_jsonl(folder / f"eval-by-{name}" / "countdown-easy.jsonl")) for name in ("two", "one")]
+    assert [one.trace.token_ids for one in files[0]] == [one.trace.token_ids for one in files[1]]
 
 
 @pytest.mark.slow

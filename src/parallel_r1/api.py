@@ -113,8 +113,8 @@ def evaluate(
         seed: chooses the problems and seeds the answers.
         sampling, engine, options: as for `generate`.
         prompt: text around every problem, and where its final answer may stand; None as for `sampling`.
-        out: a folder that keeps every answer as it is drawn, as `parallel-r1 eval --out` does: after an interruption the
-            same call goes on; `compare` and `show` read it. None keeps nothing.
+        out: a folder that keeps every answer as it is drawn, as `parallel-r1 eval --out` does, so that the same call
+            goes on after an interruption; `compare` and `show` read it. None keeps nothing.
 
     Returns:
         The metrics with 95 % intervals; `result.compare(other)` gives the paired difference to another result.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from parallel_r1.answers.rollout import Rollout, group, read_jsonl
 from parallel_r1.errors import UserError
-from parallel_r1.evaluation.folder import LABELS, EvaluationFolder
+from parallel_r1.evaluation.folder import LABELS, EvaluationFolder, flat
 from parallel_r1.evaluation.frontier import Drawn, Frontier, Speed, frontier, speed
 
 
@@ -62,7 +62,7 @@ def _read_folder(name: str, folder: EvaluationFolder) -> Contestant:
 
 def differing_settings(contestants: Sequence[Contestant]) -> list[str]:
     """The settings in which evaluations differ, one sentence each. They are part of every difference."""
-    tables = {one.name: dict(_flat(one.settings)) for one in contestants if one.settings is not None}
+    tables = {one.name: flat(one.settings) for one in contestants if one.settings is not None}
     names = dict.fromkeys(name for table in tables.values() for name in table)
     return [
         f"{name} differs: " + "; ".join(f"{who} {table.get(name)}" for who, table in tables.items())
@@ -70,14 +70,6 @@ def differing_settings(contestants: Sequence[Contestant]) -> list[str]:
         if name.split(".")[0] not in (*LABELS, "weights")
         and len({str(table.get(name)) for table in tables.values()}) > 1
     ]
-
-
-def _flat(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield above + name, value
 
 
 def frontiers(contestants: Sequence[Contestant]) -> dict[str, list[Frontier]]:

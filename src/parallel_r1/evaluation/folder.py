@@ -69,8 +69,8 @@ def settings_of(
 
 
 def default_folder(settings: Mapping[str, Any]) -> Path:
-    """`evaluations/MODEL-DIGEST`, for a checkpoint in its run folder, where `report` looks for it. The same command finds
-    its folder again, and other settings have another."""
+    """`evaluations/MODEL-DIGEST`; for the checkpoint of a run inside the run folder, where `report` looks for it. The
+    same command finds its folder again, and other settings have another."""
     model = Path(settings["model"])
     decisive = {name: value for name, value in settings.items() if name != "grader"}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
@@ -183,15 +183,15 @@ class EvaluationFolder:
         Args:
             ignored: settings that do not matter.
         """
-        before = self.settings()
-        for name in {**before, **settings}:
-            if name not in (*LABELS, *ignored) and before.get(name) != settings.get(name):
+        before, now = flat(self.settings()), flat(settings)
+        for name in {**before, **now}:
+            if name.split(".")[0] not in (*LABELS, *ignored) and before.get(name) != now.get(name):
                 raise UserError(
                     f"the settings of the evaluation in {self.path}",
-                    f"{name} = {settings.get(name)!s:.120} instead of {before.get(name)!s:.120}",
+                    f"{name} = {now.get(name)!s:.120} instead of {before.get(name)!s:.120}",
                     "give another --out: results of different settings are not mixed",
                 )
-        if "grader" not in ignored and before.get("grader") != settings.get("grader"):
+        if "grader" not in ignored and before.get("grader") != now.get("grader"):
             raise UserError(
                 f"the grader that judged the answers in {self.path}",
                 "another version of it",
@@ -209,6 +209,14 @@ class EvaluationFolder:
         """Let other processes in again."""
         self.lock.release(force=True)
         (self.path / LOCK).unlink(missing_ok=True)
+
+
+def flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested tables as one, with keys joined by dots."""
+    entries: dict[str, Any] = {}
+    for name, value in table.items():
+        entries |= flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
+    return entries
 
 
 def grader_digest(tasks: Sequence[Task]) -> str:
