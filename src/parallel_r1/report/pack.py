@@ -27,8 +27,8 @@ UNKNOWN = -1
 """Surprise of a token whose probability is not known."""
 Cut = Callable[[Span, str], list[int]]
 """(span, its text) -> number of characters of every token, which add up to the text; see `report.token_texts`."""
-Verdicts = Mapping[Address, bool]
-"""Path -> whether its own answer is right, for paths that can be judged."""
+Verdicts = Mapping[Address, str]
+"""Path -> `right`, `wrong` or `failed`, for paths that can be judged."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Shown:
         rollout: the answer.
         step: training step that drew it; None if unknown.
         stage: its stage; empty if unknown.
-        verdicts: paths that can be judged, and whether they are right.
+        verdicts: of the paths that can be judged.
     """
 
     rollout: Rollout
@@ -123,7 +123,7 @@ def encode(shown: Shown, cut: Cut | None = None) -> dict[str, Any]:
     row = {
         "addresses": addresses,
         "sees": "".join(str(int(sequential or not strangers(a, b))) for a in addresses for b in addresses),
-        "verdicts": [None if (verdict := shown.verdicts.get(a)) is None else int(verdict) for a in addresses],
+        "verdicts": [shown.verdicts.get(address) for address in addresses],
         "at": starts,
         "address": [addresses.index(span.address) for span in trace.spans],
         "count": [len(span.token_ids) for span in trace.spans],

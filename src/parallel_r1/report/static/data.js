@@ -119,7 +119,7 @@ class Answer {
     if (this.role[token] & ROLE.plan) return "plan";
     if (this.role[token] & ROLE.summary) return "summary";
     if (!this.addresses[address].length) return "trunk";
-    return { 1: "right", 0: "wrong" }[this.verdicts[address]] ?? "path";
+    return this.verdicts[address] ?? "path";
   }
 
   placeOf(token) {

@@ -19,6 +19,9 @@ const number = (value) => value.toLocaleString("en-US");
 const plural = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
 const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 
+/** The verdicts on a path that are shown: its mark and its words. */
+const VERDICTS = { right: ["✓", "right"], wrong: ["✗", "wrong"], failed: ["–", "no answer by its own words"] };
+
 /** Characters that cannot be seen, made visible. */
 function visible(text) {
   const marks = { "\n": "⏎", "\t": "⇥", " ": "␣", "\r": "␍", "\0": "␀" };

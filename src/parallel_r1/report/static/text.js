@@ -39,9 +39,9 @@ class TextView {
       outer.append(this.grids.get(fork));
     }
     const at = this.answer.addresses.findIndex((other) => JSON.stringify(other) === key);
-    const verdict = { 1: " ✓ right", 0: " ✗ wrong" }[this.answer.verdicts[at]] ?? "";
-    const kind = { 1: "right", 0: "wrong" }[this.answer.verdicts[at]] ?? "path";
-    const box = el("div", { class: `path-text ${kind}` }, el("div", { class: "path-name" }, `path ${path + 1}${verdict}`));
+    const verdict = this.answer.verdicts[at];
+    const name = el("div", { class: "path-name" }, `path ${path + 1}`, verdict ? ` ${VERDICTS[verdict].join(" ")}` : "");
+    const box = el("div", { class: `path-text ${verdict ?? "path"}` }, name);
     this.grids.get(fork).append(box);
     this.boxes.set(key, box);
     return box;

@@ -182,11 +182,12 @@ class Timeline {
 
   #marks() {
     return svg("g", { class: "marks" }, this.lanes.filter((node) => node.address.length && node.spans.length).map((node) => {
-      const verdict = this.answer.verdicts[node.index] ?? null;
-      const name = `${node.address.at(-1)[1] + 1}`;
-      const x = this.x(this.answer.at[node.spans[0]]) - 13;
-      const kind = verdict === null ? "" : verdict ? "right" : "wrong";
-      return svg("text", { x, y: this.y(node) + 4, "text-anchor": "end", class: kind }, name, verdict === null ? "" : verdict ? " ✓" : " ✗");
+      const verdict = this.answer.verdicts[node.index] ?? "";
+      const text = `${node.address.at(-1)[1] + 1}${verdict && ` ${VERDICTS[verdict][0]}`}`;
+      const x = this.x(this.answer.at[node.spans[0]]) - Math.min(this.scale, 9) - 4;
+      const outer = this.lanes.find((other) => String(other.address) === String(node.address.slice(0, -1)));
+      const covered = Math.abs(this.y(node) - this.y(outer)) < TOKEN / 2 + 3; // the tokens before the fork are there
+      return svg("text", { x, y: this.y(node) + (covered ? -TOKEN / 2 - 3 : 4), "text-anchor": "end", class: verdict }, text);
     }));
   }
 

@@ -82,8 +82,8 @@ class Viewer {
 
   #legend() {
     const item = (name, words) => el("span", { class: "key" }, el("i", { class: `swatch ${name}` }), words);
-    return el("div", { class: "legend" }, item("trunk", "trunk"), item("right", "right path"), item("wrong", "wrong path"),
-      item("path", "path that is not judged"), item("summary", "summary"), item("plan", "plan"), item("given", "given by the runtime"),
+    return el("div", { class: "legend" }, item("trunk", "trunk"), item("right", "right path ✓"), item("wrong", "wrong path ✗"),
+      item("failed", "path without an answer –"), item("path", "path, not judged"), item("summary", "summary"), item("plan", "plan"), item("given", "given by the runtime"),
       item("line", "critical path"), item("waiting", "waits for the longest path"),
       el("span", { class: "key scale" }, "surprise, bits: ", ["<0.05", "<0.5", "<1.5", "<3", "more"].map((words, index) =>
         [el("i", { class: `swatch trunk level-${index}` }), words])));
