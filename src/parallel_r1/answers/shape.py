@@ -34,7 +34,15 @@ def paths_of_text(text: str, schema: Schema = DEFAULT) -> tuple[tuple[str, ...],
 
 
 def path_texts(parts: Iterable[tuple[Address, str, bool]], schema: Schema = DEFAULT) -> tuple[tuple[str, ...], ...]:
-    """Texts of the paths of every fork, without heads and tags, in reading order of their first text.
+    """Texts of the paths of every fork, without heads and tags, in reading order of their first text; see
+    `texts_by_path`."""
+    return tuple(tuple(paths.values()) for paths in texts_by_path(parts, schema).values())
+
+
+def texts_by_path(
+    parts: Iterable[tuple[Address, str, bool]], schema: Schema = DEFAULT
+) -> dict[int, dict[int, str]]:
+    """Fork -> path -> its text, without head and tags. Forks and paths are in reading order of their first text.
 
     Args:
         parts: address, text and whether the runtime gave it, of parts of the answer in reading order. Text inside a
@@ -50,7 +58,7 @@ def path_texts(parts: Iterable[tuple[Address, str, bool]], schema: Schema = DEFA
             fork, path = address[-1]
             paths = forks.setdefault(fork, {})
             paths[path] = paths.get(path, "") + words
-    return tuple(tuple(paths.values()) for paths in forks.values())
+    return forks
 
 
 def self_bleu(forks: Iterable[Sequence[str]]) -> float:

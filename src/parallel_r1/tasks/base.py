@@ -29,6 +29,7 @@ from parallel_r1.errors import UserError
 from parallel_r1.files import lone_surrogate
 from parallel_r1.registry import Registry, where
 from parallel_r1.tasks.datasets.splits import Split
+from parallel_r1.tasks.grading.extract import final_answer, without_cut_answer
 
 T = TypeVar("T")
 Factory = TypeVar("Factory", bound=Callable[[], Any])
@@ -39,6 +40,10 @@ class Task(Protocol):
 
     A task may also have a method `statement(problem) -> str`: the problem without the instruction around it, which a
     teacher is asked (`parallel-r1 coldstart`). Without that method a teacher gets the whole prompt.
+
+    Where a path states its result in other words than a final answer, a task may have a method
+    `conclusion(path) -> str | None`: the final answer that the text of a path arrives at, "" if it says that it has
+    none, None if it says neither. It is used to analyse runs (`parallel-r1 analyse`), never for a reward.
     """
 
     @property
@@ -171,6 +176,24 @@ def statement_of(task: Task, problem: Problem) -> str:
     """The problem as a teacher reads it: from the task's method `statement`, or else the prompt."""
     own: Callable[[Problem], str] | None = getattr(task, "statement", None)
     return problem.prompt.strip() if own is None else own(problem)
+
+
+def conclusion_of(task: Task | None, path: str, *, cut: bool) -> str | None:
+    """The final answer that a path arrives at: the one that it writes, or else that of the task's method `conclusion`.
+
+    Args:
+        task: None if the task cannot be loaded.
+        path: text of a path, without tags.
+        cut: whether a budget ended the path. Its last line then concludes nothing: 7 may be the beginning of 72.
+
+    Returns:
+        "" if the path says that it has no answer, None if it does not come to an end.
+    """
+    written = final_answer(without_cut_answer(path) if cut else path, getattr(task, "find", "strict"))
+    own: Callable[[str], str | None] | None = getattr(task, "conclusion", None)
+    if written is not None or own is None:
+        return written
+    return own(path.rpartition("\n")[0] if cut else path)
 
 
 def epochs(items: Sequence[T], seed: int | str) -> Iterator[T]:

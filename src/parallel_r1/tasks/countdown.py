@@ -37,6 +37,8 @@ _NODES: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
 }
+_YES, _NO = " yes: ", " no"
+"""How the teacher notes whether a try reached the target: before the expression, or at the end of the line."""
 HELD_OUT = 8
 """One problem in this many is for testing, and one in this many of the others for validation."""
 
@@ -148,6 +150,14 @@ class Countdown:
         _, listed, target = problem.id.split("/")
         return tuple(map(int, listed.split(", "))), int(target)
 
+    def conclusion(self, path: str) -> str | None:
+        """What a path in the words of the teacher arrives at: the expression behind the `yes` of its last line, "" if
+        that line ends with `no`."""
+        line = path.rstrip().rpartition("\n")[2]
+        if line.endswith(_NO):
+            return ""
+        return line.rpartition(_YES)[2].strip() or None if _YES in line else None
+
     def weights(self, numbers: Sequence[int], target: int) -> Float[np.ndarray, " ways"]:
         """The weights with which the teacher draws the ways to chain some numbers."""
         reached = results(tuple(sorted(numbers)), self.limit)
@@ -209,7 +219,7 @@ def _conclude(tries: list[tuple[Chain, bool]]) -> str | None:
 
 
 def _write(tries: list[tuple[Chain, bool]]) -> str:
-    return "\n".join(f"{chain.line} yes: {chain.expression}" if hit else f"{chain.line} no" for chain, hit in tries)
+    return "\n".join(f"{chain.line}{_YES}{chain.expression}" if hit else f"{chain.line}{_NO}" for chain, hit in tries)
 
 
 @cache

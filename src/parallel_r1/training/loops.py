@@ -33,6 +33,7 @@ from parallel_r1.training.mismatch import measure_mismatch
 from parallel_r1.training.rewards.base import apply_reward
 from parallel_r1.training.rewards.language import parse_reward
 from parallel_r1.training.rewards.outcome import Reward
+from parallel_r1.training.rewards.spread import spread_of
 from parallel_r1.training.sample import Sample
 from parallel_r1.training.settings import RL, SFT
 
@@ -322,33 +323,13 @@ def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
-SAME = 1e-9
-"""Rewards that differ by less are equal: they are sums of terms, rounded."""
-
-
 def describe_spreads(groups: Sequence[Group]) -> dict[str, float]:
-    """How much the terms of the reward differ between the answers of a group, and in how many groups they cancel: all
-    answers earn the same, although a term differs. `spread_TERM` is the difference of the largest and smallest value,
-    mean over groups."""
-    cancelled, spreads = [], []
-    for members in groups:
-        spread = _spread([rollout.reward or 0.0 for rollout in members.rollouts])
-        by_term = _spreads([rollout.terms or {} for rollout in members.rollouts])
-        cancelled.append(spread < SAME and any(value >= SAME for value in by_term.values()))
-        spreads.append(by_term)
-    terms = sorted({name for by_term in spreads for name in by_term})
-    averages = {f"spread_{name}": fmean(by_term.get(name, 0.0) for by_term in spreads) for name in terms}
-    return {"cancelled_groups": fmean(cancelled), **averages}
-
-
-def _spreads(terms: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The spread of every term over the answers of a group."""
-    names = {name for each in terms for name in each}
-    return {name: _spread([each.get(name, 0.0) for each in terms]) for name in names}
-
-
-def _spread(values: Sequence[float]) -> float:
-    return max(values) - min(values)
+    """How much the terms of the reward differ between the answers of a group, and in how many groups they cancel; see
+    `spread_of`. `spread_TERM` is the mean over groups."""
+    spreads = [spread_of([rollout.terms or {} for rollout in members.rollouts]) for members in groups]
+    terms = sorted({name for spread in spreads for name in spread.terms})
+    averages = {f"spread_{name}": fmean(spread.terms.get(name, 0.0) for spread in spreads) for name in terms}
+    return {"cancelled_groups": fmean(spread.cancelled for spread in spreads), **averages}
 
 
 def describe_counts(mine: Counts) -> dict[str, int]:
