@@ -9,7 +9,7 @@ import traceback
 
 from rich.console import Console
 
-from parallel_r1.cli import answers, checks, coldstart, compare, data, grading, models, recipes, runs, study
+from parallel_r1.cli import answers, checks, coldstart, compare, data, grading, models, recipes, report, runs, study
 from parallel_r1.cli.app import DEBUG, Flags, app
 from parallel_r1.errors import UserError
 from parallel_r1.registry import MISTAKES, plugin_error
@@ -24,6 +24,7 @@ __all__ = [
     "main",
     "models",
     "recipes",
+    "report",
     "runs",
     "study",
 ]  # importing them is what registers their commands

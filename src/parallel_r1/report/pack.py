@@ -48,19 +48,20 @@ class Shown:
     verdicts: Verdicts = field(default_factory=dict)
 
 
-def pack(answers: Iterable[Shown], cut: Cut | None = None) -> tuple[str, list[str]]:
+def pack(answers: Iterable[Shown], cut: Cut | None = None) -> tuple[str, list[str], int]:
     """Encode answers for a page; reads them one after the other.
 
     Args:
         cut: where tokens lie in the text of their span; None if that is unknown: the page then shows whole spans.
 
     Returns:
-        The index and the blocks, as base64.
+        The index and the blocks, as base64, and the number of answers.
     """
     problems: dict[tuple[str, str], int] = {}
     described: list[tuple[str, str, str, str]] = []
     stages: dict[str, int] = {}
     rows: list[list[Any]] = []
+    best: tuple[tuple[bool, ...], int] | None = None
     blocks: list[str] = []
     block: list[dict[str, Any]] = []
     for shown in answers:
@@ -69,6 +70,8 @@ def pack(answers: Iterable[Shown], cut: Cut | None = None) -> tuple[str, list[st
         if number == len(described):
             described.append((problem.prompt, problem.answer, problem.source, problem.id))
         rows.append([number, stages.setdefault(shown.stage, len(stages)), shown.step, *_figures(shown.rollout)])
+        rank = _rank(shown)
+        best = (rank, len(rows) - 1) if best is None or rank > best[0] else best
         block.append(encode(shown, cut))
         if len(block) == BLOCK:
             blocks.append(_squeeze(block))
@@ -78,16 +81,24 @@ def pack(answers: Iterable[Shown], cut: Cut | None = None) -> tuple[str, list[st
     columns = dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True)) if rows else dict.fromkeys(COLUMNS, [])
     index = {
         "block": BLOCK,
+        "open": best[1] if best else 0,
         "tokens": cut is not None,
         "problems": described,
         "stages": list(stages),
         "columns": columns,
     }
-    return _squeeze(index), blocks
+    return _squeeze(index), blocks, len(rows)
 
 
 COLUMNS = ("problem", "stage", "step", "correct", "forks", "paths", "defects", "cut", "critical", "total", "reward")
 """Columns of the index, one entry per answer."""
+
+
+def _rank(shown: Shown) -> tuple[bool, ...]:
+    """How well an answer shows at first sight what parallel thinking is: some of its paths are right and others not,
+    and it ends right."""
+    trace, verdicts = shown.rollout.trace, set(shown.verdicts.values())
+    return trace.forks > 0, shown.rollout.correct, trace.well_formed, "right" in verdicts, len(verdicts) > 1
 
 
 def _figures(rollout: Rollout) -> list[Any]:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 
+from parallel_r1.errors import UserError
 from parallel_r1.table import Table
 
 
@@ -27,6 +29,16 @@ class Section:
     anchor: str
 
 
+def check_new(out: Path, option: str) -> None:
+    """Refuse to write a page over something else.
+
+    Raises:
+        UserError: the file exists.
+    """
+    if out.exists():
+        raise UserError(f"a new file for {option}", f"{out} exists", "remove it, or give another name")
+
+
 def static(*names: str) -> str:
     """The style sheets or scripts of these names, one after the other."""
     folder = files("parallel_r1.report") / "static"
@@ -39,7 +51,7 @@ def page(
     """A whole page: the title, links to the sections, and the sections.
 
     Args:
-        lead: one or two sentences below the title, as text.
+        lead: HTML below the title.
         after: HTML behind the sections, such as data blocks.
         style: a style sheet in addition to `page.css`.
         script: the only script that the page runs.
@@ -50,8 +62,7 @@ def page(
         f'<section id="{section.anchor}"><h2>{escape(section.title)}</h2>{section.html}</section>'
         for section in sections
     )
-    intro = f'<p class="lead">{escape(lead)}</p>' if lead else ""
-    main = f"<main><h1>{escape(title)}</h1>{intro}{contents}{body}</main>{after}"
+    main = f"<main><h1>{escape(title)}</h1>{lead}{contents}{body}</main>{after}"
     return shell(title, main, style=style, script=script)
 
 

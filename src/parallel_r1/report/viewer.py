@@ -30,13 +30,18 @@ def mount(name: str) -> str:
     )
 
 
-def data_blocks(name: str, answers: Iterable[Shown], cut: Cut | None = None) -> str:
-    """Answers as data blocks, which a page holds behind its text, so that the text is painted first."""
-    index, blocks = pack(answers, cut)
+def data_blocks(name: str, answers: Iterable[Shown], cut: Cut | None = None) -> tuple[str, int]:
+    """Answers as data blocks, which a page holds behind its text, so that the text is painted first.
+
+    Returns:
+        The blocks as HTML, and the number of answers.
+    """
+    index, blocks, count = pack(answers, cut)
     named = [("index", index), *((str(number), block) for number, block in enumerate(blocks))]
-    return "".join(
+    html = "".join(
         f'<script type="application/octet-stream" id="{name}-{part}">{text}</script>' for part, text in named
     )
+    return html, count
 
 
 def viewer_page(title: str, answers: Iterable[Shown], cut: Cut | None = None) -> str:
@@ -46,6 +51,7 @@ def viewer_page(title: str, answers: Iterable[Shown], cut: Cut | None = None) ->
         answers: read one after the other.
         cut: where tokens lie in the text of their span; None without a tokenizer.
     """
+    blocks, _ = data_blocks("answers", answers, cut)
     bar = f'<header class="bar"><h1>{escape(title)}</h1><span class="quiet">fork-join timelines in token time</span></header>'
-    body = f'{bar}<main class="wide">{mount("answers")}</main>{data_blocks("answers", answers, cut)}'
+    body = f'{bar}<main class="wide">{mount("answers")}</main>{blocks}'
     return shell(title, body, style=viewer_style(), script=viewer_script())

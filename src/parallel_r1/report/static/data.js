@@ -14,6 +14,7 @@ class Data {
     this.stages = index.stages;
     this.blockSize = index.block;
     this.ownTexts = index.tokens;
+    this.opensAt = index.open;
     this.size = this.problem.length;
     this.blocks = new Map(); // the blocks that were read last, newest at the end
   }

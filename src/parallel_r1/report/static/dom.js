@@ -20,7 +20,7 @@ const plural = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "s
 const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 
 /** The verdicts on a path that are shown: its mark and its words. */
-const VERDICTS = { right: ["✓", "right"], wrong: ["✗", "wrong"], failed: ["–", "no answer by its own words"] };
+const VERDICTS = { right: ["✓", "right"], wrong: ["✗", "wrong"], failed: ["–", "no answer"] };
 
 /** Characters that cannot be seen, made visible. */
 function visible(text) {

@@ -91,7 +91,7 @@ class AnswerList {
       onclick: () => this.onPick(at) },
     el("div", { class: "row-prompt" }, el("span", { class: right ? "right" : "wrong", title: right ? "right" : "wrong" }, right ? "✓ " : "✗ "),
       data.prompt(at).trim()),
-    el("div", { class: "row-figures" }, figures.filter(Boolean).join(" · "), marks));
+    el("div", { class: "row-figures" }, el("span", {}, figures.filter(Boolean).join(" · ")), marks));
   }
 
   /** Mark an answer as selected and, where it is in the list, scroll to it. */

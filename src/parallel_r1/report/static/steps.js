@@ -42,7 +42,7 @@ class Steps {
     const stage = data.stages[data.stage[at]];
     this.label.textContent = `step ${number(data.step[at])}${stage ? `, ${stage}` : ""}`;
     this.slider.setAttribute("aria-valuetext", this.label.textContent);
-    this.what.textContent = single ? `answers to ${task} through training; this problem occurs in one step only` : "this problem through training";
+    this.what.textContent = single ? `${task} through training; this problem occurs in one step only` : "this problem through training";
   }
 
   #to(index) {

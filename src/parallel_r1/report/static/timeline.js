@@ -131,7 +131,6 @@ class Timeline {
         for (const { path, stop, start } of inner) {
           lines.push(this.#bend(opens, this.y(node), this.y(path)));
           if (start > opens) waits.push(`M${this.x(opens)} ${this.y(path)}H${this.x(start)}`);
-          lines.push(`M${this.x(start)} ${this.y(path)}H${this.x(stop)}`);
           if (later.length) {
             if (stop < ends) waits.push(`M${this.x(stop)} ${this.y(path)}H${this.x(ends) - 3}`);
             lines.push(this.#bend(ends, this.y(path), this.y(node)));

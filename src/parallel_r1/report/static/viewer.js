@@ -32,7 +32,7 @@ class Viewer {
     mount.replaceChildren(this.node);
     this.#keys();
     new ResizeObserver(() => this.#draw()).observe(this.pane);
-    if (data.size) this.open(0);
+    if (data.size) this.open(data.opensAt);
     else this.pane.replaceChildren(el("p", { class: "quiet" }, "There is no answer to show."));
   }
 
