@@ -39,9 +39,7 @@ def path_texts(parts: Iterable[tuple[Address, str, bool]], schema: Schema = DEFA
     return tuple(tuple(paths.values()) for paths in texts_by_path(parts, schema).values())
 
 
-def texts_by_path(
-    parts: Iterable[tuple[Address, str, bool]], schema: Schema = DEFAULT
-) -> dict[int, dict[int, str]]:
+def texts_by_path(parts: Iterable[tuple[Address, str, bool]], schema: Schema = DEFAULT) -> dict[int, dict[int, str]]:
     """Fork -> path -> its text, without head and tags. Forks and paths are in reading order of their first text.
 
     Args:

@@ -15,7 +15,9 @@ from parallel_r1.report.sections import paragraph
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NO_MATPLOTLIB = "There are no pictures: they need matplotlib. pip install 'parallel-r1[plot]', then make the report again."
+NO_MATPLOTLIB = (
+    "There are no pictures: they need matplotlib. pip install 'parallel-r1[plot]', then make the report again."
+)
 
 
 def has_matplotlib() -> bool:
@@ -26,7 +28,10 @@ def has_matplotlib() -> bool:
 def training_curves(run: Run) -> str | None:
     """Reward, accuracy and parallel ratio against the RL steps."""
     if not run.rows("rl"):
-        return paragraph("The run has no step of reinforcement learning yet." if run.unfinished else "The run has no RL stage.", "quiet")
+        return paragraph(
+            "The run has no step of reinforcement learning yet." if run.unfinished else "The run has no RL stage.",
+            "quiet",
+        )
     if not has_matplotlib():
         return paragraph(NO_MATPLOTLIB, "note")
     figure = curves(run.metrics, run.starts or None)

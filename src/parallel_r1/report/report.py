@@ -28,6 +28,10 @@ SECTIONS: list[tuple[str, SectionOf]] = [
 LAST: list[tuple[str, SectionOf]] = [("Warnings", sections.warnings), ("Environment", sections.environment)]
 """The sections behind the examples, which may have added notes."""
 EXAMPLES = "answers"
+ABOUT = (
+    "A language model that learns to think in parallel: it opens a fork, follows several paths that cannot see each "
+    "other, joins them in a summary, and goes on."
+)
 
 
 def report(run: Run) -> str:
@@ -36,7 +40,7 @@ def report(run: Run) -> str:
     blocks, content = _examples(run)
     shown.append(Section("Answers", content, EXAMPLES))
     shown += _sections(run, LAST)
-    lead = _unfinished(run) + sections.headline(run)
+    lead = f'<p class="lead">{ABOUT}</p>{_unfinished(run)}{sections.headline(run)}'
     return page(
         run.name,
         shown,
@@ -75,13 +79,17 @@ def _examples(run: Run) -> tuple[str, str]:
     blocks, count = data_blocks(EXAMPLES, examples(run, notes), tokenizer_of(run.path))
     run.notes.extend(sorted(notes))
     if not count:
-        why = "its first step of reinforcement learning saves some" if run.unfinished else "steps of an RL stage save them"
+        why = (
+            "its first step of reinforcement learning saves some"
+            if run.unfinished
+            else "steps of an RL stage save them"
+        )
         return "", sections.paragraph(f"The run has no saved answers: {why}.", "quiet")
     words = (
         f"{count:,} of the saved answers. A box is a token, given ones are hollow, the strong line is the critical path. "
         "Point at a token for its probability; ? lists the keys."
     )
-    command = f"<p class=\"quiet\">All of them: <code>parallel-r1 show {escape(str(run.path))} --html FILE</code></p>"
+    command = f'<p class="quiet">All of them: <code>parallel-r1 show {escape(str(run.path))} --html FILE</code></p>'
     return blocks, sections.paragraph(words) + mount(EXAMPLES) + command
 
 

@@ -23,7 +23,7 @@ class Run:
     Attributes:
         path: its folder.
         metrics: the rows of metrics.jsonl.
-        results: its evaluations, the earliest first.
+        results: its evaluations, in order of the stages.
         recipe: what was run; None if this version cannot read it.
         settings: the text of recipe.toml.
         environment: the content of environment.json.
@@ -64,15 +64,21 @@ def read_run(path: Path) -> Run:
     if not path.is_dir():
         raise UserError("a run folder", f"no folder {path}", "give a folder that `parallel-r1 train` wrote")
     if not (path / "recipe.toml").is_file():
-        raise UserError("a run folder with recipe.toml", f"none in {path}", "give a folder that a training command wrote")
+        raise UserError(
+            "a run folder with recipe.toml", f"none in {path}", "give a folder that a training command wrote"
+        )
     notes: list[str] = []
     folder = RunFolder(path)
     settings = (path / "recipe.toml").read_text(encoding="utf-8", errors="replace")
+    recipe = _recipe(path, notes)
+    order = ["base", *recipe.stages] if recipe else []
+    results = _results(path, notes)
+    results.sort(key=lambda result: order.index(result.stage) if result.stage in order else len(order))
     return Run(
         path,
         _metrics(folder, notes),
-        _results(path, notes),
-        _recipe(path, notes),
+        results,
+        recipe,
         settings,
         _environment(path, notes),
         (path / "state").is_dir(),

@@ -36,14 +36,19 @@ def headline(run: Run) -> str:
         return ""
     result = mine[0]
     tiles = [
-        (f"{percent(result.mean)} %", f"right: {result.stage} on {result.task} [{percent(result.low)}, {percent(result.high)}]"),
+        (
+            f"{percent(result.mean)} %",
+            f"right: {result.stage} on {result.task} [{percent(result.low)}, {percent(result.high)}]",
+        ),
         (f"{result.critical_path:.1f}", "tokens one after the other: the latency of an answer"),
         (f"{result.total:.1f}", "tokens in all: its cost"),
         (f"{percent(result.parallel_ratio)} %", "of the answers fork"),
     ]
     return (
         '<div class="tiles">'
-        + "".join(f'<div class="tile"><b>{escape(number)}</b><span>{escape(words)}</span></div>' for number, words in tiles)
+        + "".join(
+            f'<div class="tile"><b>{escape(number)}</b><span>{escape(words)}</span></div>' for number, words in tiles
+        )
         + "</div>"
     )
 
