@@ -9,12 +9,26 @@ import traceback
 
 from rich.console import Console
 
-from parallel_r1.cli import answers, checks, coldstart, compare, data, grading, models, recipes, report, runs, study
+from parallel_r1.cli import (
+    analysis,
+    answers,
+    checks,
+    coldstart,
+    compare,
+    data,
+    grading,
+    models,
+    recipes,
+    report,
+    runs,
+    study,
+)
 from parallel_r1.cli.app import DEBUG, Flags, app
 from parallel_r1.errors import UserError
 from parallel_r1.registry import MISTAKES, plugin_error
 
 __all__ = [
+    "analysis",
     "answers",
     "checks",
     "coldstart",

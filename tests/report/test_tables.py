@@ -4,7 +4,8 @@ from rich.console import Console
 
 from parallel_r1.evaluation import tables as report
 from parallel_r1.evaluation.measure import Result
-from parallel_r1.report.curves import picture, steps_before
+from parallel_r1.report.curves import picture
+from parallel_r1.report.style import steps_before
 from parallel_r1.report.tables import print_parity, rich_table
 from parallel_r1.table import Table
 from parallel_r1.training.mismatch import Mismatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -66,14 +67,41 @@ def self_bleu(forks: Iterable[Sequence[str]]) -> float:
     Args:
         forks: texts of the paths of every fork.
     """
-    from sacrebleu import sentence_bleu
-
-    scores = [
-        fmean(sentence_bleu(path, [*paths[:at], *paths[at + 1 :]]).score / 100 for at, path in enumerate(paths))
-        for paths in forks
-        if len(paths) > 1
-    ]
+    scores = [fmean(_bleus(paths)) for paths in forks if len(paths) > 1]
     return fmean(scores) if scores else 0.0
+
+
+ORDER = 4
+"""Words of the longest n-grams of BLEU."""
+
+
+def _bleus(paths: Sequence[str]) -> list[float]:
+    """`sacrebleu.sentence_bleu` of every path against its siblings, 0 .. 1. The n-grams of every path are counted once
+    instead of once per sibling, which is three times as fast for eight paths."""
+    from sacrebleu.metrics import BLEU
+
+    tokenize = BLEU(effective_order=True).tokenizer
+    words = [tokenize(path.rstrip()).split() for path in paths]
+    counts = [
+        Counter(tuple(own[at : at + n]) for n in range(1, ORDER + 1) for at in range(len(own) - n + 1)) for own in words
+    ]
+    most: dict[tuple[str, ...], tuple[int, int]] = {}  # n-gram -> the largest two of its counts
+    for own_counts in counts:
+        for gram, count in own_counts.items():
+            first, second = most.get(gram, (0, 0))
+            most[gram] = (count, first) if count > first else (first, max(second, count))
+    scores = []
+    for at, (own, own_counts) in enumerate(zip(words, counts, strict=True)):
+        correct, total = [0] * ORDER, [0] * ORDER
+        for gram, count in own_counts.items():
+            first, second = most[gram]
+            total[len(gram) - 1] += count
+            correct[len(gram) - 1] += min(count, second if count == first else first)
+        others = [len(other) for place, other in enumerate(words) if place != at]
+        closest = min(others, key=lambda size: (abs(size - len(own)), size))
+        score = BLEU.compute_bleu(correct, total, len(own), closest, smooth_method="exp", effective_order=True)
+        scores.append(score.score / 100)
+    return scores
 
 
 @dataclass(frozen=True)

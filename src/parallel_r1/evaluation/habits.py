@@ -1,14 +1,14 @@
-"""Where saved answers fork, and how alike their paths are, against the training step."""
+"""Where saved answers fork, and how alike their paths are, against the training step: the part of an analysis that a
+study compares."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
-from parallel_r1.answers.rollout import Rollout, read_jsonl
-from parallel_r1.answers.shape import mean, paths_of_rollout, self_bleu
+from parallel_r1.evaluation.analysis import analyse
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Habits:
         step: step of the run.
         parallel_ratio: share of answers with a fork, 0 .. 1.
         position: index of `<Parallel>` / tokens of the answer, 0 .. 1, mean over forks; None without a fork.
-        self_bleu: how alike the paths of a fork are, 0 .. 1, mean over answers with a fork; None without a fork.
+        self_bleu: how alike the paths of a fork are, 0 .. 1, mean over forks; None without a fork of two paths.
 
     Source: section 4 of the Parallel-R1 paper (arXiv 2509.07980), where forks move from early to late in training.
     """
@@ -34,15 +34,17 @@ class Habits:
         return asdict(self)
 
 
-def habits(rollouts: Sequence[Rollout], step: int) -> Habits:
-    """Measure the answers of one step, at least one."""
-    forked = [rollout for rollout in rollouts if rollout.trace.forks]
-    positions = [at / rollout.total for rollout in forked for at in rollout.trace.fork_at]
-    likeness = mean(self_bleu(paths_of_rollout(rollout)) for rollout in forked)
-    return Habits(step, len(forked) / len(rollouts), mean(positions), likeness)
-
-
 def habits_of_run(folder: Path) -> list[Habits]:
-    """Measure every step of a run whose answers were saved, in order of steps."""
-    files = {int(file.stem.removeprefix("step-")): file for file in (folder / "rollouts").glob("step-*.jsonl")}
-    return [habits(list(read_jsonl(files[step])), step) for step in sorted(files)]
+    """Measure every step of a run whose answers were saved, in order of steps.
+
+    Raises:
+        UserError: no step was, or a line is no rollout.
+    """
+    steps = analyse(folder, sample=None, processes=1).steps
+    columns = ("step", "answers", "parallel_ratio", "position_mean", "diversity_mean")
+    rows = zip(*(steps[name].tolist() for name in columns), strict=True)
+    return [
+        Habits(step, ratio, None if isnan(position) else position, None if isnan(diversity) else 1 - diversity)
+        for step, answers, ratio, position, diversity in rows
+        if answers
+    ]

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
-import io
-import re
 from html import escape
 from typing import TYPE_CHECKING
 
+from parallel_r1.errors import UserError
+from parallel_r1.evaluation.analysis import analyse
+from parallel_r1.evaluation.analysis.summary import tables
 from parallel_r1.report.curves import curves
+from parallel_r1.report.figures import figures, inline_svg
+from parallel_r1.report.page import table_html
 from parallel_r1.report.run import Run
 from parallel_r1.report.sections import paragraph
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NO_MATPLOTLIB = (
-    "There are no pictures: they need matplotlib. pip install 'parallel-r1[plot]', then make the report again."
-)
+NO_MATPLOTLIB = "No pictures: they need matplotlib. pip install 'parallel-r1[plot]', then make the report again."
 
 
 def has_matplotlib() -> bool:
@@ -28,21 +29,30 @@ def has_matplotlib() -> bool:
 def training_curves(run: Run) -> str | None:
     """Reward, accuracy and parallel ratio against the RL steps."""
     if not run.rows("rl"):
-        return paragraph(
-            "The run has no step of reinforcement learning yet." if run.unfinished else "The run has no RL stage.",
-            "quiet",
-        )
+        why = "no step of reinforcement learning yet" if run.unfinished else "no RL stage"
+        return paragraph(f"The run has {why}.", "quiet")
     if not has_matplotlib():
         return paragraph(NO_MATPLOTLIB, "note")
     figure = curves(run.metrics, run.starts or None)
-    assert figure is not None
-    caption = "RL steps since the base: policies that part ways there begin at one point. Thin: each step; thick: moving average."
+    assert figure is not None  # there are RL steps
+    caption = "RL steps since the base: policies that part ways there begin at one point."
     return figure_html(figure, caption)
 
 
 def evolution(run: Run) -> str | None:
-    """How forks, paths and their use change over training."""
-    return None
+    """How forks, paths and their use change over training, in tables and figures."""
+    try:
+        analysis = analyse(run.path)
+    except UserError as error:
+        if run.rows("rl"):
+            run.notes.append(f"answers are not analysed: {error}")
+        return None
+    run.notes.extend(analysis.notes)
+    shown = "".join(map(table_html, tables(analysis)))
+    if has_matplotlib():
+        drawn = figures(analysis, run.starts)
+        shown += f'<div class="plots">{"".join(figure_html(one, str(one.get_label())) for one in drawn.values())}</div>'
+    return shown
 
 
 def frontier(run: Run) -> str | None:
@@ -53,13 +63,3 @@ def frontier(run: Run) -> str | None:
 def figure_html(figure: Figure, caption: str) -> str:
     """A figure as inline SVG with its caption."""
     return f'<figure class="plot">{inline_svg(figure)}<figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def inline_svg(figure: Figure) -> str:
-    """A figure as an SVG element, with letters as text and ids of its own."""
-    import matplotlib
-
-    file = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return re.sub(r"^.*?(?=<svg)", "", file.getvalue(), flags=re.DOTALL)
