@@ -177,7 +177,7 @@ def _legend(figure: Figure, panel: Axes) -> None:
     """One legend above all panels, for what a panel shows."""
     handles, labels = panel.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    if len(unique) > 1 or "answers" not in unique:
+    if unique and (len(unique) > 1 or "answers" not in unique):
         close = {"columnspacing": 1.0, "handlelength": 1.4, "handletextpad": 0.5, "borderpad": 0.1}
         columns = max(1, 62 // max(len(label) + 6 for label in unique))  # a line has room for 62 characters
         figure.legend(unique.values(), unique.keys(), loc="outside upper center", ncols=columns, **close)

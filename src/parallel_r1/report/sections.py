@@ -72,7 +72,7 @@ def trained(run: Run) -> str | None:
             (name, run.starts[name], *_stage(stage), f"{steps.get(name, 0):,} of {stage.steps:,}")
             for name, stage in recipe.stages.items()
         ]
-        header = ("stage", "from", "learns by", "from answers to", "answers a step", "critical path, tokens", "steps")
+        header = ("stage", "from", "learns by", "from answers to", "answers a step", "budget: critical path, total", "steps")
         parts.append(table_html(Table(header, rows, names=4)))
         parts += [paragraph(line, "quiet") for line in chosen(run.metrics)]
     settings = f"<pre>{escape(run.settings)}</pre>"
