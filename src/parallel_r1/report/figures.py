@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 HEIGHT = 1.15
 """Inches of a row of panels."""
 STEPS = "RL steps since the base"
+NO_STAGE = "no stage"
 COLORS = {
     **{"verification": BLUE, "exploration": ORANGE, "neither": GREY},
     **{"right": GREEN, "wrong": VERMILION, "failed": ORANGE, "undecided": GREY, "unjudged": SKY},
@@ -70,7 +71,8 @@ class Branch:
 
     @property
     def label(self) -> str:
-        return self.name or "answers"
+        """The name in a legend."""
+        return self.name or NO_STAGE
 
     def has(self, column: str) -> bool:
         """Whether a column has a number."""
@@ -177,7 +179,7 @@ def _legend(figure: Figure, panel: Axes) -> None:
     """One legend above all panels, for what a panel shows."""
     handles, labels = panel.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    if unique and (len(unique) > 1 or "answers" not in unique):
+    if unique.keys() - {NO_STAGE}:
         close = {"columnspacing": 1.0, "handlelength": 1.4, "handletextpad": 0.5, "borderpad": 0.1}
         columns = max(1, 62 // max(len(label) + 6 for label in unique))  # a line has room for 62 characters
         figure.legend(unique.values(), unique.keys(), loc="outside upper center", ncols=columns, **close)

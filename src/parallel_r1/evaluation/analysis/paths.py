@@ -63,14 +63,18 @@ class Judge:
                 waiting.setdefault(problem.source, []).append((problem, conclusion))
         for source, pairs in waiting.items():
             task = self.task(source)
-            judged: Sequence[bool | None] = [None] * len(pairs)
             if task is not None:
-                try:
-                    answers = [f"{FINAL_ANSWER} {conclusion}" for _, conclusion in pairs]
-                    judged = verdicts(task, [problem for problem, _ in pairs], answers)
-                except Exception as error:  # rows may be of other problems than the task of this name has
-                    self.notes.add(f"paths of task '{source}' are not judged: its verifier fails: {error!r:.200}")
-            self.known.update(zip(pairs, judged, strict=True))
+                self.known.update(zip(pairs, self._judged(task, pairs), strict=True))
+
+    def _judged(self, task: Task, pairs: Sequence[tuple[Problem, str]]) -> Sequence[bool | None]:
+        """The verdicts of a task on final answers; None where its verifier fails, with a note."""
+        try:
+            return verdicts(task, [problem for problem, _ in pairs], [f"{FINAL_ANSWER} {end}" for _, end in pairs])
+        except Exception as error:  # a row may be of a problem that the task of this name does not have
+            if len(pairs) > 1:
+                return [verdict for pair in pairs for verdict in self._judged(task, [pair])]
+            self.notes.add(f"some paths of task '{task.name}' are not judged: its verifier fails: {error!r:.200}")
+            return [None]
 
     def verdict(self, problem: Problem, conclusion: str | None) -> Verdict:
         """The verdict on a conclusion that `verify` has seen."""
