@@ -234,7 +234,7 @@ def test_a_page_of_other_sections():
 def test_intervals_have_a_common_axis_with_round_numbers():
     html = intervals_html([Estimate("a", 5.0, 2.0, 8.0), Estimate("b", -1.0, -3.0, 1.0)], " points", signed=True)
     assert re.findall(r">([+-]?\d+)[^<]*</i>", html) == ["-4", "-2", "0", "+2", "+4", "+6", "+8"]
-    assert 'left:50.00%;right:calc(100% - 100.00%)' in html  # 2 .. 8 on an axis of -4 .. 8
+    assert "left:50.00%;right:calc(100% - 100.00%)" in html  # 2 .. 8 on an axis of -4 .. 8
     Read(html)
     Read(intervals_html([Estimate("nothing", 0.0, 0.0, 0.0)], " %"))
 
