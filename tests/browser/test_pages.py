@@ -29,10 +29,10 @@ from parallel_r1.report.viewer import viewer_page
 from parallel_r1.tasks.countdown import EASY
 
 pytestmark = pytest.mark.browser
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
 HOSTILE = (
     "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'> \u2028 \0 \ud800 &lt; "
     "<svg onload='window.hacked = 3'> <a href='javascript:window.hacked=4'>"
@@ -61,7 +61,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    """Opens a file as a page; at the end of the test nothing may have been logged, and nothing requested but the file."""
+    """Opens a file as a page. At the end of the test nothing may have been logged or requested, but the file."""
     heard, contexts = [], []
 
     def open_(file, width=1360, height=900, **settings):
@@ -267,9 +267,9 @@ def test_the_mask_is_that_of_the_relation(open_page, viewer, shots):
     page = open_page(viewer)
     page.keyboard.press("m")
     page.locator(".mask").scroll_into_view_if_needed()
-    seen = "const a = document.querySelector('[data-viewer]').viewer.answer;"
     blind = page.evaluate(
-        f"() => {{ {seen} const in_ = (path) => a.span.findIndex((span) => String(a.addresses[a.address[span]]) === path);"
+        "() => { const a = document.querySelector('[data-viewer]').viewer.answer;"
+        " const in_ = (path) => a.span.findIndex((span) => String(a.addresses[a.address[span]]) === path);"
         " return [a.seen(in_('0,1'), in_('0,0')), a.seen(a.size - 1, in_('0,0')), a.seen(0, 1)]; }"
     )
     assert blind == [False, True, False]
@@ -413,6 +413,30 @@ def test_ten_thousand_answers_are_smooth(open_page, policy, tmp_path):
     assert frames[75] <= 25
     assert frames[142] <= 60
     assert max(opened) <= 500
+
+
+def test_a_long_answer_is_seen_whole_and_can_be_zoomed(open_page, tmp_path):
+    lengths = (900, *[700] * 4, 500)
+    addresses = (TRUNK, *(((0, path),) for path in range(4)), TRUNK)
+    spans = tuple(Span((1,) * length, address, True) for length, address in zip(lengths, addresses, strict=True))
+    texts = tuple("word " * length for length in lengths)
+    trace = Trace((1,), spans, sampler="isolated")
+    rollout = Rollout(Problem("p", "long", "1", "other"), trace, texts, True, latency(trace), sum(lengths))
+    file = tmp_path / "long.html"
+    file.write_text(viewer_page("long", [Shown(rollout)], lambda span, text: [5] * len(span.token_ids)))
+    page = open_page(file)
+
+    def width():
+        return page.evaluate("document.querySelector('.timeline').clientWidth")
+
+    assert width() <= page.evaluate("document.querySelector('.timeline-scroll').clientWidth")
+    before = width()
+    page.keyboard.press("+")
+    page.click("[aria-label='Zoom in']")
+    assert width() > 3 * before
+    page.keyboard.press("-")
+    page.keyboard.press("-")
+    assert width() == before
 
 
 @pytest.fixture(scope="module")

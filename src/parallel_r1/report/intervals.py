@@ -42,8 +42,9 @@ def intervals_html(estimates: Sequence[Estimate], unit: str, *, signed: bool = F
     grid = "".join(f'<i class="{"zero" if tick == 0 else "tick"}" style="left:{place(tick)}"></i>' for tick in ticks)
     rows = "".join(
         f'<div class="estimate{" strong" if one.strong else ""}"><span class="estimate-name">{escape(one.name)}</span>'
-        f'<span class="track">{grid}<i class="range" style="left:{place(one.low)};right:calc(100% - {place(one.high)})">'
-        f'</i><i class="dot" style="left:{place(one.value)}"></i></span>'
+        f'<span class="track">{grid}'
+        f'<i class="range" style="left:{place(one.low)};right:calc(100% - {place(one.high)})"></i>'
+        f'<i class="dot" style="left:{place(one.value)}"></i></span>'
         f'<span class="estimate-value">{one.value:{"+" if signed else ""}.1f}</span></div>'
         for one in estimates
     )

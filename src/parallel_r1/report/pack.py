@@ -78,9 +78,7 @@ def pack(answers: Iterable[Shown], cut: Cut | None = None) -> tuple[str, list[st
             block = []
     if block:
         blocks.append(_squeeze(block))
-    columns = (
-        dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True)) if rows else dict.fromkeys(COLUMNS, [])
-    )
+    columns = {name: [row[at] for row in rows] for at, name in enumerate(COLUMNS)}
     index = {
         "block": BLOCK,
         "open": best[1] if best else 0,

@@ -86,8 +86,8 @@ def _examples(run: Run) -> tuple[str, str]:
         )
         return "", sections.paragraph(f"The run has no saved answers: {why}.", "quiet")
     words = (
-        f"{count:,} of the saved answers. A box is a token, given ones are hollow, the strong line is the critical path. "
-        "Point at a token for its probability; ? lists the keys."
+        f"{count:,} of the saved answers. A box is a token, hollow if the runtime gave it; the strong line is the "
+        "critical path. Point at a token for its probability; ? lists the keys."
     )
     command = f'<p class="quiet">All of them: <code>parallel-r1 show {escape(str(run.path))} --html FILE</code></p>'
     return blocks, sections.paragraph(words) + mount(EXAMPLES) + command
@@ -100,5 +100,5 @@ def _unfinished(run: Run) -> str:
     done = max((row.get("step", 0) for row in run.metrics), default=0)
     planned = sum(stage.steps for stage in run.recipe.stages.values()) if run.recipe else None
     of = f" of {planned:,}" if planned else ""
-    words = f"This run is unfinished: {done:,}{of} steps. The report shows what is there; the same training command goes on."
-    return sections.paragraph(words, "note")
+    more = "The report shows what is there; the same training command goes on."
+    return sections.paragraph(f"This run is unfinished: {done:,}{of} steps. {more}", "note")

@@ -29,7 +29,7 @@ def facts(pairs: list[tuple[str, str]]) -> str:
 
 
 def headline(run: Run) -> str:
-    """The main result in four numbers: of the first stage of the recipe's first comparison, or the last one measured."""
+    """The main result in four numbers: of the first stage that the recipe compares, or else the last one measured."""
     ours = run.recipe.compare[0][0] if run.recipe and run.recipe.compare else None
     mine = [result for result in run.results if result.stage == ours] or run.results[-1:]
     if not mine:
@@ -72,7 +72,15 @@ def trained(run: Run) -> str | None:
             (name, run.starts[name], *_stage(stage), f"{steps.get(name, 0):,} of {stage.steps:,}")
             for name, stage in recipe.stages.items()
         ]
-        header = ("stage", "from", "learns by", "from answers to", "answers a step", "budget: critical path, total", "steps")
+        header = (
+            "stage",
+            "from",
+            "learns by",
+            "from answers to",
+            "answers a step",
+            "budget: critical path, total",
+            "steps",
+        )
         parts.append(table_html(Table(header, rows, names=4)))
         parts += [paragraph(line, "quiet") for line in chosen(run.metrics)]
     settings = f"<pre>{escape(run.settings)}</pre>"
@@ -85,7 +93,7 @@ def _stage(stage: SFT | RL) -> tuple[str, str, str, str]:
     if isinstance(stage, RL):
         forks = "" if stage.sampling.sampler == "sequential" else f"; up to {stage.sampling.most} paths"
         learns = f"{stage.algorithm.name}: {stage.reward}"
-        return learns, stage.task + forks, f"{stage.problems} × {stage.group}", budget
+        return learns, stage.task + forks, f"{stage.problems} x {stage.group}", budget
     tasks = stage.data.file or ", ".join(stage.data.tasks)
     share = "" if stage.data.file else f", {100 * stage.data.parallel:.0f} % of them with a fork"
     return "imitation (sft)", tasks + share, f"{stage.batch}", "-"
@@ -106,8 +114,8 @@ def results(run: Run) -> str | None:
         parts.append(table_html(results_table(run.results, task)))
         parts.append(intervals_html(estimates, " %"))
     note = (
-        "Intervals are 95 % bootstrap intervals over problems. The critical path counts the tokens that had to be drawn "
-        "one after the other; tokens counts all of them."
+        "Intervals are 95 % bootstrap intervals over problems. The critical path counts the tokens that had to be "
+        "drawn one after the other; tokens counts all of them."
     )
     return "".join(parts) + paragraph(note, "quiet")
 
@@ -131,7 +139,7 @@ def _pairs(task: str, pairs: list[tuple[Result, Result]]) -> str:
     for (ours, theirs), values, p, corrected in zip(pairs, differences, p_values, holm(p_values), strict=True):
         difference = ours.compare(theirs)
         needed = problems_needed(values)
-        name = f"{ours.stage} − {theirs.stage}"
+        name = f"{ours.stage} - {theirs.stage}"
         rows.append(
             (
                 name,
@@ -149,8 +157,8 @@ def _pairs(task: str, pairs: list[tuple[Result, Result]]) -> str:
     header = ("difference", "points", "95 % interval", "relative", "p", "p (Holm)", "problems", "problems needed")
     table = table_html(Table(header, rows, f"{task}: paired by problem, in percentage points of mean@k"))
     note = (
-        "p is that of a paired sign-flip test, p (Holm) is corrected for the number of comparisons. Problems needed: for "
-        "a difference of this size to be seen with a probability of 80 %."
+        "p is that of a paired sign-flip test, p (Holm) is corrected for the number of comparisons. Problems needed: "
+        "for a difference of this size to be seen with a probability of 80 %."
     )
     return table + intervals_html(estimates, " points", signed=True) + paragraph(note, "quiet")
 

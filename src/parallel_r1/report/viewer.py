@@ -52,6 +52,7 @@ def viewer_page(title: str, answers: Iterable[Shown], cut: Cut | None = None) ->
         cut: where tokens lie in the text of their span; None without a tokenizer.
     """
     blocks, _ = data_blocks("answers", answers, cut)
-    bar = f'<header class="bar"><h1>{escape(title)}</h1><span class="quiet">fork-join timelines in token time</span></header>'
+    about = '<span class="quiet">fork-join timelines in token time</span>'
+    bar = f'<header class="bar"><h1>{escape(title)}</h1>{about}</header>'
     body = f'{bar}<main class="wide">{mount("answers")}</main>{blocks}'
     return shell(title, body, style=viewer_style(), script=viewer_script())

@@ -61,6 +61,7 @@ class Timeline {
   /** @param {(token: number | null, event?: Event) => void} onPoint called with the token under the pointer. */
   constructor(onPoint, onPick) {
     this.onPoint = onPoint;
+    this.zoom = 1; // 1 shows the whole answer
     this.picture = svg("svg", { class: "timeline", role: "img" });
     this.node = el("div", { class: "timeline-scroll", tabindex: "0", role: "group",
       "aria-label": "Timeline. Arrow keys move from token to token." }, this.picture);
@@ -75,8 +76,10 @@ class Timeline {
     this.lanes = all;
     this.laneOf = [];
     for (const node of all) for (const span of node.spans) this.laneOf[span] = node;
-    const room = Math.max(200, this.node.clientWidth - GUTTER - 26);
-    this.scale = clamp(room / Math.max(1, answer.criticalPath), 3, 17);
+    const fit = Math.max(200, this.node.clientWidth - GUTTER - 26) / Math.max(1, answer.criticalPath);
+    this.canZoom = fit < 6;
+    this.scale = Math.min(17, fit * (this.canZoom ? this.zoom : 1)); // pixels of a token
+    this.half = clamp(this.scale, 4, 9); // half the width of a bend
     const width = Math.ceil(GUTTER + this.scale * answer.criticalPath + 24);
     const height = Math.ceil(trunk.height * LANE + 40);
     this.picture.replaceChildren(
@@ -91,6 +94,14 @@ class Timeline {
     this.picture.setAttribute("width", width);
     this.picture.setAttribute("height", height);
     this.picture.setAttribute("aria-label", describe(answer));
+  }
+
+  /** Zoom in or out by a factor, around the token that is pointed at or the middle. */
+  zoomBy(factor, token) {
+    const { scrollLeft, clientWidth } = this.node;
+    const middle = token === null ? (scrollLeft + clientWidth / 2 - GUTTER) / this.scale : this.answer.position[token];
+    this.zoom = clamp(this.zoom * factor, 1, 256);
+    return () => { this.node.scrollLeft = this.x(middle) - clientWidth / 2; };
   }
 
   x(position) {
@@ -115,9 +126,8 @@ class Timeline {
 
   /** An S from one lane to another, around the border between two tokens. */
   #bend(at, from, to) {
-    const half = Math.min(this.scale, 9);
     const x = this.x(at);
-    return `M${x - half} ${from}C${x} ${from} ${x} ${to} ${x + half} ${to}`;
+    return `M${x - this.half} ${from}C${x} ${from} ${x} ${to} ${x + this.half} ${to}`;
   }
 
   #connections(trunk) {
@@ -151,7 +161,7 @@ class Timeline {
       const strength = given ? 0 : tinted ? level(this.answer.surprise[token]) : 3;
       const aside = this.answer.aside(token) ? " aside" : "";
       const name = `token ${this.answer.kind(token)} ${given ? "given" : `level-${strength}`}${aside}`;
-      const inset = given ? 0.6 : 0;
+      const inset = given && this.scale >= 3 ? 0.6 : 0;
       const x = this.x(this.answer.position[token]) + gap / 2 + inset;
       const y = this.y(this.laneOf[this.answer.span[token]]) - TOKEN / 2 + inset;
       const [w, h] = [Math.max(0.6, this.scale - gap - 2 * inset), TOKEN - 2 * inset];
@@ -168,11 +178,10 @@ class Timeline {
     let before = null;
     for (const span of this.answer.critical) {
       const node = this.laneOf[span];
-      const half = Math.min(this.scale, 9);
       const [start, stop] = [this.x(this.answer.at[span]), this.x(stopOf(this.answer, span))];
       if (before === null) d += `M${start} ${this.y(node)}`;
-      else if (before !== node) d += `H${start - half}C${start} ${this.y(before)} ${start} ${this.y(node)} ${start + half} ${this.y(node)}`;
-      d += `H${Math.max(start, stop - (this.answer.count[span] > 1 ? half : 0))}`;
+      else if (before !== node) d += `H${start - this.half}C${start} ${this.y(before)} ${start} ${this.y(node)} ${start + this.half} ${this.y(node)}`;
+      d += `H${Math.max(start + this.half, stop - this.half)}`;
       before = node;
     }
     if (before !== null) d += `H${this.x(this.answer.criticalPath)}`;
@@ -183,7 +192,7 @@ class Timeline {
     return svg("g", { class: "marks" }, this.lanes.filter((node) => node.address.length && node.spans.length).map((node) => {
       const verdict = this.answer.verdicts[node.index] ?? "";
       const text = `${node.address.at(-1)[1] + 1}${verdict && ` ${VERDICTS[verdict][0]}`}`;
-      const x = this.x(this.answer.at[node.spans[0]]) - Math.min(this.scale, 9) - 4;
+      const x = this.x(this.answer.at[node.spans[0]]) - this.half - 4;
       const outer = this.lanes.find((other) => String(other.address) === String(node.address.slice(0, -1)));
       const covered = Math.abs(this.y(node) - this.y(outer)) < TOKEN / 2 + 3; // the tokens before the fork are there
       return svg("text", { x, y: this.y(node) + (covered ? -TOKEN / 2 - 3 : 4), "text-anchor": "end", class: verdict }, text);
@@ -220,7 +229,7 @@ class Timeline {
     this.cursor.setAttribute("visibility", "visible");
     this.cursor.setAttribute("x", x);
     this.cursor.setAttribute("y", this.y(this.laneOf[span]) - TOKEN / 2 - 2);
-    this.cursor.setAttribute("width", this.scale * (whole ? this.answer.count[span] : 1) + 2);
+    this.cursor.setAttribute("width", Math.max(3, this.scale * (whole ? this.answer.count[span] : 1) + 2));
     this.cursor.setAttribute("height", TOKEN + 4);
     if (!follow) return undefined;
     const scroll = this.node;

@@ -1,7 +1,7 @@
 // Puts the parts together: list, head, step slider, timeline, text, mask; and what pointer and keys do.
 
 const HELP = [["j / k", "next, previous answer"], ["/", "search problems"], ["[ / ]", "earlier, later step"],
-  ["t", "tint by surprise"], ["m", "mask and positions"], ["← → ↑ ↓", "on timeline or text: token by token, lane by lane"],
+  ["+ / −", "zoom into a long timeline"], ["t", "tint by surprise"], ["m", "mask and positions"], ["← → ↑ ↓", "on timeline or text: token by token, lane by lane"],
   ["Esc", "close, or leave the search"], ["?", "this help"]];
 
 class Viewer {
@@ -20,13 +20,15 @@ class Viewer {
     this.tip = el("div", { class: "tip", role: "status", hidden: true });
     this.tint = el("button", { type: "button", class: "chip", "aria-pressed": "true", onclick: () => this.toggleTint() }, "Tint by surprise");
     this.maskButton = el("button", { type: "button", class: "chip", "aria-expanded": "false", onclick: () => this.toggleMask() }, "Mask and positions");
+    this.zoomButtons = ["−", "+"].map((sign, index) => el("button", { type: "button", class: "chip", "aria-label": index ? "Zoom in" : "Zoom out",
+      onclick: () => this.zoom(index ? 2 : 0.5) }, sign));
     this.maskPanel = el("section", { class: "mask-panel", hidden: true, "aria-label": "Mask and positions" }, this.mask.node);
     this.help = this.#helpDialog();
     const helpButton = el("button", { type: "button", class: "chip", "aria-label": "Help: keys", onclick: () => this.help.showModal() }, "?");
     const note = data.ownTexts ? null : el("p", { class: "note" }, "No tokenizer was given, so text is shown per span, with the span's mean surprise; the colours of single tokens in a span are placed by their share of its text. ",
       el("code", {}, "--model FOLDER"), " adds every token's own text.");
     this.pane = el("div", { class: "pane" }, this.head, this.steps.node,
-      el("div", { class: "tools" }, this.tint, this.maskButton, helpButton), note, this.timeline.node, this.#legend(), this.defects,
+      el("div", { class: "tools" }, this.tint, this.maskButton, this.zoomButtons, helpButton), note, this.timeline.node, this.#legend(), this.defects,
       this.maskPanel, this.text.node);
     this.node = el("div", { class: "viewer" }, this.list.node, this.pane, this.tip, this.help);
     mount.replaceChildren(this.node);
@@ -44,6 +46,7 @@ class Viewer {
     if (this.at !== at) return; // another one was opened meanwhile
     this.answer = answer;
     this.token = null;
+    this.timeline.zoom = 1;
     this.#head(at);
     this.#draw(true);
     this.point(null);
@@ -55,6 +58,7 @@ class Viewer {
     if (!this.answer || (!again && width === this.width)) return;
     this.width = width;
     this.timeline.show(this.answer, this.tinted);
+    for (const button of this.zoomButtons) button.hidden = !this.timeline.canZoom;
     if (again) this.text.show(this.answer, this.tinted);
     if (!this.maskPanel.hidden) this.mask.show(this.answer);
   }
@@ -132,6 +136,14 @@ class Viewer {
     this.tip.style.top = `${below ? over.bottom + 8 : Math.max(8, over.top - height - 8)}px`;
   }
 
+  zoom(factor) {
+    if (!this.answer || !this.timeline.canZoom) return;
+    const back = this.timeline.zoomBy(factor, this.token);
+    this.timeline.show(this.answer, this.tinted);
+    back();
+    this.point(null);
+  }
+
   toggleTint() {
     this.tinted = !this.tinted;
     this.tint.setAttribute("aria-pressed", String(this.tinted));
@@ -172,7 +184,7 @@ class Viewer {
       if ((typing && event.target.type !== "range") || event.ctrlKey || event.metaKey || event.altKey || this.help.open) return;
       const act = { j: () => this.list.move(1), k: () => this.list.move(-1), "/": () => this.list.search.focus(),
         "?": () => this.help.showModal(), t: () => this.toggleTint(), m: () => this.toggleMask(),
-        "[": () => this.steps.move(-1), "]": () => this.steps.move(1) }[event.key];
+        "+": () => this.zoom(2), "=": () => this.zoom(2), "-": () => this.zoom(0.5), "[": () => this.steps.move(-1), "]": () => this.steps.move(1) }[event.key];
       if (!act) return;
       event.preventDefault();
       act();
