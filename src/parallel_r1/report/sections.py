@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from html import escape
 
 from parallel_r1.evaluation.measure import Result
@@ -60,7 +61,9 @@ def trained(run: Run) -> str | None:
     parts = []
     if run.recipe is not None:
         recipe = run.recipe
-        model = recipe.model.path or "a new model of random weights"
+        # As the recipe has it: the path of the settings is that on this machine, if the model ships with the package.
+        written = tomllib.loads(run.settings).get("model", {})
+        model = written.get("path") or "a new model of random weights"
         parts.append(
             paragraph(
                 f"Recipe {recipe.name}, seed {recipe.seed}, from {model}: "
