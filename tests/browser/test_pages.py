@@ -7,36 +7,29 @@ import os
 import random
 import shutil
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import pytest
 from common import RECIPE, run
 from conftest import TINY
+from written import HOSTILE, OPEN, SCROLL, countdown_answers, long_answer, nested, rollout_of
 
 from parallel_r1 import models
-from parallel_r1.answers.parser import parse
 from parallel_r1.answers.rollout import Problem, Rollout, write_jsonl
 from parallel_r1.answers.schemas import SCHEMAS
 from parallel_r1.answers.trace import TRUNK, Span, Trace
-from parallel_r1.answers.visibility import latency
 from parallel_r1.evaluation.analysis.paths import Judge
 from parallel_r1.models.policy import Policy
 from parallel_r1.report.pack import Shown
 from parallel_r1.report.saved import verdicts_of
 from parallel_r1.report.token_texts import cutter
 from parallel_r1.report.viewer import viewer_page
-from parallel_r1.tasks.countdown import EASY
 
 pytestmark = pytest.mark.browser
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
-HOSTILE = (
-    "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'> \u2028 \0 \ud800 &lt; "
-    "<svg onload='window.hacked = 3'> <a href='javascript:window.hacked=4'>"
-)
 
 
 @pytest.fixture(scope="module")
@@ -85,33 +78,6 @@ def open_page(browser):
 def policy():
     tokenizer = models.load_tokenizer(str(TINY))
     return Policy(None, tokenizer, models.tag_ids(tokenizer))
-
-
-def rollout_of(policy, text, problem, rng, **changes):
-    trace = parse(policy.encode(text), policy.tags)
-    spans = tuple(
-        replace(span, logprobs=tuple(-(rng.expovariate(1) ** 3) for _ in span.token_ids)) if span.sampled else span
-        for span in trace.spans
-    )
-    trace = replace(trace, prompt_ids=(1,), spans=spans, sampler="isolated", **changes)
-    correct = EASY.verify([problem], [text])[0] if problem.source == EASY.name else True
-    total, texts = len(trace.token_ids), trace.texts(policy.decode)
-    return Rollout(problem, trace, texts, correct, latency(trace), total, {"accuracy": float(correct)})
-
-
-def countdown_answers(policy, count):
-    """Answers to countdown problems with a fork or without, by its teacher; one in five is cut and malformed."""
-    rng = random.Random(1)
-    answers = []
-    for problem in islice(EASY.problems("train", 0), count):
-        text = None
-        while text is None:
-            fork = rng.random() < 0.8
-            text = EASY.parallel_answer(problem, rng, 6, 1, 1) if fork else EASY.sequential_answer(problem, rng, 3)
-        cut = rng.random() < 0.2
-        finish = {"finish": "length"} if cut else {}
-        answers.append(rollout_of(policy, text[: len(text) * 2 // 3] if cut else text, problem, rng, **finish))
-    return answers
 
 
 @pytest.fixture(scope="module")
@@ -332,15 +298,6 @@ def test_markup_that_got_into_a_page_could_not_run(browser, viewer):
     page.close()
 
 
-def nested(policy, name):
-    schema, rng = SCHEMAS[name], random.Random(2)
-    inner = schema.write(["1+2=3", "4+5=9, 9-1=8"], "three", ["a", "b"]) if schema.nests else "x"
-    text = "Look. " + schema.write([f"first {inner} so 3", "second"], "both", ["1: a", "2: b"]) + " And on."
-    tokenizer = models.train_tokenizer([text], 400, 1, schema)
-    own = Policy(None, tokenizer, models.tag_ids(tokenizer))
-    return rollout_of(own, text, Problem(name, f"In {name}\n", "1", "other"), rng)
-
-
 def test_nested_forks_plans_and_heads_without_a_tokenizer(open_page, policy, tmp_path, shots):
     rng, problem = random.Random(3), Problem("x", "Stray tags.\n", "1", "other")
     stray = rollout_of(policy, "<Path>a</Path> <Parallel> text </Summary>", problem, rng)
@@ -378,30 +335,7 @@ def test_ten_thousand_answers_are_smooth(open_page, policy, tmp_path):
     page = open_page(file)
     ready = page.evaluate("performance.now()")
     paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-    frames = page.evaluate(
-        """async () => {
-          const list = document.querySelector('.list'), times = [];
-          let last = performance.now();
-          for (let i = 0; i < 150; i += 1) {
-            list.scrollTop += 700;
-            await new Promise(requestAnimationFrame);
-            times.push(performance.now() - last);
-            last = performance.now();
-          }
-          return times.sort((a, b) => a - b);
-        }"""
-    )
-    opened = page.evaluate(
-        """async () => {
-          const {viewer} = document.querySelector('[data-viewer]'), times = [];
-          for (const at of [1, 4000, 9999, 77]) {
-            const start = performance.now();
-            await viewer.open(at);
-            times.push(performance.now() - start);
-          }
-          return times;
-        }"""
-    )
+    frames, opened = page.evaluate(SCROLL), page.evaluate(OPEN)
     print(
         f"\n10,000 answers: {file.stat().st_size / 1e6:.1f} MB, first paint {paint:.0f} ms, usable {ready:.0f} ms, "
         f"frames while scrolling {frames[75]:.0f} ms median, {frames[142]:.0f} ms at 95 %, an answer opens in "
@@ -416,14 +350,8 @@ def test_ten_thousand_answers_are_smooth(open_page, policy, tmp_path):
 
 
 def test_a_long_answer_is_seen_whole_and_can_be_zoomed(open_page, tmp_path):
-    lengths = (900, *[700] * 4, 500)
-    addresses = (TRUNK, *(((0, path),) for path in range(4)), TRUNK)
-    spans = tuple(Span((1,) * length, address, True) for length, address in zip(lengths, addresses, strict=True))
-    texts = tuple("word " * length for length in lengths)
-    trace = Trace((1,), spans, sampler="isolated")
-    rollout = Rollout(Problem("p", "long", "1", "other"), trace, texts, True, latency(trace), sum(lengths))
     file = tmp_path / "long.html"
-    file.write_text(viewer_page("long", [Shown(rollout)], lambda span, text: [5] * len(span.token_ids)))
+    file.write_text(viewer_page("long", [Shown(long_answer())], lambda span, text: [5] * len(span.token_ids)))
     page = open_page(file)
 
     def width():

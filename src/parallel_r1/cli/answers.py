@@ -156,7 +156,8 @@ def _show_html(path: Path, out: Path, model: str | None) -> None:
     check_new(out, "--html")
     quiet()
     notes: set[str] = set()
-    write_text(out, viewer_page(path.stem, shown_answers(path, notes), tokenizer_of(path, model)))
+    title = path.resolve().name if path.is_dir() else path.stem
+    write_text(out, viewer_page(title, shown_answers(path, notes), tokenizer_of(path, model)))
     for note in sorted(notes):
         warn(note)
     console.print(f"the answers are in {out}", soft_wrap=True, highlight=False, markup=False)

@@ -8,8 +8,8 @@ from html import escape
 from parallel_r1.report.pack import Cut, Shown, pack
 from parallel_r1.report.page import shell, static
 
-STYLE = ("viewer.css",)
-SCRIPTS = ("dom.js", "data.js", "timeline.js", "text.js", "mask.js", "list.js", "steps.js", "viewer.js")
+STYLE = ("answer.css", "viewer.css")
+SCRIPTS = ("dom.js", "data.js", "timeline.js", "text.js", "mask.js", "list.js", "steps.js", "tip.js", "viewer.js")
 
 
 def viewer_style() -> str:

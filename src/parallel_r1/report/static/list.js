@@ -19,20 +19,58 @@ class AnswerList {
     this.data = data;
     this.onPick = onPick;
     this.on = new Set();
-    this.search = el("input", { type: "search", placeholder: "Search problems", "aria-label": "Search problems",
-      oninput: () => this.filter() });
-    this.order = el("select", { "aria-label": "Order", onchange: () => this.filter() },
-      Object.entries(ORDERS).filter(([name]) => name !== "best" || data.reward.some((one) => one !== null))
-        .map(([name, [label]]) => el("option", { value: name }, label)));
-    this.chips = Object.entries(FILTERS).map(([name, [label]]) => el("button", { type: "button", class: `chip ${name}`,
-      "aria-pressed": "false", "data-filter": name, onclick: () => this.#toggle(name) }, label));
+    this.search = el("input", {
+      type: "search",
+      placeholder: "Search problems",
+      "aria-label": "Search problems",
+      oninput: () => this.filter(),
+    });
+    this.order = el(
+      "select",
+      { "aria-label": "Order", onchange: () => this.filter() },
+      Object.entries(ORDERS)
+        .filter(([name]) => name !== "best" || data.reward.some((one) => one !== null))
+        .map(([name, [label]]) => el("option", { value: name }, label)),
+    );
+    this.chips = Object.entries(FILTERS).map(([name, [label]]) =>
+      el(
+        "button",
+        {
+          type: "button",
+          class: `chip ${name}`,
+          "aria-pressed": "false",
+          "data-filter": name,
+          onclick: () => this.#toggle(name),
+        },
+        label,
+      ),
+    );
     this.count = el("div", { class: "count", role: "status" });
     this.rows = el("div", { class: "rows" });
-    this.box = el("div", { class: "list", role: "listbox", tabindex: "0", "aria-label": "Answers",
-      onscroll: () => this.#render(), onkeydown: (event) => this.#key(event) }, this.rows);
-    this.node = el("aside", { class: "sidebar" },
-      el("div", { class: "filters" }, this.search, el("div", { class: "chips", role: "group", "aria-label": "Filters" }, this.chips),
-        el("div", { class: "order-row" }, this.count, this.order)), this.box);
+    this.box = el(
+      "div",
+      {
+        class: "list",
+        role: "listbox",
+        tabindex: "0",
+        "aria-label": "Answers",
+        onscroll: () => this.#render(),
+        onkeydown: (event) => this.#key(event),
+      },
+      this.rows,
+    );
+    this.node = el(
+      "aside",
+      { class: "sidebar" },
+      el(
+        "div",
+        { class: "filters" },
+        this.search,
+        el("div", { class: "chips", role: "group", "aria-label": "Filters" }, this.chips),
+        el("div", { class: "order-row" }, this.count, this.order),
+      ),
+      this.box,
+    );
     this.lower = data.problems.map(([prompt, answer, , id]) => `${prompt}\n${answer}\n${id}`.toLowerCase());
     new ResizeObserver(() => this.#render()).observe(this.box);
     this.filter();
@@ -57,8 +95,10 @@ class AnswerList {
     }
     const order = ORDERS[this.order.value][1];
     if (order) this.view.sort((a, b) => order(this.data, a, b));
-    this.count.textContent = this.view.length === this.data.size ? plural(this.data.size, "answer")
-      : `${number(this.view.length)} of ${plural(this.data.size, "answer")}`;
+    this.count.textContent =
+      this.view.length === this.data.size
+        ? plural(this.data.size, "answer")
+        : `${number(this.view.length)} of ${plural(this.data.size, "answer")}`;
     this.rows.style.height = `${this.view.length * ROW}px`;
     this.box.scrollTop = 0;
     this.#render();
@@ -84,14 +124,30 @@ class AnswerList {
       data.forks[at] ? plural(data.paths[at], "path") : "no fork",
       `${number(data.critical[at])} / ${number(data.total[at])}`,
     ];
-    const marks = [data.defects[at] ? el("span", { class: "mark" }, "malformed") : null,
-      data.cut[at] ? el("span", { class: "mark" }, "cut") : null];
-    return el("div", { class: "row", role: "option", id: `${data.name}-row-${at}`, "aria-selected": String(at === this.selected),
-      "aria-setsize": this.view.length, "aria-posinset": index + 1, style: `transform: translateY(${index * ROW}px)`,
-      onclick: () => this.onPick(at) },
-    el("div", { class: "row-prompt" }, el("span", { class: right ? "right" : "wrong", title: right ? "right" : "wrong" }, right ? "✓ " : "✗ "),
-      data.prompt(at).trim()),
-    el("div", { class: "row-figures" }, el("span", {}, figures.filter(Boolean).join(" · ")), marks));
+    const marks = [
+      data.defects[at] ? el("span", { class: "mark" }, "malformed") : null,
+      data.cut[at] ? el("span", { class: "mark" }, "cut") : null,
+    ];
+    return el(
+      "div",
+      {
+        class: "row",
+        role: "option",
+        id: `${data.name}-row-${at}`,
+        "aria-selected": String(at === this.selected),
+        "aria-setsize": this.view.length,
+        "aria-posinset": index + 1,
+        style: `transform: translateY(${index * ROW}px)`,
+        onclick: () => this.onPick(at),
+      },
+      el(
+        "div",
+        { class: "row-prompt" },
+        el("span", { class: right ? "right" : "wrong", title: right ? "right" : "wrong" }, right ? "✓ " : "✗ "),
+        data.prompt(at).trim(),
+      ),
+      el("div", { class: "row-figures" }, el("span", {}, figures.filter(Boolean).join(" · ")), marks),
+    );
   }
 
   /** Mark an answer as selected and, where it is in the list, scroll to it. */
@@ -101,7 +157,8 @@ class AnswerList {
     if (index >= 0) {
       const top = index * ROW;
       if (top < this.box.scrollTop) this.box.scrollTop = top;
-      else if (top + ROW > this.box.scrollTop + this.box.clientHeight) this.box.scrollTop = top + ROW - this.box.clientHeight;
+      else if (top + ROW > this.box.scrollTop + this.box.clientHeight)
+        this.box.scrollTop = top + ROW - this.box.clientHeight;
     }
     this.#render();
     const shown = this.rows.querySelector('[aria-selected="true"]');
@@ -118,7 +175,14 @@ class AnswerList {
 
   #key(event) {
     const page = Math.max(1, Math.floor(this.box.clientHeight / ROW) - 1);
-    const by = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -this.view.length, End: this.view.length }[event.key];
+    const by = {
+      ArrowDown: 1,
+      ArrowUp: -1,
+      PageDown: page,
+      PageUp: -page,
+      Home: -this.view.length,
+      End: this.view.length,
+    }[event.key];
     if (by === undefined) return;
     event.preventDefault();
     this.move(by);

@@ -4,7 +4,13 @@ class Steps {
   constructor(data, onPick) {
     this.data = data;
     this.onPick = onPick;
-    this.slider = el("input", { type: "range", min: "0", step: "1", "aria-label": "Training step", oninput: () => this.#to(Number(this.slider.value)) });
+    this.slider = el("input", {
+      type: "range",
+      min: "0",
+      step: "1",
+      "aria-label": "Training step",
+      oninput: () => this.#to(Number(this.slider.value)),
+    });
     this.label = el("output", {});
     this.what = el("span", { class: "quiet" });
     this.node = el("div", { class: "steps" }, el("div", { class: "steps-words" }, this.label, this.what), this.slider);
@@ -42,7 +48,9 @@ class Steps {
     const stage = data.stages[data.stage[at]];
     this.label.textContent = `step ${number(data.step[at])}${stage ? `, ${stage}` : ""}`;
     this.slider.setAttribute("aria-valuetext", this.label.textContent);
-    this.what.textContent = single ? `${task} through training; this problem occurs in one step only` : "this problem through training";
+    this.what.textContent = single
+      ? `${task} through training; this problem occurs in one step only`
+      : "this problem through training";
   }
 
   #to(index) {

@@ -3,8 +3,12 @@
 
 class TextView {
   constructor(onPoint, onPick) {
-    this.node = el("div", { class: "answer-text", tabindex: "0", role: "group",
-      "aria-label": "Text of the answer. Arrow keys move from token to token." });
+    this.node = el("div", {
+      class: "answer-text",
+      tabindex: "0",
+      role: "group",
+      "aria-label": "Text of the answer. Arrow keys move from token to token.",
+    });
     const tokenOf = (event) => {
       const target = event.target.closest?.("[data-token]");
       return target ? Number(target.dataset.token) : null;
@@ -40,7 +44,12 @@ class TextView {
     }
     const at = this.answer.addresses.findIndex((other) => JSON.stringify(other) === key);
     const verdict = this.answer.verdicts[at];
-    const name = el("div", { class: "path-name" }, `path ${path + 1}`, verdict ? ` ${VERDICTS[verdict].join(" ")}` : "");
+    const name = el(
+      "div",
+      { class: "path-name" },
+      `path ${path + 1}`,
+      verdict ? ` ${VERDICTS[verdict].join(" ")}` : "",
+    );
     const box = el("div", { class: `path-text ${verdict ?? "path"}` }, name);
     this.grids.get(fork).append(box);
     this.boxes.set(key, box);
@@ -97,4 +106,5 @@ class TextView {
   }
 }
 
-const roleClass = (role) => (role & ROLE.tag ? " tag" : "") + (role & ROLE.summary ? " summary" : role & ROLE.plan ? " plan" : "");
+const roleClass = (role) =>
+  (role & ROLE.tag ? " tag" : "") + (role & ROLE.summary ? " summary" : role & ROLE.plan ? " plan" : "");

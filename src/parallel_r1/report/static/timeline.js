@@ -28,7 +28,10 @@ function lanes(answer) {
   const measure = (node) => {
     for (const fork of paths(node)) {
       fork.forEach(measure);
-      node.height = Math.max(node.height, fork.reduce((sum, path) => sum + path.height, 0));
+      node.height = Math.max(
+        node.height,
+        fork.reduce((sum, path) => sum + path.height, 0),
+      );
     }
   };
   const place = (node, y) => {
@@ -63,8 +66,16 @@ class Timeline {
     this.onPoint = onPoint;
     this.zoom = 1; // 1 shows the whole answer
     this.picture = svg("svg", { class: "timeline", role: "img" });
-    this.node = el("div", { class: "timeline-scroll", tabindex: "0", role: "group",
-      "aria-label": "Timeline. Arrow keys move from token to token." }, this.picture);
+    this.node = el(
+      "div",
+      {
+        class: "timeline-scroll",
+        tabindex: "0",
+        role: "group",
+        "aria-label": "Timeline. Arrow keys move from token to token.",
+      },
+      this.picture,
+    );
     this.picture.addEventListener("pointermove", (event) => onPoint(this.#under(event), event));
     this.picture.addEventListener("pointerleave", () => onPoint(null));
     this.picture.addEventListener("click", (event) => onPick(this.#under(event)));
@@ -101,7 +112,9 @@ class Timeline {
     const { scrollLeft, clientWidth } = this.node;
     const middle = token === null ? (scrollLeft + clientWidth / 2 - GUTTER) / this.scale : this.answer.position[token];
     this.zoom = clamp(this.zoom * factor, 1, 256);
-    return () => { this.node.scrollLeft = this.x(middle) - clientWidth / 2; };
+    return () => {
+      this.node.scrollLeft = this.x(middle) - clientWidth / 2;
+    };
   }
 
   x(position) {
@@ -114,14 +127,18 @@ class Timeline {
 
   #axis(width, y) {
     const count = this.answer.criticalPath;
-    const step = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000].find((one) => one * this.scale >= 48) ?? 20000;
+    const step =
+      [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000].find((one) => one * this.scale >= 48) ?? 20000;
     const ticks = Array.from({ length: Math.floor(count / step) + 1 }, (_, index) => index * step);
     const last = ticks.length > 1 && (count - ticks.at(-1)) * this.scale < 30 ? ticks.slice(0, -1) : ticks;
-    return svg("g", { class: "axis" },
+    return svg(
+      "g",
+      { class: "axis" },
       last.map((tick) => svg("path", { d: `M${this.x(tick)} 2V${y}`, class: "grid" })),
       svg("path", { d: `M${this.x(count)} 2V${y}`, class: "end" }),
       last.map((tick) => svg("text", { x: this.x(tick), y: y + 14, "text-anchor": "middle" }, String(tick))),
-      svg("text", { x: this.x(count), y: y + 14, "text-anchor": "middle", class: "total" }, number(count)));
+      svg("text", { x: this.x(count), y: y + 14, "text-anchor": "middle", class: "total" }, number(count)),
+    );
   }
 
   /** An S from one lane to another, around the border between two tokens. */
@@ -150,7 +167,12 @@ class Timeline {
       }
     };
     visit(trunk);
-    return svg("g", {}, svg("path", { d: lines.join(""), class: "wire" }), svg("path", { d: waits.join(""), class: "wait" }));
+    return svg(
+      "g",
+      {},
+      svg("path", { d: lines.join(""), class: "wire" }),
+      svg("path", { d: waits.join(""), class: "wait" }),
+    );
   }
 
   #tokens(tinted) {
@@ -169,7 +191,12 @@ class Timeline {
       parts.set(name, (parts.get(name) ?? "") + box);
     }
     const base = svg("path", { class: "token-base", d: [...parts.values()].join("") }); // hides the wires below
-    return svg("g", {}, base, [...parts].map(([name, d]) => svg("path", { class: name, d })));
+    return svg(
+      "g",
+      {},
+      base,
+      [...parts].map(([name, d]) => svg("path", { class: name, d })),
+    );
   }
 
   /** The critical path as one line through the lanes. */
@@ -179,8 +206,10 @@ class Timeline {
     for (const span of this.answer.critical) {
       const node = this.laneOf[span];
       const [start, stop] = [this.x(this.answer.at[span]), this.x(stopOf(this.answer, span))];
-      if (before === null) d += `M${start} ${this.y(node)}`;
-      else if (before !== node) d += `H${start - this.half}C${start} ${this.y(before)} ${start} ${this.y(node)} ${start + this.half} ${this.y(node)}`;
+      const y = this.y(node);
+      if (before === null) d += `M${start} ${y}`;
+      else if (before !== node)
+        d += `H${start - this.half}C${start} ${this.y(before)} ${start} ${y} ${start + this.half} ${y}`;
       d += `H${Math.max(start + this.half, stop - this.half)}`;
       before = node;
     }
@@ -189,14 +218,24 @@ class Timeline {
   }
 
   #marks() {
-    return svg("g", { class: "marks" }, this.lanes.filter((node) => node.address.length && node.spans.length).map((node) => {
-      const verdict = this.answer.verdicts[node.index] ?? "";
-      const text = `${node.address.at(-1)[1] + 1}${verdict && ` ${VERDICTS[verdict][0]}`}`;
-      const x = this.x(this.answer.at[node.spans[0]]) - this.half - 4;
-      const outer = this.lanes.find((other) => String(other.address) === String(node.address.slice(0, -1)));
-      const covered = Math.abs(this.y(node) - this.y(outer)) < TOKEN / 2 + 3; // the tokens before the fork are there
-      return svg("text", { x, y: this.y(node) + (covered ? -TOKEN / 2 - 3 : 4), "text-anchor": "end", class: verdict }, text);
-    }));
+    return svg(
+      "g",
+      { class: "marks" },
+      this.lanes
+        .filter((node) => node.address.length && node.spans.length)
+        .map((node) => {
+          const verdict = this.answer.verdicts[node.index] ?? "";
+          const text = `${node.address.at(-1)[1] + 1}${verdict && ` ${VERDICTS[verdict][0]}`}`;
+          const x = this.x(this.answer.at[node.spans[0]]) - this.half - 4;
+          const outer = this.lanes.find((other) => String(other.address) === String(node.address.slice(0, -1)));
+          const covered = Math.abs(this.y(node) - this.y(outer)) < TOKEN / 2 + 3; // by the tokens before the fork
+          return svg(
+            "text",
+            { x, y: this.y(node) + (covered ? -TOKEN / 2 - 3 : 4), "text-anchor": "end", class: verdict },
+            text,
+          );
+        }),
+    );
   }
 
   #under(event) {
@@ -233,7 +272,8 @@ class Timeline {
     this.cursor.setAttribute("height", TOKEN + 4);
     if (!follow) return undefined;
     const scroll = this.node;
-    if (x < scroll.scrollLeft + 20 || x > scroll.scrollLeft + scroll.clientWidth - 40) scroll.scrollLeft = x - scroll.clientWidth / 2;
+    if (x < scroll.scrollLeft + 20 || x > scroll.scrollLeft + scroll.clientWidth - 40)
+      scroll.scrollLeft = x - scroll.clientWidth / 2;
     return undefined;
   }
 

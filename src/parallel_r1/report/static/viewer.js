@@ -1,8 +1,20 @@
 // Puts the parts together: list, head, step slider, timeline, text, mask; and what pointer and keys do.
 
-const HELP = [["j / k", "next, previous answer"], ["/", "search problems"], ["[ / ]", "earlier, later step"],
-  ["+ / −", "zoom into a long timeline"], ["t", "tint by surprise"], ["m", "mask and positions"], ["← → ↑ ↓", "on timeline or text: token by token, lane by lane"],
-  ["Esc", "close, or leave the search"], ["?", "this help"]];
+const HELP = [
+  ["j / k", "next, previous answer"],
+  ["/", "search problems"],
+  ["[ / ]", "earlier, later step"],
+  ["+ / −", "zoom into a long timeline"],
+  ["t", "tint by surprise"],
+  ["m", "mask and positions"],
+  ["← → ↑ ↓", "on timeline or text: token by token, lane by lane"],
+  ["Esc", "close, or leave the search"],
+  ["?", "this help"],
+];
+
+const NOTE =
+  "No tokenizer was given, so text is shown per span, with the span's mean surprise; the colours of single tokens in " +
+  "a span are placed by their share of its text. --model FOLDER adds every token's own text.";
 
 class Viewer {
   constructor(data, mount) {
@@ -18,18 +30,53 @@ class Viewer {
     this.steps = new Steps(data, (at) => this.open(at));
     this.defects = el("ul", { class: "defects" });
     this.tip = el("div", { class: "tip", role: "status", hidden: true });
-    this.tint = el("button", { type: "button", class: "chip", "aria-pressed": "true", onclick: () => this.toggleTint() }, "Tint by surprise");
-    this.maskButton = el("button", { type: "button", class: "chip", "aria-expanded": "false", onclick: () => this.toggleMask() }, "Mask and positions");
-    this.zoomButtons = ["−", "+"].map((sign, index) => el("button", { type: "button", class: "chip", "aria-label": index ? "Zoom in" : "Zoom out",
-      onclick: () => this.zoom(index ? 2 : 0.5) }, sign));
-    this.maskPanel = el("section", { class: "mask-panel", hidden: true, "aria-label": "Mask and positions" }, this.mask.node);
+    this.tint = el(
+      "button",
+      { type: "button", class: "chip", "aria-pressed": "true", onclick: () => this.toggleTint() },
+      "Tint by surprise",
+    );
+    this.maskButton = el(
+      "button",
+      { type: "button", class: "chip", "aria-expanded": "false", onclick: () => this.toggleMask() },
+      "Mask and positions",
+    );
+    this.zoomButtons = ["−", "+"].map((sign, index) =>
+      el(
+        "button",
+        {
+          type: "button",
+          class: "chip",
+          "aria-label": index ? "Zoom in" : "Zoom out",
+          onclick: () => this.zoom(index ? 2 : 0.5),
+        },
+        sign,
+      ),
+    );
+    this.maskPanel = el(
+      "section",
+      { class: "mask-panel", hidden: true, "aria-label": "Mask and positions" },
+      this.mask.node,
+    );
     this.help = this.#helpDialog();
-    const helpButton = el("button", { type: "button", class: "chip", "aria-label": "Help: keys", onclick: () => this.help.showModal() }, "?");
-    const note = data.ownTexts ? null : el("p", { class: "note" }, "No tokenizer was given, so text is shown per span, with the span's mean surprise; the colours of single tokens in a span are placed by their share of its text. ",
-      el("code", {}, "--model FOLDER"), " adds every token's own text.");
-    this.pane = el("div", { class: "pane" }, this.head, this.steps.node,
-      el("div", { class: "tools" }, this.tint, this.maskButton, this.zoomButtons, helpButton), note, this.timeline.node, this.#legend(), this.defects,
-      this.maskPanel, this.text.node);
+    const helpButton = el(
+      "button",
+      { type: "button", class: "chip", "aria-label": "Help: keys", onclick: () => this.help.showModal() },
+      "?",
+    );
+    const note = data.ownTexts ? null : el("p", { class: "note" }, NOTE);
+    this.pane = el(
+      "div",
+      { class: "pane" },
+      this.head,
+      this.steps.node,
+      el("div", { class: "tools" }, this.tint, this.maskButton, this.zoomButtons, helpButton),
+      note,
+      this.timeline.node,
+      this.#legend(),
+      this.defects,
+      this.maskPanel,
+      this.text.node,
+    );
     this.node = el("div", { class: "viewer" }, this.list.node, this.pane, this.tip, this.help);
     mount.replaceChildren(this.node);
     this.#keys();
@@ -67,30 +114,81 @@ class Viewer {
     const { data, answer } = this;
     const right = data.correct[at] === 1;
     const [prompt, reference, task] = data.problems[data.problem[at]];
-    const facts = [data.stages[data.stage[at]], data.step[at] === null ? "" : `step ${data.step[at]}`, task,
-      `reference ${reference}`, { length: "cut by the budget", error: "ended by an error", cancelled: "cancelled" }[answer.finish] ?? "",
-      answer.sampler === "isolated" ? "" : answer.sampler.replace("_", " "), answer.schema ?? ""];
-    const terms = Object.entries(answer.terms).map(([name, value]) => `${name} ${signed(value)}`).join(", ");
-    const reward = data.reward[at] === null ? null : el("span", { class: "fact" }, `reward ${signed(data.reward[at])}${terms.includes(",") ? ` (${terms})` : ""}`);
+    const facts = [
+      data.stages[data.stage[at]],
+      data.step[at] === null ? "" : `step ${data.step[at]}`,
+      task,
+      `reference ${reference}`,
+      { length: "cut by the budget", error: "ended by an error", cancelled: "cancelled" }[answer.finish] ?? "",
+      answer.sampler === "isolated" ? "" : answer.sampler.replace("_", " "),
+      answer.schema ?? "",
+    ];
+    const terms = Object.entries(answer.terms)
+      .map(([name, value]) => `${name} ${signed(value)}`)
+      .join(", ");
+    const reward =
+      data.reward[at] === null
+        ? null
+        : el("span", { class: "fact" }, `reward ${signed(data.reward[at])}${terms.includes(",") ? ` (${terms})` : ""}`);
     const figure = (value, words) => el("div", { class: "figure" }, el("b", {}, value), " ", words);
     this.head.replaceChildren(
       el("div", { class: "prompt" }, prompt.trim()),
-      el("div", { class: "facts" }, el("span", { class: `verdict ${right ? "right" : "wrong"}` }, right ? "✓ right" : "✗ wrong"),
-        facts.filter(Boolean).map((fact) => el("span", { class: "fact" }, fact)), reward),
-      el("div", { class: "figures" }, figure(number(answer.criticalPath), "tokens one after the other"),
+      el(
+        "div",
+        { class: "facts" },
+        el("span", { class: `verdict ${right ? "right" : "wrong"}` }, right ? "✓ right" : "✗ wrong"),
+        facts.filter(Boolean).map((fact) => el("span", { class: "fact" }, fact)),
+        reward,
+      ),
+      el(
+        "div",
+        { class: "figures" },
+        figure(number(answer.criticalPath), "tokens one after the other"),
         figure(number(answer.size), "tokens in all"),
-        figure((answer.size / Math.max(1, answer.criticalPath)).toFixed(1), "tokens at a time")));
-    this.defects.replaceChildren(...answer.defects.map(([kind, token, message]) => el("li", {},
-      el("button", { type: "button", onclick: () => this.pick(Math.min(token, answer.size - 1)) }, `${kind} at token ${token}`), ` ${message}`)));
+        figure((answer.size / Math.max(1, answer.criticalPath)).toFixed(1), "tokens at a time"),
+      ),
+    );
+    this.defects.replaceChildren(
+      ...answer.defects.map(([kind, token, message]) =>
+        el(
+          "li",
+          {},
+          el(
+            "button",
+            { type: "button", onclick: () => this.pick(Math.min(token, answer.size - 1)) },
+            `${kind} at token ${token}`,
+          ),
+          ` ${message}`,
+        ),
+      ),
+    );
   }
 
   #legend() {
     const item = (name, words) => el("span", { class: "key" }, el("i", { class: `swatch ${name}` }), words);
-    return el("div", { class: "legend" }, item("trunk", "trunk"), item("right", "right path ✓"), item("wrong", "wrong path ✗"),
-      item("failed", "path without an answer –"), item("path", "path, not judged"), item("summary", "summary"), item("plan", "plan"), item("given", "given by the runtime"),
-      item("line", "critical path"), item("waiting", "waits for the longest path"),
-      el("span", { class: "key scale" }, "surprise, bits: ", ["<0.05", "<0.5", "<1.5", "<3", "more"].map((words, index) =>
-        [el("i", { class: `swatch trunk level-${index}` }), words])));
+    return el(
+      "div",
+      { class: "legend" },
+      item("trunk", "trunk"),
+      item("right", "right path ✓"),
+      item("wrong", "wrong path ✗"),
+      item("failed", "path without an answer –"),
+      item("path", "path, not judged"),
+      item("summary", "summary"),
+      item("plan", "plan"),
+      item("given", "given by the runtime"),
+      item("line", "critical path"),
+      item("waiting", "waits for the longest path"),
+      el(
+        "span",
+        { class: "key scale" },
+        "surprise, bits: ",
+        ["<0.05", "<0.5", "<1.5", "<3", "more"].map((words, index) => [
+          el("i", { class: `swatch trunk level-${index}` }),
+          words,
+        ]),
+      ),
+    );
   }
 
   /** Point at a token: in the timeline, the text, the mask and the tip beside it. */
@@ -112,28 +210,14 @@ class Viewer {
   }
 
   #tip(token, event, cell) {
-    const { answer } = this;
-    const span = answer.span[token];
-    const whole = !answer.ownTexts;
-    const bits = whole ? answer.meanSurprise(span) : answer.surprise[token];
-    const text = answer.textOf(token);
-    const what = whole && answer.count[span] > 1 ? `span of ${answer.count[span]} tokens, mean ` : "";
-    const chance = Number.isNaN(bits) ? "probability unknown" : `${what}p = ${probability(2 ** -bits)}, surprise ${bits < 0.0005 ? "0" : bits.toPrecision(bits < 0.1 ? 1 : 3)} bits`;
-    const seen = cell && cell.i !== cell.j
-      ? el("div", {}, `${answer.seen(cell.i, cell.j) ? "sees" : cell.j > cell.i ? "comes before" : "does not see"} token ${cell.j} ‘${visible(answer.textOf(cell.j))}’`) : null;
-    this.tip.replaceChildren(
-      el("code", {}, text ? visible(text.length > 160 ? `${text.slice(0, 159)}…` : text) : "no text of its own"),
-      el("div", {}, answer.sampled(token) ? `sampled, ${chance}` : "given by the runtime"),
-      el("div", { class: "quiet" }, `token ${token}, position ${answer.position[token]}, ${answer.placeOf(token)}${answer.aside(token) ? ", no part of the answer" : ""}`),
-      ...[seen].filter(Boolean));
+    this.tip.replaceChildren(...tipLines(this.answer, token, cell));
     this.tip.hidden = false;
-    const over = event?.currentTarget === this.mask.picture ? { left: event.clientX, right: event.clientX, top: event.clientY, bottom: event.clientY + 8 }
-      : event?.currentTarget === this.text.node || this.keysOnText ? this.text.place(token) : this.timeline.place(token);
-    if (!over) return;
-    const { offsetWidth: width, offsetHeight: height } = this.tip;
-    const below = over.bottom + 8 + height < innerHeight;
-    this.tip.style.left = `${clamp(over.left, 8, Math.max(8, document.documentElement.clientWidth - width - 8))}px`;
-    this.tip.style.top = `${below ? over.bottom + 8 : Math.max(8, over.top - height - 8)}px`;
+    const onMask = event?.currentTarget === this.mask.picture;
+    const onText = event?.currentTarget === this.text.node || this.keysOnText;
+    const box = onMask
+      ? { left: event.clientX, top: event.clientY, bottom: event.clientY + 8 }
+      : (onText ? this.text : this.timeline).place(token);
+    if (box) placeTip(this.tip, box);
   }
 
   zoom(factor) {
@@ -158,20 +242,32 @@ class Viewer {
 
   #helpDialog() {
     const close = el("button", { type: "button", class: "chip", onclick: () => this.help.close() }, "Close");
-    return el("dialog", { class: "help", "aria-label": "Keys" }, el("h3", {}, "Keys"),
-      el("dl", {}, HELP.map(([key, words]) => [el("dt", {}, el("kbd", {}, key)), el("dd", {}, words)])), close);
+    return el(
+      "dialog",
+      { class: "help", "aria-label": "Keys" },
+      el("h3", {}, "Keys"),
+      el(
+        "dl",
+        {},
+        HELP.map(([key, words]) => [el("dt", {}, el("kbd", {}, key)), el("dd", {}, words)]),
+      ),
+      close,
+    );
   }
 
   #keys() {
     for (const part of [this.timeline, this.text]) {
       part.node.addEventListener("keydown", (event) => {
-        if (!event.key.startsWith("Arrow") || !this.answer?.size || event.ctrlKey || event.metaKey || event.altKey) return;
+        if (!event.key.startsWith("Arrow") || !this.answer?.size || event.ctrlKey || event.metaKey || event.altKey)
+          return;
         event.preventDefault();
         this.keysOnText = part === this.text;
         this.pick(this.token === null ? 0 : this.timeline.beside(this.token, event.key));
         if (this.keysOnText) this.text.point(this.token, true);
       });
-      part.node.addEventListener("blur", () => { this.keysOnText = false; });
+      part.node.addEventListener("blur", () => {
+        this.keysOnText = false;
+      });
     }
     document.addEventListener("keydown", (event) => {
       const typing = event.target.matches?.("input, select, textarea");
@@ -181,10 +277,21 @@ class Viewer {
         this.tip.hidden = true;
         return;
       }
-      if ((typing && event.target.type !== "range") || event.ctrlKey || event.metaKey || event.altKey || this.help.open) return;
-      const act = { j: () => this.list.move(1), k: () => this.list.move(-1), "/": () => this.list.search.focus(),
-        "?": () => this.help.showModal(), t: () => this.toggleTint(), m: () => this.toggleMask(),
-        "+": () => this.zoom(2), "=": () => this.zoom(2), "-": () => this.zoom(0.5), "[": () => this.steps.move(-1), "]": () => this.steps.move(1) }[event.key];
+      if ((typing && event.target.type !== "range") || event.ctrlKey || event.metaKey || event.altKey || this.help.open)
+        return;
+      const act = {
+        j: () => this.list.move(1),
+        k: () => this.list.move(-1),
+        "/": () => this.list.search.focus(),
+        "?": () => this.help.showModal(),
+        t: () => this.toggleTint(),
+        m: () => this.toggleMask(),
+        "+": () => this.zoom(2),
+        "=": () => this.zoom(2),
+        "-": () => this.zoom(0.5),
+        "[": () => this.steps.move(-1),
+        "]": () => this.steps.move(1),
+      }[event.key];
       if (!act) return;
       event.preventDefault();
       act();
@@ -193,7 +300,6 @@ class Viewer {
 }
 
 const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
-const probability = (p) => (p >= 0.9995 ? ">0.999" : p < 0.001 ? p.toExponential(1) : p.toPrecision(3));
 
 async function start() {
   for (const mount of document.querySelectorAll("[data-viewer]")) {
