@@ -13,9 +13,11 @@ import argparse
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +33,7 @@ from parallel_r1.answers.trace import Span
 from parallel_r1.answers.visibility import latency
 from parallel_r1.models.policy import Policy
 from parallel_r1.tasks.base import verdicts
+from parallel_r1.tasks.chains import Chain
 from parallel_r1.tasks.countdown import HARD, _write
 
 GROUP, PROBLEMS = 8, 125
@@ -39,25 +42,27 @@ ANALYSE = "from pathlib import Path; from parallel_r1.evaluation.analysis import
     "if __name__ == '__main__':\n"
     "    import sys, json\n"
     "    analysis = analyse(Path(sys.argv[1]))\n"
-    "    print(json.dumps([len(analysis.answers['step']), len(analysis.forks['step']), len(analysis.steps['step'])]))\n"
+    "    answers, forks = analysis.answers, analysis.forks\n"
+    "    print(json.dumps([len(answers['step']), len(forks['step']), answers['tokens'].mean()]))\n"
 )
 
 
 def text_of(problem: Problem, rng: random.Random) -> str:
-    """An answer of the teacher with about 1,000 tokens: every path has 8 to 12 tries, of about 19 tokens each."""
-    parts, left = [], TOKENS
-    solution = "None"
-    for paths in (5,) if rng.random() < 0.5 else (2, 3):
-        tried = [HARD.tries(problem, rng, rng.randint(8, 12)) for _ in range(paths)]
+    """An answer of the teacher with about 1,000 tokens in one fork or two. A path has up to 12 tries, and a try about
+    20 tokens; a fork gets paths until it has its share of them."""
+    parts, solution = [], "None"
+    forks = rng.choice([1, 2])
+    for _ in range(forks):
+        tried: list[list[tuple[Chain, bool]]] = []
+        while len(tried) < 2 or sum(map(len, tried)) < TOKENS / 20 / forks:
+            tried.append(HARD.tries(problem, rng, rng.randint(8, 12)))
         solution = next((tries[-1][0].expression for tries in tried if tries[-1][1]), solution)
-        while len(tried) < 8 and sum(len(tries) for tries in tried) < left * paths / 5 / 20:
-            tried.append(HARD.tries(problem, rng, 12))
         parts.append(DEFAULT.write([_write(tries) for tries in tried], f"{solution} reached {problem.answer}."))
     return "\n".join([*parts, f"Final Answer: {solution}"])
 
 
-def rows(seed: int) -> list[list[tuple[str, str]]]:
-    """Groups of answers as JSON, cut after the id of the problem."""
+def rows(seed: int) -> list[list[str]]:
+    """Groups of answers as lines of JSON."""
     policy, rng = models.load(str(TINY)), random.Random(seed)
     groups = []
     for problem, _ in zip(HARD.problems("train", seed), range(PROBLEMS), strict=False):
@@ -75,15 +80,13 @@ def _row(policy: Policy, problem: Problem, text: str, rng: random.Random) -> str
     trunk = policy.decode(trace.trunk_ids)
     (correct,) = verdicts(HARD, [problem], [trunk])
     terms = {"accuracy": 1.0 if correct else -1.0, "parallel": 0.2}
-    whole = type(trace)(policy.encode(problem.prompt), spans, sampler="isolated", defects=trace.defects)
-    return json.dumps(
-        to_json(Rollout(problem, whole, texts, correct, latency(whole), len(whole.token_ids), terms)),
-        ensure_ascii=False,
-    )
+    whole = replace(trace, prompt_ids=tuple(policy.encode(problem.prompt)), spans=spans)
+    rollout = Rollout(problem, whole, texts, correct, latency(whole), len(whole.token_ids), terms)
+    return json.dumps(to_json(rollout), ensure_ascii=False)
 
 
 def logprobs(count: int, rng: random.Random) -> tuple[float, ...]:
-    """As many digits as a float of 32 bits has in a file."""
+    """Log-probabilities with as many digits as real ones have in a file."""
     return tuple(-rng.expovariate(2.0) for _ in range(count))
 
 
@@ -100,11 +103,12 @@ def write_run(folder: Path, groups: list[list[str]], steps: int, size: int, rng:
                     file.writelines(line + "\n" for line in group)
 
 
-def measured(folder: Path) -> tuple[float, float, list[int]]:
-    """Seconds and the largest number of bytes of one analysis in processes of its own, and the rows of its tables."""
+def measured(folder: Path) -> tuple[float, float, int, list[float]]:
+    """Of one analysis in processes of its own: seconds, seconds of a processor, the most bytes; and its answers, forks
+    and tokens an answer."""
     script = folder.parent / "analyse_run.py"
     script.write_text(ANALYSE)
-    started, peak = time.perf_counter(), 0
+    before, started, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
     process = subprocess.Popen([sys.executable, script, folder], stdout=subprocess.PIPE, text=True)
     while process.poll() is None:
         peak = max(peak, memory(process.pid))
@@ -113,7 +117,9 @@ def measured(folder: Path) -> tuple[float, float, list[int]]:
     assert process.stdout is not None
     if process.returncode:
         sys.exit("error: the analysis failed")
-    return seconds, peak, json.loads(process.stdout.read())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, busy, peak, json.loads(process.stdout.read())
 
 
 def memory(pid: int) -> int:
@@ -149,14 +155,16 @@ def main() -> None:
         table: list[dict[str, Any]] = []
         for _ in range(options.runs):
             load = os.getloadavg()[0]
-            seconds, peak, (answers, forks, _) = measured(folder)
+            seconds, busy, peak, (answers, forks, tokens) = measured(folder)
             table.append(
                 {
                     "answers": answers,
                     "forks": forks,
+                    "tokens an answer": tokens,
                     "GB read": total / 1e9,
                     "seconds": seconds,
                     "asked for, s": 60,
+                    "processor seconds": busy,
                     "peak GB": peak / 1e9,
                     "asked for, GB": 2,
                     "load before": load,

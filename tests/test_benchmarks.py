@@ -86,6 +86,15 @@ def test_data_are_made_ready(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_is_analysed(tmp_path):
+    run("benchmarks/analysis.py", "--quick", "--out", str(tmp_path))
+    (row,) = json.loads((tmp_path / "analysis.json").read_text())["rows"]
+    assert row["answers"] == 64
+    assert 64 <= row["forks"] <= 128
+    assert 0 < row["peak GB"] < row["asked for, GB"]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".venv-vllm").exists(), reason="`make bench-vllm` has not installed vLLM")
 def test_vllm_can_be_measured(tmp_path):
     run("benchmarks/against_vllm.py", "--quick", "--runs", "1", "--model", "tiny", "--out", str(tmp_path))

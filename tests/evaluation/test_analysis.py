@@ -103,6 +103,8 @@ def test_one_path_has_no_siblings(tmp_path):
         ("3*5=15, 15+7=22", False, "undecided"),
         ("I know", False, "undecided"),
         ("", False, "undecided"),
+        ("Final Answer:", False, "undecided"),
+        (f"{RIGHT}\nFinal Answer: 3*5+8", False, "wrong"),  # what it writes counts before what the task reads
         (RIGHT, True, "undecided"),
         ("Final Answer: 3*5+7", True, "undecided"),
         (f"{FAILED}\n3*5=1", True, "failed"),
@@ -305,7 +307,7 @@ def test_rows_of_mixed_tasks_are_judged_by_their_own(tmp_path):
     assert found.answers["task"].tolist() == [EASY.name, unknown.source, EASY.name, unknown.source]
     assert len(found.notes) == 2  # once for each
     assert any("'riddles-of-nobody' are not judged: expected a known task" in note for note in found.notes)
-    assert any("its verifier fails: ValueError" in note for note in found.notes)
+    assert any("its verifier fails with ValueError" in note for note in found.notes)
     assert np.isnan(found.answers["rescued"][1])
 
 
@@ -327,6 +329,22 @@ def test_a_task_says_what_a_path_concludes():
     assert conclusion_of(None, "so => 7", cut=False) is None
 
 
+def test_a_task_whose_conclusion_fails_is_one_line(tmp_path):
+    @task("broken")
+    class Broken:
+        def problems(self, split, seed):
+            return iter(())
+
+        def verify(self, problems, answers):
+            return [True] * len(answers)
+
+        def conclusion(self, path):
+            return path[1000]
+
+    with pytest.raises(UserError, match=r"a conclusion from task 'broken'; found IndexError.*test_analysis.py:\d+"):
+        analysis_of(tmp_path, answer(["a", "b"], problem=Problem("a", "?", "1", "broken")))
+
+
 def test_a_run_still_being_written(tmp_path):
     """Parts are no files yet; half a line at the end of a file or of the metrics is left out."""
     run = write_run(tmp_path / "run", {1: [answer([]), answer([])]}, [rl(1, "easy")])
@@ -334,7 +352,7 @@ def test_a_run_still_being_written(tmp_path):
     (run / "rollouts" / ".step-2.jsonl.part").write_text("{")
     (run / "rollouts" / "step-x.jsonl").write_text("{")
     with (run / "metrics.jsonl").open("a") as metrics:
-        metrics.write('{"step": 2, "sta')
+        metrics.write('{"kind": "rl"}\n{"step": 2, "sta')
     text = file.read_text()
     file.write_text(text + text[: len(text) // 3])
     found = analyse(run)
@@ -371,6 +389,36 @@ def test_a_line_that_is_no_rollout(tmp_path, line):
     file.write_text(json.dumps(to_json(answer([]))) + f"\n{line}\n")
     with pytest.raises(UserError, match=r"expected a rollout per line.*answers.jsonl:2: .*correct or remove"):
         analyse(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"id": [1]}, r"id is \[1\], not a text"),
+        ({"answer": 7}, "answer is 7, not a text"),
+        ({"terms": {"accuracy": "high"}}, "TypeError"),
+        ({"terms": [1]}, "AttributeError"),
+        ({"address": [[0]]}, "ValueError"),
+        ({"address": 3}, "TypeError"),
+        ({"text": 3}, "AttributeError|TypeError"),
+        ({"ids": 3}, "TypeError"),
+    ],
+)
+def test_a_value_of_another_type(tmp_path, change, said):
+    row = to_json(answer([RIGHT, WRONG]))
+    for name, value in change.items():
+        row["spans"][3][name] = value
+        if name in row and name != "text":
+            row[name] = value
+    file = tmp_path / "answers.jsonl"
+    file.write_text(json.dumps(to_json(answer([]))) + f"\n{json.dumps(row)}\n")
+    with pytest.raises(UserError, match=rf"answers.jsonl:2: .*({said})"):
+        analyse(file)
+
+
+def test_answers_that_count_no_tokens(tmp_path):
+    """A value that contradicts the spans is a value; it stops nothing."""
+    assert analysis_of(tmp_path, replace(answer([RIGHT, WRONG]), total=0)).forks["position"].tolist() == [0]
 
 
 def test_nothing_to_analyse(tmp_path):

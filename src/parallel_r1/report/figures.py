@@ -30,6 +30,7 @@ from parallel_r1.report.style import (
     MARKERS,
     ORANGE,
     PALETTE,
+    PURPLE,
     SKY,
     STYLE,
     VERMILION,
@@ -48,7 +49,7 @@ STEPS = "RL steps since the base"
 NO_STAGE = "no stage"
 COLORS = {
     **{"verification": BLUE, "exploration": ORANGE, "neither": GREY},
-    **{"right": GREEN, "wrong": VERMILION, "failed": ORANGE, "undecided": GREY, "unjudged": SKY},
+    **{"right": GREEN, "wrong": VERMILION, "failed": SKY, "undecided": GREY, "unjudged": PURPLE},
 }
 """Of the layers of stacked shares."""
 
@@ -223,7 +224,7 @@ def _grid(drawn: Sequence[Branch], wanted: Sequence[Panel], label: str) -> Figur
         if is_share:
             share(panel)
         elif column in ("forks", "paths"):
-            panel.set_ylim(bottom=0)
+            panel.set_ylim(bottom=-0.04 * panel.get_ylim()[1])  # a line at 0 is not cut in half
             panel.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     _legend(figure, panels[0])
     return figure

@@ -191,8 +191,8 @@ def conclusion_of(task: Task | None, path: str, *, cut: bool) -> str | None:
     """
     written = final_answer(without_cut_answer(path) if cut else path, getattr(task, "find", "strict"))
     own: Callable[[str], str | None] | None = getattr(task, "conclusion", None)
-    if written is not None or own is None:
-        return written
+    if written or own is None:
+        return written or None  # a mark with nothing behind it is no answer
     return own(path.rpartition("\n")[0] if cut else path)
 
 

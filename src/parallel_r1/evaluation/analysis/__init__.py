@@ -2,9 +2,9 @@
 
 `read.py` finds the files and reads them in pieces; `forks.py` measures one answer; `paths.py` says what its paths
 arrive at, and whether that is right; `columns.py` puts measures into columns; `steps.py` sums them up by step;
-`analyse.py` puts all of it together; `summary.py` has a table for people. Every measure is defined in docs/analysis.md.
+`run.py` puts all of it together; `summary.py` has a table for people. Every measure is defined in docs/analysis.md.
 """
 
-from parallel_r1.evaluation.analysis.analyse import Analysis, analyse
+from parallel_r1.evaluation.analysis.run import Analysis, analyse
 
 __all__ = ["Analysis", "analyse"]

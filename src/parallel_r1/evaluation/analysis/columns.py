@@ -17,7 +17,7 @@ from parallel_r1.answers.shape import self_bleu
 from parallel_r1.answers.trace import TRUNK
 from parallel_r1.evaluation.analysis.forks import ForkText, forks_of
 from parallel_r1.evaluation.analysis.paths import RIGHT, VERDICTS, Judge, agreement, stated, use
-from parallel_r1.evaluation.analysis.read import Piece, rollouts
+from parallel_r1.evaluation.analysis.read import Piece, refusing, rollouts
 
 Columns = dict[str, np.ndarray]
 """A table: name of a column -> one value per row. NaN stands for a measure that a row does not have."""
@@ -88,7 +88,7 @@ def measure(piece: Piece, judge: Judge, sample: int | None) -> Part:
         sample: number of forks to keep for diversity; None keeps all.
     """
     notes: set[str] = set()
-    read = [(at, rollout, forks_of(rollout)) for at, rollout in rollouts(piece, notes)]
+    read = [(at, rollout, _forks(piece, at, rollout)) for at, rollout in rollouts(piece, notes)]
     concluded = [
         [
             [judge.conclusion(rollout.problem.source, *path) for path in zip(fork.texts, fork.cut, strict=True)]
@@ -115,13 +115,20 @@ def measure(piece: Piece, judge: Judge, sample: int | None) -> Part:
                 rank = blake2b(f"{piece.step}/{at}/{number}".encode(), digest_size=8).digest()
                 sampled.append((rank, len(rows), texts))
             rows.append({"step": piece.step, "answer": len(answers), "fork": number, **row})
-        answers.append({"step": piece.step, **_answer(rollout, own)})
+        with refusing(piece.path, at):
+            answers.append({"step": piece.step, **_answer(rollout, own)})
         if sample is not None and len(sampled) > 2 * sample:
             sampled = heapq.nsmallest(sample, sampled)
     judge.known.clear()
     if sample is not None:
         sampled = heapq.nsmallest(sample, sampled)
     return Part(piece.step, columns(answers, ANSWER), columns(rows, FORK), sampled, notes | judge.notes)
+
+
+def _forks(piece: Piece, at: int, rollout: Rollout) -> list[ForkText]:
+    """The forks of the rollout in a line."""
+    with refusing(piece.path, at):
+        return forks_of(rollout)
 
 
 def _fork(
@@ -144,7 +151,7 @@ def _fork(
     return {
         "depth": fork.depth,
         "at": fork.at,
-        "position": fork.at / rollout.total,
+        "position": fork.at / max(1, rollout.total),
         "paths": len(fork.lengths),
         "length": mean,
         "longest": max(fork.lengths),

@@ -17,6 +17,7 @@ from typing import Literal
 from parallel_r1.answers.rollout import Problem
 from parallel_r1.answers.syntax import FINAL_ANSWER
 from parallel_r1.errors import UserError
+from parallel_r1.registry import where
 from parallel_r1.tasks.base import Task, conclusion_of, verdicts
 from parallel_r1.tasks.load import load_task
 
@@ -52,8 +53,17 @@ class Judge:
         return self.tasks[name]
 
     def conclusion(self, source: str, text: str, cut: bool) -> str | None:
-        """The final answer that a path of a task arrives at; see `conclusion_of`."""
-        return conclusion_of(self.task(source), text, cut=cut) if text else None
+        """The final answer that a path of a task arrives at; see `conclusion_of`.
+
+        Raises:
+            UserError: the task's own method `conclusion` fails.
+        """
+        task = self.task(source)
+        try:
+            return conclusion_of(task, text, cut=cut) if text else None
+        except Exception as error:
+            found = f"{error!r:.200} at {where(type(task))}"
+            raise UserError(f"a conclusion from task '{source}'", found, "correct its method conclusion") from error
 
     def verify(self, conclusions: Iterable[tuple[Problem, str | None]]) -> None:
         """Let the tasks judge conclusions, every one once, so that `verdict` knows them."""
@@ -73,7 +83,8 @@ class Judge:
         except Exception as error:  # a row may be of a problem that the task of this name does not have
             if len(pairs) > 1:
                 return [verdict for pair in pairs for verdict in self._judged(task, [pair])]
-            self.notes.add(f"some paths of task '{task.name}' are not judged: its verifier fails: {error!r:.200}")
+            fails = f"its verifier fails with {type(error).__name__}"
+            self.notes.add(f"some paths of task '{task.name}' are not judged: {fails}")
             return [None]
 
     def verdict(self, problem: Problem, conclusion: str | None) -> Verdict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def rollout_files(path: Path) -> list[Path]:
         raise UserError("a run folder or a rollouts file", f"no file or folder {path}", "check the path")
     steps = [file for file in (path / "rollouts").glob("step-*.jsonl") if step_of(file)]
     if not steps:
-        fix = "give a run with an RL stage that has saved a step, or a file of `eval --rollouts`"
+        fix = "give a run with an RL stage that has saved a step, or a file of answers that `eval` wrote"
         raise UserError("a run with rollouts/step-N.jsonl", f"none in {path}", fix)
     return sorted(steps, key=step_of)
 
@@ -77,8 +78,8 @@ def pieces(files: list[Path], size: int = SIZE) -> list[Piece]:
 
 
 def rollouts(piece: Piece, notes: set[str]) -> Iterator[tuple[int, Rollout]]:
-    """The rollouts whose lines begin in a piece, with the byte at which each line begins. A last line that was cut off
-    while it was written is left out; a note says so.
+    """The rollouts whose lines begin in a piece, without log-probabilities, and the byte at which every line begins. A
+    last line that was cut off while it was written is left out; a note says so.
 
     Args:
         notes: gets the note.
@@ -93,13 +94,34 @@ def rollouts(piece: Piece, notes: set[str]) -> Iterator[tuple[int, Rollout]]:
         while (at := file.tell()) < piece.stop and (line := file.readline()):
             if not any(True for _ in files.numbered_lines([line])):
                 continue
-            try:
-                yield at, from_json(_parse(line))
-            except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
-                if not line.endswith(b"\n") and isinstance(error, ValueError):
+            with refusing(piece.path, at):
+                try:
+                    row = _parse(line)
+                except ValueError:
+                    if line.endswith(b"\n"):
+                        raise
                     notes.add(f"the last line of {piece.path} is unfinished: left out")
                     return
-                raise _refused(piece.path, at, error) from error
+                for span in row["spans"]:
+                    span["logprobs"] = None  # half of the row, and no measure needs them
+                rollout = from_json(row)
+                for name in ("id", "prompt", "answer"):
+                    if not isinstance(value := getattr(rollout.problem, name), str):
+                        raise TypeError(f"{name} is {value!r}, not a text")
+            yield at, rollout
+
+
+@contextmanager
+def refusing(path: Path, at: int) -> Iterator[None]:
+    """Turn what the line of a rollout raises into an error that names the line.
+
+    Args:
+        at: the byte at which the line begins.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+        raise _refused(path, at, error) from error
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -137,10 +159,14 @@ def _version(path: Path) -> str | None:
 
 
 def metrics(run: Path | None) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl, without a last line that was cut off; none without that file.
+    """The rows of a run's metrics.jsonl that have a step and a stage, without a last line that was cut off; none
+    without that file.
 
     Raises:
         UserError: a line that is no JSON object.
     """
     file = run / "metrics.jsonl" if run else None
-    return [row for _, row in files.read_jsonl(file, drop_unfinished=True)] if file and file.is_file() else []
+    if file is None or not file.is_file():
+        return []
+    rows = (row for _, row in files.read_jsonl(file, drop_unfinished=True))
+    return [row for row in rows if isinstance(row.get("step"), int) and isinstance(row.get("stage"), str)]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from parallel_r1.errors import need
-from parallel_r1.evaluation.analysis.analyse import Analysis
 from parallel_r1.evaluation.analysis.columns import Columns
+from parallel_r1.evaluation.analysis.run import Analysis
 from parallel_r1.evaluation.analysis.steps import sums
 from parallel_r1.files import written
 from parallel_r1.table import Table
