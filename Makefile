@@ -6,7 +6,7 @@ DONE := .venv/.installed
 # The tests start the command many times: the compiled modules are kept, whatever the shell says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test test-slow test-gpu lint types bench bench-vllm base
+.PHONY: setup demo test test-slow test-gpu test-browser lint types bench bench-vllm base
 
 setup: $(DONE)
 
@@ -32,6 +32,13 @@ GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 test-gpu:
 	PYTHONPATH=src:$(PYTHONPATH) $(GPU_PYTHON) -m pytest -m gpu tests/gpu tests/models/test_attention.py \
 		tests/generation/local/test_engine.py
+
+# Playwright drives the chromium of the system, never a browser of its own.
+test-browser: $(DONE)
+	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(BIN)/pip install --quiet --editable ".[browser]"
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium; } \
+		|| { echo "error: expected chromium; found none; install it as root: apt-get install chromium" >&2; exit 2; }
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser -s tests/browser
 
 lint: $(DONE)
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from parallel_r1.cli import (
     grading,
     models,
     recipes,
+    report,
     runs,
     study,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "main",
     "models",
     "recipes",
+    "report",
     "runs",
     "study",
 ]  # importing them is what registers their commands

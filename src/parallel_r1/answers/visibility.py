@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -202,6 +203,23 @@ def latency(trace: Trace) -> int:
     """Critical path of an answer: the number of tokens, sampled or given, that had to be generated one after the other.
     It depends on the sampler, not on the scorer. Tokens that `causal_join` reads again do not count."""
     return layout(trace.runs, "causal" if trace.sampler == "sequential" else "isolated").critical_path
+
+
+def critical_runs(runs: Sequence[Run], scorer: Literal["isolated", "causal"] = "isolated") -> list[int]:
+    """Indices of the runs on the critical path, in order: each begins where the one before it ends, and their tokens
+    together are the critical path. Of several equally long paths the first is taken."""
+    if not runs:
+        return []
+    laid = layout(runs, scorer)
+    stops = np.cumsum([length for _, length in runs])
+    starts, ends = laid.positions[np.append(0, stops[:-1])], laid.positions[stops - 1] + 1
+    ids = laid.address_ids[stops - 1]
+    chain = [int(ends.argmax())]
+    while starts[chain[-1]]:
+        later = chain[-1]
+        before = (ends[:later] == starts[later]) & laid.sees[ids[later], ids[:later]]
+        chain.append(int(before.argmax()))
+    return chain[::-1]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parallel_r1.cli import options
-from parallel_r1.cli.app import app, console, load_policy, print_json, quiet
+from parallel_r1.cli.app import app, console, load_policy, print_json, quiet, warn
 from parallel_r1.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,10 +107,19 @@ def show(
     count: Annotated[int, typer.Option(min=1, help="Number of answers of a file to show.")] = 4,
     first: Annotated[int, typer.Option(min=0, help="Number of answers to skip before the first.")] = 0,
     as_json: options.AsJson = False,
+    html: Annotated[Path | None, typer.Option(help="Write all answers as timelines to this HTML file.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="With --html: a model whose tokenizer gives every token its text.", show_default="the run's"),
+    ] = None,
+    imports: options.Imports = None,
 ) -> None:
-    """Show a run's table, or answers as trees with every path in its colour."""
+    """Show a run's table, or answers as trees with every path in its colour; with --html answers as timelines."""
     from itertools import islice
 
+    if html is not None:
+        _show_html(path, html, model)
+        return
     if path.is_dir():
         table = path / "table.md"
         if not table.is_file():
@@ -135,6 +144,23 @@ def show(
             from parallel_r1.report.answers import print_rollout
 
             print_rollout(console, rollout)
+
+
+def _show_html(path: Path, out: Path, model: str | None) -> None:
+    """Write the answers of a run or of a file into one page."""
+    from parallel_r1.files import write_text
+    from parallel_r1.report.page import check_new
+    from parallel_r1.report.saved import shown_answers, tokenizer_of
+    from parallel_r1.report.viewer import viewer_page
+
+    check_new(out, "--html")
+    quiet()
+    notes: set[str] = set()
+    title = path.resolve().name if path.is_dir() else path.stem
+    write_text(out, viewer_page(title, shown_answers(path, notes), tokenizer_of(path, model)))
+    for note in sorted(notes):
+        warn(note)
+    console.print(f"the answers are in {out}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +12,7 @@ import typer
 
 from parallel_r1 import distributed as processes
 from parallel_r1.cli import options
-from parallel_r1.cli.app import app, console, print_json, quiet
+from parallel_r1.cli.app import app, console, print_json, quiet, warn
 from parallel_r1.errors import Missing, UserError
 from parallel_r1.files import write_text, written
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from parallel_r1.runs.estimate import Plan
     from parallel_r1.runs.folder import RunFolder
     from parallel_r1.runs.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 
 @app.command()
@@ -145,8 +148,27 @@ def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft"
         _conclude(recipe, run, results)
     run.finish()
     console.print(f"everything is in {run.path}", soft_wrap=True, highlight=False)
-    if as_json and processes.is_first():
-        print_json({"run": str(run.path), "results": [result.to_json() for result in results]})
+    if not processes.is_first():
+        return
+    report = _report(run)
+    if as_json:
+        results_json = [result.to_json() for result in results]
+        print_json({"run": str(run.path), "report": report and str(report), "results": results_json})
+    elif report:
+        console.print(f"the report is {report}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _report(run: RunFolder) -> Path | None:
+    """Write the report of a finished run. If it cannot be written, a warning says why: the run is whole without it."""
+    from parallel_r1.report.report import write_report
+
+    try:
+        return write_report(run.path)
+    except Exception as error:  # whatever it is, hours of training must not end as a failure
+        log.info("no report", exc_info=True)
+        reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        warn(f"no report: {reason}; `parallel-r1 report {run.path}` tries again")
+        return None
 
 
 def _conclude(recipe: Recipe, run: RunFolder, results: list[Result]) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parallel_r1.files import whole
 from parallel_r1.report.style import PALETTE, STYLE, share, smooth, steps_before
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LARGE: dict[Any, Any] = {
     **{"font.size": 10.0, "axes.labelsize": 10.0, "xtick.labelsize": 9.0, "ytick.labelsize": 9.0},
@@ -18,18 +21,28 @@ LARGE: dict[Any, Any] = {
 
 
 def picture(metrics: Sequence[dict[str, Any]], path: Path, starts: Mapping[str, str] | None = None) -> bool:
-    """Draw reward, accuracy and parallel ratio of the RL stages into an image file.
-
-    Args:
-        starts: stage -> the stage whose weights it continues. A stage is drawn after the RL steps of those before it,
-            so that policies which part ways at the base begin at one point; without, one stage after the other.
+    """Draw the curves of a run into an image file; see `curves`.
 
     Returns:
         False, and no file, if matplotlib is not installed or the run had no RL stage.
     """
-    stages = list(dict.fromkeys(row["stage"] for row in metrics if row["kind"] == "rl"))
-    if not stages or importlib.util.find_spec("matplotlib") is None:
+    if importlib.util.find_spec("matplotlib") is None or (figure := curves(metrics, starts)) is None:
         return False
+    with whole(path) as part:
+        figure.savefig(part, dpi=120, format=path.suffix[1:])
+    return True
+
+
+def curves(metrics: Sequence[dict[str, Any]], starts: Mapping[str, str] | None = None) -> Figure | None:
+    """Reward, accuracy and parallel ratio of the RL stages; None if the run had none.
+
+    Args:
+        starts: stage -> the stage whose weights it continues. A stage is drawn after the RL steps of those before it,
+            so that policies which part ways at the base begin at one point; without, one stage after the other.
+    """
+    stages = list(dict.fromkeys(row["stage"] for row in metrics if row["kind"] == "rl"))
+    if not stages:
+        return None
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -38,6 +51,7 @@ def picture(metrics: Sequence[dict[str, Any]], path: Path, starts: Mapping[str, 
     before = steps_before({stage: len(rows) for stage, rows in by_stage.items()}, starts)
     with matplotlib.rc_context({**STYLE, **LARGE}):
         figure = Figure(figsize=(9, 7), layout="constrained")
+        figure.set_label("Reward, accuracy and parallel ratio against the RL steps")
         panels = figure.subplots(3, 1, sharex=True)
         names = {"reward": "reward", "accuracy": "accuracy", "parallel_ratio": "parallel ratio"}
         for panel, (key, label) in zip(panels, names.items(), strict=True):
@@ -50,6 +64,4 @@ def picture(metrics: Sequence[dict[str, Any]], path: Path, starts: Mapping[str, 
         share(panels[2])
         panels[0].legend(ncols=len(stages), loc="lower center", bbox_to_anchor=(0.5, 1.0))
         panels[2].set_xlabel("RL steps since the base (thin: each step; thick: moving average)")
-        with whole(path) as part:
-            figure.savefig(part, dpi=120, format=path.suffix[1:])
-    return True
+    return figure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -38,6 +38,24 @@ Content = list[Words | Fork]
 """Content of the trunk or of a path, in reading order."""
 
 
+def words_of(trace: Trace, texts: Sequence[str]) -> Iterator[tuple[int, Words]]:
+    """The pieces of every span's text in reading order, with the index of the span. Tags only cut texts.
+
+    Args:
+        texts: text of every span; see `Trace.texts`.
+    """
+    within: dict[Address, Literal["summary", "plan"]] = {}
+    schema = trace.schema
+    for index, (span, text) in enumerate(zip(trace.spans, texts, strict=True)):
+        for part in filter(None, schema.pattern.split(text)):
+            role, opens = schema.roles.get(part, (None, False))
+            if role in ("summary", "plan") and opens:
+                within[span.address] = role
+            yield index, Words(part, span.sampled, within.get(span.address), role is not None)
+            if role in ("summary", "plan") and not opens:
+                within.pop(span.address, None)
+
+
 def outline(trace: Trace, texts: Sequence[str]) -> Content:
     """The answer as a tree. Addresses of spans decide what is a path; tags only cut texts.
 
@@ -46,18 +64,11 @@ def outline(trace: Trace, texts: Sequence[str]) -> Content:
     """
     contents: dict[Address, Content] = {TRUNK: []}
     forks: dict[int, Fork] = {}
-    within: dict[Address, Literal["summary", "plan"]] = {}
-    schema = trace.schema
-    for span, text in zip(trace.spans, texts, strict=True):
-        address = span.address
-        content = _content(address, contents, forks)
-        for part in filter(None, schema.pattern.split(text)):
-            role, opens = schema.roles.get(part, (None, False))
-            if role in ("summary", "plan") and opens:
-                within[address] = role
-            content.append(Words(part, span.sampled, within.get(address), role is not None))
-            if role in ("summary", "plan") and not opens:
-                within.pop(address, None)
+    by_span: list[list[Words]] = [[] for _ in trace.spans]
+    for index, words in words_of(trace, texts):
+        by_span[index].append(words)
+    for span, parts in zip(trace.spans, by_span, strict=True):
+        _content(span.address, contents, forks).extend(parts)
     return contents[TRUNK]
 
 

@@ -17,6 +17,7 @@ class ForkText:
     Attributes:
         at: index of the token that opens it.
         depth: number of paths that it lies in.
+        addresses: of the paths.
         lengths: tokens of every path that are drawn one after the other, its tags included. Of a nested fork only the
             longest path counts.
         texts: text of every path, without tags, head and nested forks.
@@ -26,6 +27,7 @@ class ForkText:
 
     at: int
     depth: int
+    addresses: list[Address] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     cut: list[bool] = field(default_factory=list)
@@ -67,6 +69,7 @@ def forks_of(rollout: Rollout) -> list[ForkText]:
         own = ForkText(at, len(parents[fork]), summary=schema.without_tags(summary))
         for path in sorted(numbers):
             address = (*parents[fork], (fork, path))
+            own.addresses.append(address)
             own.lengths.append(lengths[address])
             own.texts.append(texts.get(fork, {}).get(path, ""))
             own.cut.append(not closed.get(address, False))
