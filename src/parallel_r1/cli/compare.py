@@ -26,12 +26,13 @@ def compare(
     picture: Annotated[
         Path | None, typer.Option(help="Draw accuracy against cost into this .svg, .pdf or .png file.")
     ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with all of it to this HTML file.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Compare evaluations, paired by problem: a leaderboard, differences with intervals, corrected p-values, how many
     problems a difference needs; accuracy against cost, and speed at equal accuracy."""
     named = _named(files)
-    for option, path in (("markdown", markdown), ("picture", picture)):
+    for option, path in (("markdown", markdown), ("picture", picture), ("html", html)):
         if path is not None and path.exists():
             raise UserError(f"a new file for --{option}", f"{path} exists", "give another name")
     if picture is not None:
@@ -55,6 +56,10 @@ def compare(
         from parallel_r1.report.frontiers import draw
 
         draw(curves, picture)
+    if html is not None:
+        from parallel_r1.report.leaderboard import leaderboard
+
+        write_text(html, leaderboard(shown, lines, curves))
     if as_json:
         for each in comparisons:
             print_json({**each.to_json(), "speed": [one.to_json() for one in fast.get(each.task, ())]})

@@ -47,6 +47,15 @@ def results_table(results: Sequence[Result], task: str) -> Table:
     return Table(HEADER, rows, title)
 
 
+def reasons_table(results: Sequence[Result], task: str) -> Table | None:
+    """Why answers to a task are wrong, one row per stage; None if the evaluations did not keep it."""
+    mine = [result for result in results if result.task == task and result.silent is not None]
+    keys = ("majority", "cut", "silent", "missed", "out_of_time")
+    names = {key: name for key, name, _ in FIGURES}
+    rows = [(result.stage, *(percent(getattr(result, key)) for key in keys)) for result in mine]
+    return Table(("stage", *(names[key].format(k="k") for key in keys)), rows) if rows else None
+
+
 FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("mean", "mean@{k} %", percent),
     ("majority", "maj@{k} %", percent),
@@ -136,11 +145,11 @@ def frontier_table(task: str, frontiers: Sequence[Frontier]) -> Table:
 
 
 SPEEDS = (
-    ("total / critical-path tokens", "compression"),
-    ("critical path, times shorter", "latency"),
-    ("seconds alone, times fewer", "alone"),
-    ("seconds loaded, times fewer", "loaded"),
-    ("total tokens, times more", "tokens"),
+    ("parallel: total / critical-path tokens", "compression"),
+    ("critical path: sequential / parallel", "latency"),
+    ("seconds alone: sequential / parallel", "alone"),
+    ("seconds loaded: sequential / parallel", "loaded"),
+    ("total tokens: parallel / sequential", "tokens"),
 )
 """The names of the four speed numbers, of which wall-clock is two, in tables."""
 
@@ -296,7 +305,8 @@ def markdown(results: Sequence[Result], pairs: Sequence[tuple[str, str]], valida
         pairs: stages to compare, as (ours, theirs).
         validation: sentences of `chosen`.
     """
-    parts = [results_table(results, task).markdown() for task in tasks(results)]
+    shown = [table for task in tasks(results) for table in (results_table(results, task), reasons_table(results, task))]
+    parts = [table.markdown() for table in shown if table]
     differences = "".join(f"* {line}\n" for line in comparisons(results, pairs))
     if differences:
         parts.append(f"## Paired by problem, with 95 % intervals\n\n{differences}")

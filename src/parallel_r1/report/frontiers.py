@@ -39,9 +39,11 @@ def check_picture(path: Path) -> None:
 def draw(frontiers: Mapping[str, Sequence[Frontier]], path: Path) -> None:
     """Draw the frontiers by task into a file; see `frontier_figure`."""
     check_picture(path)
+    from matplotlib import rc_context
+
     figure = frontier_figure(frontiers)
     metadata = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else None
-    with whole(path) as part:
+    with rc_context(STYLE), whole(path) as part:
         figure.savefig(part, format=path.suffix[1:], dpi=200, metadata=metadata)
 
 
@@ -69,6 +71,34 @@ def frontier_figure(frontiers: Mapping[str, Sequence[Frontier]]) -> Figure:
             row[0].set_title(Path(task).name, loc="left")
         _percent(grid)
         handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, ncols=min(3, len(labels)), loc="outside upper center")
+    return figure
+
+
+def within_figure(answers: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """The share of answers that are right and done within so many tokens, a line for every stage.
+
+    Args:
+        answers: stage -> `correct`, `critical_path` and `total` of its answers.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(2 * WIDTH, HEIGHT + 0.5), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True, squeeze=False)
+        for panel, (cost, label) in zip(panels[0], COSTS[:2], strict=True):
+            for number, (stage, columns) in enumerate(answers.items()):
+                pairs = zip(columns[cost], columns["correct"], strict=True)
+                right = sorted(spent for spent, correct in pairs if correct)
+                shares = [(rank + 1) / len(columns["correct"]) for rank in range(len(right))]
+                end = max(max(one[cost]) for one in answers.values())
+                line = [0.0, *right, end], [0.0, *shares, shares[-1] if shares else 0.0]
+                panel.step(*line, where="post", color=PALETTE[number % len(PALETTE)], label=stage)
+            panel.set_xlabel(f"within so many of its {label}" if cost == "total" else f"within a {label}")
+        panels[0][0].set_ylabel("right")
+        _percent(panels)
+        handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, ncols=min(3, len(labels)), loc="outside upper center")
     return figure
 

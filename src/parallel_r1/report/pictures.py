@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.analysis import analyse
 from parallel_r1.evaluation.analysis.summary import tables
-from parallel_r1.report.curves import curves
+from parallel_r1.evaluation.contestants import frontiers, read_contestant, speeds
+from parallel_r1.evaluation.folder import EVALUATIONS, EvaluationFolder
+from parallel_r1.evaluation.tables import frontier_table, speed_table
+from parallel_r1.report.curves import curves as training_figure
 from parallel_r1.report.figures import figures, inline_svg
+from parallel_r1.report.frontiers import frontier_figure, within_figure
 from parallel_r1.report.page import table_html
 from parallel_r1.report.run import Run
 from parallel_r1.report.sections import paragraph
+from parallel_r1.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +40,7 @@ def training_curves(run: Run) -> str | None:
         return paragraph(f"The run has {why}.", "quiet")
     if not has_matplotlib():
         return paragraph(NO_MATPLOTLIB, "note")
-    figure = curves(run.metrics, run.starts or None)
+    figure = training_figure(run.metrics, run.starts or None)
     assert figure is not None  # there are RL steps
     caption = "RL steps since the base: policies that part ways there begin at one point."
     return figure_html(figure, caption)
@@ -56,8 +63,50 @@ def evolution(run: Run) -> str | None:
 
 
 def frontier(run: Run) -> str | None:
-    """Accuracy against latency and cost, for several models."""
-    return None
+    """Accuracy against latency and cost: of the evaluations of the run by the tokens that an answer takes, and of those
+    evaluations of its checkpoints that were drawn under several budgets."""
+    shown = [*_within(run), *_evaluations(run)]
+    return "".join(shown) or None
+
+
+def _within(run: Run) -> Iterator[str]:
+    """For every task, the share of answers that are right within so many tokens."""
+    folder = RunFolder(run.path)
+    for task in dict.fromkeys(result.task for result in run.results):
+        answers = {}
+        for stage in (result.stage for result in run.results if result.task == task):
+            file = folder.answers(stage, task)
+            names = ("correct", "critical_path", "total")
+            if file.exists:
+                answers[stage] = dict(zip(names, file.columns(*names), strict=True))
+        if not answers:
+            continue
+        if not has_matplotlib():
+            yield paragraph(NO_MATPLOTLIB, "note")
+            return
+        caption = f"{Path(task).name}: the share of answers that are right and done within so many tokens."
+        yield figure_html(within_figure(answers), caption)
+
+
+def _evaluations(run: Run) -> Iterator[str]:
+    """The evaluations of checkpoints of the run, against each other if there are several."""
+    contestants = []
+    for path in sorted((run.path / EVALUATIONS).glob("*")):
+        if not EvaluationFolder(path).is_finished:
+            continue
+        try:
+            contestants.append(read_contestant(path.name, path))
+        except UserError as error:
+            run.notes.append(f"{path.name} is not shown: {error}")
+    curves = frontiers(contestants)
+    fast = speeds(contestants, curves)
+    for task, several in curves.items():
+        if several:
+            yield table_html(frontier_table(task, several))
+        if fast[task]:
+            yield table_html(speed_table(task, fast[task]))
+    if has_matplotlib() and any(len(one.points) > 1 for several in curves.values() for one in several):
+        yield figure_html(frontier_figure(curves), "Accuracy under several budgets, with 95 % intervals.")
 
 
 def figure_html(figure: Figure, caption: str) -> str:

@@ -7,7 +7,7 @@ from html import escape
 
 from parallel_r1.evaluation.measure import Result
 from parallel_r1.evaluation.statistics import holm, problems_needed, sign_flip_test
-from parallel_r1.evaluation.tables import chosen, percent, points, results_table, tasks
+from parallel_r1.evaluation.tables import chosen, percent, points, reasons_table, results_table, tasks
 from parallel_r1.report.intervals import Estimate, intervals_html
 from parallel_r1.report.page import table_html
 from parallel_r1.report.run import Run
@@ -116,9 +116,12 @@ def results(run: Run) -> str | None:
         ]
         parts.append(table_html(results_table(run.results, task)))
         parts.append(intervals_html(estimates, " %"))
+        if reasons := reasons_table(run.results, task):
+            parts.append(table_html(reasons))
     note = (
         "Intervals are 95 % bootstrap intervals over problems. The critical path counts the tokens that had to be "
-        "drawn one after the other; tokens counts all of them."
+        "drawn one after the other; tokens counts all of them. An answer that is right but not read has the right "
+        "answer elsewhere in its text."
     )
     return "".join(parts) + paragraph(note, "quiet")
 

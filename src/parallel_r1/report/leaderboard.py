@@ -1,0 +1,30 @@
+"""A comparison of models as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from parallel_r1.evaluation.frontier import Frontier
+from parallel_r1.report.frontiers import frontier_figure
+from parallel_r1.report.page import Section, page, table_html
+from parallel_r1.report.pictures import figure_html, has_matplotlib
+from parallel_r1.table import Table
+
+
+def leaderboard(tables: Sequence[Table], lines: Sequence[str], curves: Mapping[str, Sequence[Frontier]]) -> str:
+    """The page: tables, the picture of accuracy against cost if several budgets were measured, and remarks.
+
+    Args:
+        tables, lines: of `comparison_report`.
+        curves: by task.
+    """
+    sections = [Section("Tables", "".join(map(table_html, tables)), "tables")]
+    if has_matplotlib() and any(len(one.points) > 1 for several in curves.values() for one in several):
+        picture = figure_html(frontier_figure(curves), "Accuracy under several budgets, with 95 % intervals.")
+        sections.append(Section("Accuracy against cost", picture, "cost"))
+    if lines:
+        sections.append(
+            Section("Remarks", f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>", "remarks")
+        )
+    return page("Comparison", sections)
