@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from parallel_r1.tasks.prompts import Prompt
 
 PROBLEMS, SAMPLES = 200, 8
-"""Problems and answers to each where neither the user nor a suite says."""
+"""Problems of a --task and answers to each where the user does not say."""
 
 
 @app.command("eval")
@@ -33,7 +33,7 @@ def evaluate(
         str | None, typer.Option(help="paper, fresh, a .toml file of a suite, or a file of problems.")
     ] = None,
     problems: Annotated[
-        int | None, typer.Option(min=1, help="Most held-out problems of a task.", show_default="200; of a suite, all")
+        int | None, typer.Option(min=1, help="Most held-out problems of a task.", show_default="200; of a set in a suite, all")
     ] = None,
     samples: Annotated[
         int | None,

@@ -19,10 +19,11 @@ from parallel_r1.models.policy import Policy, digest
 from parallel_r1.tasks.base import Task
 from parallel_r1.tasks.datasets.splits import Split
 from parallel_r1.tasks.grading.extract import Find
+from parallel_r1.tasks.math import Mathematics
 from parallel_r1.tasks.prompts import Prompt
 
-ALL = 1_000_000
-"""More problems than a finite set has."""
+ALL, SOME = 1_000_000, 200
+"""Problems of a task where nobody says how many: all of a set of problems, so many of a task that makes them."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Session:
         name: of the model, in tables.
         tasks: the tasks.
         samples: name of a task -> answers to every problem.
-        problems: most problems of a task; None for all.
+        problems: most problems of a task; None for all of a set, and `SOME` of a task that makes its problems.
         seed: chooses the problems and seeds the answers.
         sampling, prompt: how answers are drawn.
         budgets: critical paths to measure under, smallest first; empty for that of `sampling` alone.
@@ -80,7 +81,8 @@ class Session:
     def parts(self) -> Iterator[tuple[Task, list[Problem], int | None, Sampling]]:
         """Every task and budget, with the problems and the sampling."""
         for task in self.tasks:
-            problems = held_out(task, self.problems or ALL, self.seed, self.split)
+            most = self.problems or (ALL if isinstance(task, Mathematics) else SOME)
+            problems = held_out(task, most, self.seed, self.split)
             for budget in self.budgets or (None,):
                 yield task, problems, budget, self.sampling if budget is None else scaled(self.sampling, budget)
 

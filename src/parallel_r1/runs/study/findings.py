@@ -73,9 +73,11 @@ class Finding:
         formed = [result.well_formed for result in results if result.well_formed is not None]
         figures = ("mean", "passed", "parallel_ratio", "forks", "critical_path", "total")
         means: dict[str, Any] = {figure: fmean(getattr(result, figure) for result in results) for figure in figures}
-        return replace(
-            results[0],
+        return Result(
             stage=self.row,
+            task=self.task,
+            problems=results[0].problems,
+            samples=results[0].samples,
             low=low,
             high=high,
             well_formed=fmean(formed) if formed else None,
