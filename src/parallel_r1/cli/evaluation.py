@@ -33,7 +33,8 @@ def evaluate(
         str | None, typer.Option(help="paper, fresh, a .toml file of a suite, or a file of problems.")
     ] = None,
     problems: Annotated[
-        int | None, typer.Option(min=1, help="Most held-out problems of a task.", show_default="200; of a set in a suite, all")
+        int | None,
+        typer.Option(min=1, help="Most held-out problems of a task.", show_default="200; of a set in a suite, all"),
     ] = None,
     samples: Annotated[
         int | None,
