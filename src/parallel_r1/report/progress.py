@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from parallel_r1.coldstart.collect import Collection
+if TYPE_CHECKING:
+    from parallel_r1.coldstart.collect import Collection
 
 
 def _bars(console: Console) -> Progress | None:
-    """Progress bars with figures and the time left; None where the output is no terminal."""
-    if not console.is_terminal:
+    """Progress bars with figures and the time left; None where the output is no terminal, or one without a cursor."""
+    if not console.is_terminal or console.is_dumb_terminal:
         return None
     return Progress(
         TextColumn("[bold]{task.description:<12}"),
@@ -70,13 +71,20 @@ class RunProgress:
 
     def evaluation(self, row: dict[str, Any]) -> None:
         self.console.print(
-            f"{time.monotonic() - self.started:5.0f} s  {row['stage']:<12} {row['task']}: mean@{row['samples']} "
-            f"{100 * row['mean']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}], parallel "
-            f"{100 * row['parallel_ratio']:.0f} %, critical path {row['critical_path']:.0f}, tokens {row['total']:.0f}"
-            + (f"; validation, best at step {row['best_step']}" if row["kind"] == "validation" else ""),
+            f"{time.monotonic() - self.started:5.0f} s  {row['stage']:<12} {evaluation_figures(row)}",
             soft_wrap=True,
             highlight=False,
         )
+
+
+def evaluation_figures(row: dict[str, Any]) -> str:
+    """An evaluation or a validation as a line of words: the task, mean@k with its interval, the form of the answers."""
+    return (
+        f"{row['task']}: mean@{row['samples']} {100 * row['mean']:.1f} % "
+        f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}], parallel {100 * row['parallel_ratio']:.0f} %, "
+        f"critical path {row['critical_path']:.0f}, tokens {row['total']:.0f}"
+        + (f"; validation, best at step {row['best_step']}" if row["kind"] == "validation" else "")
+    )
 
 
 def figures(row: dict[str, Any]) -> str:
