@@ -27,7 +27,7 @@ def columns(values: Sequence[float], width: int, steps: int) -> list[float]:
     numbers = np.asarray(values, dtype=float)
     per = max(1.0, steps / width)  # values per column
     count = math.ceil(len(numbers) / per)
-    parts = [numbers[round(at * per) : max(round((at + 1) * per), round(at * per) + 1)] for at in range(count)]
+    parts = [numbers[int(at * per) : max(int((at + 1) * per), int(at * per) + 1)] for at in range(count)]
     present = [part[~np.isnan(part)] for part in parts]
     return [float(part.mean()) if len(part) else math.nan for part in present]
 

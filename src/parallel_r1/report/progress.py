@@ -71,20 +71,13 @@ class RunProgress:
 
     def evaluation(self, row: dict[str, Any]) -> None:
         self.console.print(
-            f"{time.monotonic() - self.started:5.0f} s  {row['stage']:<12} {evaluation_figures(row)}",
+            f"{time.monotonic() - self.started:5.0f} s  {row['stage']:<12} {row['task']}: mean@{row['samples']} "
+            f"{100 * row['mean']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}], parallel "
+            f"{100 * row['parallel_ratio']:.0f} %, critical path {row['critical_path']:.0f}, tokens {row['total']:.0f}"
+            + (f"; validation, best at step {row['best_step']}" if row["kind"] == "validation" else ""),
             soft_wrap=True,
             highlight=False,
         )
-
-
-def evaluation_figures(row: dict[str, Any]) -> str:
-    """An evaluation or a validation as a line of words: the task, mean@k with its interval, the form of the answers."""
-    return (
-        f"{row['task']}: mean@{row['samples']} {100 * row['mean']:.1f} % "
-        f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}], parallel {100 * row['parallel_ratio']:.0f} %, "
-        f"critical path {row['critical_path']:.0f}, tokens {row['total']:.0f}"
-        + (f"; validation, best at step {row['best_step']}" if row["kind"] == "validation" else "")
-    )
 
 
 def figures(row: dict[str, Any]) -> str:

@@ -74,6 +74,7 @@ class RunSoFar:
         current: the stage of the last step; None before the first.
         step: number of the last step, over all stages.
         evaluations, validations, warnings: rows of metrics.jsonl, in order.
+        anew: whether the last `read` found that the run had dropped rows, as one does that resumes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,6 +82,7 @@ class RunSoFar:
         self.recipe = _recipe(path)
         self.name = str(self.recipe.get("name", path.name))
         self.began = _began(path)
+        self.anew = False
         self._tail = Tail(path / "metrics.jsonl")
         self._forget()
 
@@ -99,14 +101,13 @@ class RunSoFar:
         self.warnings: list[Row] = []
 
     def read(self) -> list[Row]:
-        """Take in the rows that were logged since the last call, and return them. If the run has dropped rows, as one
-        does that resumes, everything is read anew.
+        """Take in the rows that were logged since the last call, and return them; all rows if some were dropped.
 
         Raises:
             UserError: a damaged line.
         """
-        anew, rows = self._tail.read()
-        if anew:
+        self.anew, rows = self._tail.read()
+        if self.anew:
             self._forget()
         for row in rows:
             self._take(row)
@@ -139,6 +140,25 @@ class RunSoFar:
         paces = [other.pace for other in self.stages.values() if other.kind == stage.kind and other.pace is not None]
         pace = stage.pace if stage.pace is not None else next(reversed(paces), None)
         return None if pace is None else pace * (stage.steps - stage.done)
+
+    @property
+    def total_left(self) -> float | None:
+        """Seconds that the rest of the run will take: its steps, and its evaluations if they take as long as those so
+        far. None where a kind of stage has not begun, so that nobody knows its speed."""
+        lefts = [self.left(stage) for stage in self.stages.values()]
+        known = [left for left in lefts if left is not None]
+        if len(known) < len(lefts):
+            return None
+        evaluated = {row["stage"] for row in self.evaluations}
+        seconds = [row["seconds"] for row in self.evaluations if "seconds" in row]
+        tasks = len({row["task"] for row in self.evaluations})
+        return sum(known) + (fmean(seconds) if seconds else 0.0) * tasks * len(self.stages.keys() - evaluated)
+
+    @property
+    def longest(self) -> float:
+        """The longest time between two rows so far, about: of a step or an evaluation, in seconds."""
+        rows = [*self.evaluations, *self.validations, *([self.current.last] if self.current else [])]
+        return max((row.get("seconds", 0.0) for row in rows if row), default=0.0)
 
     @property
     def silence(self) -> float | None:
@@ -213,7 +233,10 @@ def _recipe(path: Path) -> dict[str, Any]:
 
 
 def _newest(path: Path, most: int = 3) -> str:
-    """Advice that names the newest runs beside a path that is none, and in runs/."""
+    """Advice about a path that is no run: the run that it lies in, or else the newest runs beside it and in runs/."""
+    for folder in list(path.parents)[:2]:
+        if (folder / "recipe.toml").is_file():
+            return f"give the run that it lies in, {folder}"
     folders = {path.parent, path, Path("runs")}
     recipes = {file for folder in folders if folder.is_dir() for file in folder.glob("*/recipe.toml")}
     newest = sorted(recipes, key=lambda file: file.stat().st_mtime, reverse=True)[:most]

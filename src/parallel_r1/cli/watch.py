@@ -1,0 +1,135 @@
+"""The command that follows a running training from another terminal."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from parallel_r1.cli.app import app, console
+
+if TYPE_CHECKING:
+    from parallel_r1.report.watch import Picture
+    from parallel_r1.runs.follow import RunSoFar
+
+KEYS = "n next, p previous, q quit"
+TICK = 0.2
+"""Seconds until a pressed key and another size of the terminal are noticed."""
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.")],
+    every: Annotated[float, typer.Option(min=TICK, help="Seconds between two looks at the run.")] = 2.0,
+    once: Annotated[bool, typer.Option(help="Print one picture and stop.")] = False,
+) -> None:
+    """Follow a run that goes on in another terminal: progress, curves, alarms, evaluations, the newest answers. It only
+    reads files. In a pipe, or on a terminal without a cursor, a picture is followed by a line every ten steps."""
+    from parallel_r1.report.watch import Picture
+    from parallel_r1.runs.follow import RunSoFar
+
+    so_far = RunSoFar(run)
+    so_far.read()
+    if once or so_far.is_finished:
+        console.print(Picture(so_far))
+    elif console.is_terminal and not console.is_dumb_terminal:
+        _on_screen(so_far, every)
+    else:
+        _as_lines(so_far, every)
+    if not once:
+        what = "the run is finished" if so_far.is_finished else "stopped watching; the run goes on"
+        console.print(f"{what}: {run}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _on_screen(run: RunSoFar, every: float) -> None:
+    """Show the run until it ends or the user quits; then leave the last picture on the ordinary screen."""
+    from rich.live import Live
+
+    from parallel_r1.report.watch import Picture
+
+    view = Picture(run, hint=KEYS if sys.stdin.isatty() else "Ctrl-C quits")
+    with _terminated(), _keyboard() as keys, Live(view, console=console, screen=True, auto_refresh=False) as live:
+        while not run.is_finished:
+            run.read()
+            live.refresh()
+            if not _react(view, _wait(every, keys)):
+                break
+    run.read()
+    view.hint = ""
+    console.print(view)
+
+
+def _react(view: Picture, key: str) -> bool:
+    """Do what a key asks for. Returns False if that is to stop."""
+    if key in ("n", "p"):
+        view.turn(1 if key == "n" else -1)
+    return key not in ("q", "Q", "\x1b")
+
+
+def _wait(seconds: float, keys: int | None) -> str:
+    """Wait until a key is pressed, which is returned, the terminal has another size, or the time is over."""
+    end, size = time.monotonic() + seconds, console.size
+    while (left := end - time.monotonic()) > 0 and console.size == size:
+        if keys is None:
+            time.sleep(min(left, TICK))
+        elif select.select([keys], [], [], min(left, TICK))[0]:
+            return os.read(keys, 64).decode(errors="replace")[:1] or "q"  # nothing to read: the terminal is gone
+    return ""
+
+
+@contextmanager
+def _keyboard() -> Iterator[int | None]:
+    """The descriptor from which keys are read one by one, without echo; None if no terminal is there to read from."""
+    if not sys.stdin.isatty():
+        yield None
+        return
+    keys = sys.stdin.fileno()
+    before = termios.tcgetattr(keys)
+    try:
+        tty.setcbreak(keys)
+        yield keys
+    finally:
+        termios.tcsetattr(keys, termios.TCSAFLUSH, before)
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """Let SIGTERM end the program as an exception, so that the terminal is restored."""
+
+    def end(number: int, _: Any) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _as_lines(run: RunSoFar, every: float) -> None:
+    """Print the run as it is now, then a line for its new rows, as the run itself does in a pipe."""
+    from parallel_r1.report.progress import RunProgress
+    from parallel_r1.report.watch import Picture
+
+    console.print(Picture(run))
+    progress = RunProgress(console)
+    if run.began is not None:
+        progress.started = time.monotonic() - (time.time() - run.began)
+    while not run.is_finished:
+        time.sleep(every)
+        rows = run.read()
+        if run.anew:
+            console.print("the run was resumed at an earlier step", style="yellow")
+            rows = rows[-1:]
+        for row in rows:
+            progress(row)
