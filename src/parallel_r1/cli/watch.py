@@ -47,8 +47,9 @@ def watch(
     else:
         _as_lines(so_far, every)
     if not once:
-        what = "the run is finished" if so_far.is_finished else "stopped watching; the run goes on"
-        console.print(f"{what}: {run}", soft_wrap=True, highlight=False, markup=False)
+        table = f"the run is finished: `parallel-r1 show {run}` prints its table"
+        end = table if so_far.is_finished else f"stopped watching {run}, which goes on"
+        console.print(end, soft_wrap=True, highlight=False, markup=False)
 
 
 def _on_screen(run: RunSoFar, every: float) -> None:
