@@ -1,11 +1,15 @@
-"""A stub of a model hub on 127.0.0.1: as much of its API as an upload uses. It has no xet storage, as no hub but one has,
-so large files come through the LFS protocol. It keeps what it gets in a folder."""
+"""A stub of a model hub on 127.0.0.1: as much of its API as an upload uses. It keeps what it gets in a folder.
+
+It says that it has no xet storage, as hubs other than Hugging Face's own do, so large files come by the LFS protocol.
+With `xet` it offers a storage that then refuses everything: enough to see which way a client takes.
+"""
 
 import base64
 import hashlib
 import json
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,6 +26,7 @@ class Hub(ThreadingHTTPServer):
         calls: the requests so far, as "METHOD path".
         repos: name -> visibility, committed files as path -> digest, number of commits.
         messages: of the commits.
+        xet: whether to offer a xet storage.
         fails: part of a "METHOD path" -> status that the next request with it gets, once per entry of the list.
     """
 
@@ -30,7 +35,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, folder: Path):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.calls, self.fails, self.lock = folder, [], {}, threading.Lock()
-        self.repos, self.messages = {}, []
+        self.repos, self.messages, self.xet = {}, [], False
         (folder / "objects").mkdir(parents=True)
 
     @property
@@ -122,7 +127,9 @@ class Handler(BaseHTTPRequestHandler):
         if owner not in NAMESPACES:
             return self.refuse(403, f'You don\'t have the rights to create a model under the namespace "{owner}".')
         if name in self.server.repos:
-            return self.answer(409, {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"})
+            return self.answer(
+                409, {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"}
+            )
         self.server.repos[name] = {"visibility": asked.get("visibility", "public"), "files": {}, "commits": 0}
         return self.answer(200, {"url": f"{self.server.url}/{name}", "name": name})
 
@@ -154,6 +161,13 @@ class Handler(BaseHTTPRequestHandler):
             return digest
         content = self.server.object(digest).read_bytes()
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+    def xet(self, body, name):
+        if not self.server.xet:
+            return self.refuse(404, "Not Found")
+        address, expires = f"{self.server.url}/xet", str(int(time.time()) + 3600)
+        named = {"X-Xet-Cas-Url": address, "X-Xet-Access-Token": "xet", "X-Xet-Token-Expiration": expires}
+        return self.answer(200, {"accessToken": "xet", "exp": int(expires), "casUrl": address}, named.items())
 
     def batch(self, body, name):
         asked, objects = json.loads(body), []
@@ -198,6 +212,7 @@ ROUTES = {
     "POST /api/validate-yaml": Handler.validate,
     f"GET /api/models/{REPO}(?:/revision/main)?": Handler.info,
     f"POST /api/models/{REPO}/preupload/main": Handler.preupload,
+    f"GET /api/models/{REPO}/xet-write-token/main": Handler.xet,
     f"POST /{REPO}.git/info/lfs/objects/batch": Handler.batch,
     f"POST /{REPO}.git/info/lfs/objects/verify": Handler.verify,
     f"POST /api/models/{REPO}/commit/main": Handler.commit,

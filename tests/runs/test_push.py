@@ -108,10 +108,21 @@ def test_a_short_failure_is_not_even_seen(hub, checkpoint):
     assert hub.files(REPO) == content(checkpoint)
 
 
+def test_a_hub_with_xet_storage_is_sent_to_through_it(hub, checkpoint):
+    hub.xet = True
+    push(hub, checkpoint, REPO, said=f"{hub.url}/xet/")
+    assert any("/xet/v1/" in call for call in hub.calls)
+    assert not any("/info/lfs/" in call for call in hub.calls)
+    assert hub.files(REPO) == {}
+
+
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"HF_TOKEN": "hf_another"}, ("a token that http://127.0.0.1", "401 Invalid username or password.", "HF_TOKEN")),
+        (
+            {"HF_TOKEN": "hf_another"},
+            ("a token that http://127.0.0.1", "401 Invalid username or password.", "HF_TOKEN"),
+        ),
         ({"HF_TOKEN": None}, ("a token of the hub; found none", "hf auth login")),
         ({"HF_HUB_OFFLINE": "1"}, "unset HF_HUB_OFFLINE"),
         ({"HF_ENDPOINT": "http://127.0.0.1:9"}, ("a connection to http://127.0.0.1:9", "refused")),

@@ -70,7 +70,9 @@ def push(
     sent = None
     if not dry_run:
         _quiet_hub(bars=console.is_terminal and not as_json)
-        sent = send(parcel, repo, message or f"{parcel.folder.resolve().name}, sent by parallel-r1 {__version__}", private)
+        sent = send(
+            parcel, repo, message or f"{parcel.folder.resolve().name}, sent by parallel-r1 {__version__}", private
+        )
     if as_json:
         where = {"url": sent.url, "commit": sent.commit} if sent else {"url": None, "commit": None}
         print_json({"repo": repo, "files": parcel.files, "left_out": parcel.left_out, "bytes": parcel.size, **where})

@@ -19,6 +19,8 @@ import typer
 from parallel_r1.cli.app import app, console
 
 if TYPE_CHECKING:
+    from rich.console import ConsoleDimensions
+
     from parallel_r1.report.watch import Picture
     from parallel_r1.runs.follow import RunSoFar
 
@@ -49,7 +51,7 @@ def watch(
     if not once:
         table = f"the run is finished: `parallel-r1 show {run}` prints its table"
         end = table if so_far.is_finished else f"stopped watching {run}, which goes on"
-        console.print(end, soft_wrap=True, highlight=False, markup=False)
+        console.print(end, highlight=False, markup=False)
 
 
 def _on_screen(run: RunSoFar, every: float) -> None:
@@ -58,16 +60,16 @@ def _on_screen(run: RunSoFar, every: float) -> None:
 
     from parallel_r1.report.watch import Picture
 
-    view = Picture(run, hint=KEYS if sys.stdin.isatty() else "Ctrl-C quits")
+    view = Picture(run, fits=True, hint=KEYS if sys.stdin.isatty() else "Ctrl-C quits")
     with _terminated(), _keyboard() as keys, Live(view, console=console, screen=True, auto_refresh=False) as live:
         while not run.is_finished:
             run.read()
+            size = console.size
             live.refresh()
-            if not _react(view, _wait(every, keys)):
+            if not _react(view, _wait(every, keys, size)):
                 break
     run.read()
-    view.hint = ""
-    console.print(view)
+    console.print(Picture(run, first=view.first))
 
 
 def _react(view: Picture, key: str) -> bool:
@@ -77,9 +79,9 @@ def _react(view: Picture, key: str) -> bool:
     return key not in ("q", "Q", "\x1b")
 
 
-def _wait(seconds: float, keys: int | None) -> str:
+def _wait(seconds: float, keys: int | None, size: ConsoleDimensions) -> str:
     """Wait until a key is pressed, which is returned, the terminal has another size, or the time is over."""
-    end, size = time.monotonic() + seconds, console.size
+    end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and console.size == size:
         if keys is None:
             time.sleep(min(left, TICK))

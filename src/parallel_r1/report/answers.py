@@ -62,9 +62,7 @@ def _hang(tree: Tree, content: Content, style: str, most: int | None) -> None:
         parts = list(group)
         for fork in (part for part in parts if isinstance(part, Fork)):
             branch = tree.add(Text("fork", "bold"))
-            for number, path in enumerate(fork.paths):
-                tint = PATH_COLOURS[number % len(PATH_COLOURS)]
-                _hang(branch.add(Text(f"path {number + 1}", f"bold {tint}")), path, tint, most)
+            branch.children.extend(_path(number, path, most) for number, path in enumerate(fork.paths))
         texts = [
             Text.assemble(*((printable(part.text), style if part.sampled else f"dim {style}") for part in words))
             for is_tag, words in groupby((part for part in parts if isinstance(part, Words)), lambda part: part.is_tag)
@@ -75,6 +73,18 @@ def _hang(tree: Tree, content: Content, style: str, most: int | None) -> None:
             shown = [Text.assemble((f"{place}: ", style), Text("; ").join(shown))]
         for leaf in shown:
             tree.add(leaf if most is None else _shortened(leaf, most))
+
+
+def _path(number: int, content: Content, most: int | None) -> Tree:
+    """A path as a branch; as one line if it is one line of text."""
+    tint = PATH_COLOURS[number % len(PATH_COLOURS)]
+    name = Text(f"path {number + 1}", f"bold {tint}")
+    branch = Tree(name, guide_style="dim")
+    _hang(branch, content, tint, most)
+    leaf = branch.children[0] if len(branch.children) == 1 else None
+    if leaf is None or leaf.children or not isinstance(leaf.label, Text) or "\n" in leaf.label.plain:
+        return branch
+    return Tree(Text.assemble(name, "  ", leaf.label), guide_style="dim")
 
 
 def _shortened(text: Text, most: int) -> Text:
@@ -97,15 +107,15 @@ def _stripped(text: Text) -> Text:
 def rollout_tree(rollout: Rollout, most: int | None = None) -> Tree:
     """A judged answer as a tree; see `answer_tree`."""
     verdict = Text("correct", "bold green") if rollout.correct else Text("wrong", "bold red")
-    head = Text.assemble(printable(rollout.problem.prompt.strip()), "  ", verdict)
+    head = Text.assemble((printable(rollout.problem.prompt.strip()), "bold"), "  ", verdict)
     if rollout.reward is not None:
         head.append(f"  reward {rollout.reward:+.2f}")
     return answer_tree(rollout.trace, rollout.texts, head, most)
 
 
 def print_rollout(console: Console, rollout: Rollout) -> None:
-    """Print a judged answer as a tree."""
-    console.print(rollout_tree(rollout))
+    """Print a judged answer as a tree, and an empty line."""
+    console.print(rollout_tree(rollout), "", sep="\n", end="\n")
 
 
 class LiveAnswer:

@@ -39,8 +39,8 @@ def bars(values: Sequence[float], low: float, high: float, rows: int = 1, charac
         `rows` lines, the top one first, with a character per value.
     """
     full = len(characters) - 1
-    scale = (full * rows - 1) / (high - low) if high > low else 0.0
-    heights = [0 if math.isnan(value) else 1 + round((value - low) * scale) for value in values]
+    span = high - low or 1.0
+    heights = [0 if math.isnan(value) else 1 + round((value - low) / span * (full * rows - 1)) for value in values]
     return [
         "".join(characters[min(max(height - full * below, 0), full)] for height in heights)
         for below in reversed(range(rows))

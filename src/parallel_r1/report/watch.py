@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,20 +41,22 @@ Lines = list[list[Segment]]
 
 @dataclass
 class Picture:
-    """A run as a picture that is as wide as the console, and as high where the console asks for a height.
+    """A run as a picture that is as wide as the console.
 
     Attributes:
+        fits: whether it is as high as the console too; else it takes the lines that it needs.
         first: index of the first of the newest answers that is shown.
         hint: words at the end of the line above the answers, such as the keys.
     """
 
     run: RunSoFar
+    fits: bool = False
     first: int = 0
     hint: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         pen = Pen(console, options)
-        width, height = options.max_width, options.height
+        width, height = options.max_width, options.max_height if self.fits else None
         if width < WIDE:
             lines = self._status(pen, width, height, stacked=True)
             room = None if height is None else height - len(lines)
@@ -71,7 +73,7 @@ class Picture:
     def turn(self, by: int) -> None:
         """Show the answers from so many further on, if there are any."""
         first, newest = max(0, self.first + by), self.run.rollouts
-        if newest is not None and answers(newest[1], first, 1):
+        if newest is not None and answers(newest[1], first, 1)[0]:
             self.first = first
 
     def _status(self, pen: Pen, width: int, height: int | None, stacked: bool) -> Lines:
@@ -81,13 +83,13 @@ class Picture:
             height: number of lines of the whole picture; None: as many as it takes.
             stacked: whether answers follow below, for which a third of the height is kept.
         """
-        run = self.run
-        short = height is not None and height < 36
+        run, size = self.run, height or 96
+        share = size // 2 if stacked else size
         lines = pen.lines(_head(run), width)
-        lines += pen.all(_stages(run, pen.ascii, most=6 if short else 12), width)
-        lines += pen.all(_evaluations(run, most=2 if short else 8), width)
-        alarms = pen.all(_alarms(run, most=1 if short else 3), width, 2 if short else 3)
-        gap: Lines = [] if short else [[]]
+        lines += pen.all(_stages(run, width, pen.ascii, most=min(12, max(6, share // 4))), width)
+        lines += pen.all(_evaluations(run, most=min(8, max(1, share // 6))), width)
+        alarms = pen.all(_alarms(run, most=min(3, max(1, share // 12))), width, 2 if size < 72 else 3)
+        gap: Lines = [] if size < 36 else [[]]
         room = None
         if height is not None:
             room = height - len(lines) - len(alarms) - 2 * len(gap) - (max(8, height // 3) if stacked else 0)
@@ -103,7 +105,7 @@ class Picture:
         rule = Text(f"answers of step {step}, from number {self.first + 1}", "bold", no_wrap=True, overflow="crop")
         rule.append(f"   {self.hint}" if self.hint else "", "not bold dim")
         lines = pen.lines(rule, width)
-        read = answers(file, self.first, 1 if room is None else max(1, room // 8))
+        read, wrong = answers(file, self.first, 1 if room is None else max(1, room // 8))
         for number, rollout in enumerate(read):
             left = None if room is None else room - len(lines)
             if left is not None and (left < 1 or (number and left < 6)):
@@ -114,8 +116,8 @@ class Picture:
                     break
             lines += pen.cut(tree, left, width)
         if not read:
-            lines += pen.lines(Text("none that can be read", "dim"), width)
-        return lines
+            lines += pen.cut(pen.lines(Text(f"none: {wrong or 'the file has no more'}", "dim"), width), room, width)
+        return lines[:room]
 
 
 class Pen:
@@ -128,7 +130,7 @@ class Pen:
         """A part as lines."""
         return self.console.render_lines(part, self.options.update(width=width, height=None), pad=False)
 
-    def all(self, parts: Sequence[Text], width: int, most: int = 1) -> Lines:
+    def all(self, parts: Iterable[Text], width: int, most: int = 1) -> Lines:
         """Texts one below the other, each cut to `most` lines."""
         return [line for part in parts for line in self.cut(self.lines(part, width), most, width)]
 
@@ -177,12 +179,12 @@ def _head(run: RunSoFar) -> Text:
     return head.append(f"  {run.path}", "not bold dim")
 
 
-def _stages(run: RunSoFar, ascii_only: bool, most: int) -> Iterator[Text]:
+def _stages(run: RunSoFar, places: int, ascii_only: bool, most: int) -> Iterator[Text]:
     """A line per stage with its progress; where they are more than `most`, those around the current one."""
     stages = list(run.stages.values())
     at = stages.index(run.current) if run.current else 0
     start = max(0, min(at - most // 2, len(stages) - most))
-    width = min(16, max((len(stage.name) for stage in stages), default=0))
+    width = _widest(stage.name for stage in stages)
     full, empty = "=-" if ascii_only else "━─"
     for number, stage in enumerate(stages[start : start + most], start):
         line = Text(f"{stage.name[:width]:<{width}} ", no_wrap=True, overflow="crop")
@@ -192,23 +194,30 @@ def _stages(run: RunSoFar, ascii_only: bool, most: int) -> Iterator[Text]:
         if len(stages) > most and number in (start, start + most - 1):
             line.append(f"  stage {number + 1} of {len(stages)}", "dim")
         elif stage.last is not None:
-            line.append(f"  {_figures(stage.last)}")
+            words = _figures(stage.last)
             if not run.is_over(stage) and (left := run.left(stage)) is not None:
-                line.append(f"  left {duration(left)}", "bold")
+                words.insert(0, f"left {duration(left)}")
+            for word in words:
+                line.append(f"  {word}" if len(line) + 2 + len(word) <= places else "")
         yield line
 
 
-def _figures(row: dict[str, Any]) -> str:
-    """The main metrics of a step in a few words."""
-    names = {"loss": ("loss", ".3f")} if "reward" not in row else {key: (name, form) for key, name, form in CURVES[:3]}
-    words = [f"{name} {row[key]:{form}}" for key, (name, form) in names.items() if key in row]
-    return "  ".join([*words, f"{row['tokens_per_second']:,.0f} tok/s"] if "tokens_per_second" in row else words)
+def _widest(names: Iterable[str]) -> int:
+    """Columns for a list of names."""
+    return min(16, max(map(len, names), default=0))
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    """The main metrics of a step, the most important first."""
+    names = CURVES[:3] if "reward" in row else [("loss", "loss", ".3f")]
+    words = [f"{name} {row[key]:{form}}" for key, name, form in names if key in row]
+    return [*words, f"{row['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in row else words
 
 
 def _evaluations(run: RunSoFar, most: int) -> Iterator[Text]:
     """A line per evaluation and, for the current stage, one for its last validation; the newest `most` of them."""
     rows = [*run.evaluations, *run.validations[-1:]][-most:]
-    width = min(16, max((len(row["stage"]) for row in rows), default=0))
+    width = _widest(row["stage"] for row in rows)
     for row in rows:
         line = Text(f"{row['stage'][:width]:<{width}} ", no_wrap=True, overflow="crop")
         line.append(f"{row['task']} {100 * row['mean']:.1f} % ", "bold")

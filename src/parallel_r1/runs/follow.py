@@ -1,7 +1,7 @@
 """A run as it is seen from another process: what its folder says about it so far, read without disturbing it.
 
-This file spells the names of a run's files again, instead of using `RunFolder`, which loads torch: whoever watches a run
-must start at once and take no memory from it.
+This file spells the names of a run's files again, instead of using `RunFolder`, which loads torch: a command that
+watches a run must start at once and take no memory from it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import time
 import tomllib
 from array import array
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -196,21 +195,16 @@ class RunSoFar:
         return line
 
 
-def answers(file: Path, first: int, count: int) -> list[Rollout]:
-    """Some answers of a file that may be written at this moment: those before a line that cannot be read."""
-    found: list[Rollout] = []
+def answers(file: Path, first: int, count: int) -> tuple[list[Rollout], str]:
+    """Some answers of a file that may be written at this moment: those before a line that cannot be read, and what is
+    wrong with that line; nothing if all is well."""
+    read: list[Rollout] = []
     try:
-        found.extend(islice(_readable(file), first, first + count))
-    except FileNotFoundError:
-        pass
-    return found
-
-
-def _readable(file: Path) -> Iterator[Rollout]:
-    try:
-        yield from read_jsonl(file)
-    except UserError:
-        return
+        for rollout in islice(read_jsonl(file), first, first + count):
+            read.append(rollout)
+    except (UserError, FileNotFoundError) as error:
+        return read, str(error)
+    return read, ""
 
 
 def _recipe(path: Path) -> dict[str, Any]:

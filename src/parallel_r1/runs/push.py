@@ -134,8 +134,8 @@ def send(parcel: Parcel, repo: str, message: str, private: bool = False) -> Sent
 
 
 def _has_xet(api: HfApi, repo: str) -> bool:
-    """Whether a hub has the storage that huggingface_hub uploads to if it is given paths. Other hubs than Hugging Face's
-    own have none, and huggingface_hub fails there; given open files it uses the LFS protocol, which all hubs have."""
+    """Whether a hub has the xet storage, which huggingface_hub uses for paths, and fails without it. Hubs other than
+    Hugging Face's own have none: there it is given open files, which it sends by the LFS protocol."""
     from huggingface_hub.utils import build_hf_headers, get_session
 
     address = f"{api.endpoint}/api/models/{repo}/xet-write-token/main"
