@@ -81,6 +81,48 @@ def test_show_draws_every_answer_within_the_screen(hard, width):
         assert "unclosed-summary at token" in text
 
 
+TABLE = """## countdown-hard: 1000 held-out problems, k = 1 answers to each
+
+| stage | mean@k % | 95 % interval | pass@k % | parallel % | well-formed % | critical path | tokens |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| cold-start-of-some-kind | 20.0 | 17.5 .. 22.5 | 20.0 | 88.6 | 86.0 | 57.4 | 181.9 |
+| a\\|b | 15.5 | 13.3 .. 17.8 | 15.5 | 0.0 | - | 57.1 | 57.1 |
+
+## Paired by problem, with 95 % intervals
+
+* countdown-hard: hard - cold-start = +8.5 points [+5.4, +11.6], +42.5 % relative
+"""
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_show_draws_the_table_of_a_run_without_cutting_a_name(tmp_path, width):
+    (tmp_path / "table.md").write_text(TABLE)
+    with Terminal("show", tmp_path, width=width) as terminal:
+        assert terminal.end() == 0
+        assert terminal.fits()
+        assert terminal.is_as_before()
+        text = terminal.text
+    for words in ("17.5 .. 22.5", "13.3 .. 17.8", "181.9", "a|b", "+42.5 %", "1000 held-out problems"):
+        assert words in text
+    assert "…" not in text
+
+
+def test_show_of_a_run_that_goes_on_or_of_nothing(tmp_path, rollouts):
+    path = started(tmp_path / "run", rollouts).path
+    refused("show", path, said=f"`parallel-r1 watch {path}` shows a run that goes on")
+    refused("show", path / "rollouts", said="give a run, or a rollouts file")
+    file = path / "rollouts" / "step-16.jsonl"
+    refused("show", file, "--first", len(rollouts), said=(f"the first {len(rollouts)}", "give a smaller --first"))
+    assert run("show", file, "--first", len(rollouts) - 1, "--json").stdout.count("\n") == 1
+    (tmp_path / "empty.jsonl").write_text("")
+    refused("show", tmp_path / "empty.jsonl", said="give another file")
+    with file.open("a") as unfinished:
+        unfinished.write('{"id": ')
+    done = run("show", file, "--count", 99)
+    assert (done.returncode, "npr: draw 7" in done.stdout) == (2, True)
+    assert f"{file}:{len(rollouts) + 1}: " in done.stderr
+
+
 def test_show_in_a_pipe_has_no_escape_codes(hard):
     done = run("show", hard, "--count", 99, width="80")
     assert done.returncode == 0

@@ -1,8 +1,8 @@
 """Curves as bars of characters, for a terminal.
 
-Block characters by our own few lines rather than a plotting library: a bar needs no axes, can be one line high, reads the
-same without colour, and becomes ASCII where the terminal has no more. plotext draws canvases of several lines with
-box characters, from one global figure; plotille draws braille dots only.
+A few lines of our own rather than a plotting library: a bar needs no axes, can be one line high, reads the same without
+colour, and becomes ASCII where the terminal has no more. plotext draws canvases of several lines with box characters,
+from one global figure, and plotille braille dots.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ BROAD = 4
 SHORT = (None, 600, 300, 160, 80, 40)
 """Longest text of an answer in characters, tried in this order until the answer has the room there is."""
 SILENT = 120.0
-"""Seconds without a new row from which the picture asks whether the run was interrupted, at least."""
+"""Seconds without anything new from which the picture asks whether the run was interrupted, at least."""
 Lines = list[list[Segment]]
 
 
@@ -171,10 +171,10 @@ def _head(run: RunSoFar) -> Text:
     elif silence is None:
         head.append("no step yet", "not bold")
     elif silence > max(SILENT, 3 * run.longest):
-        head.append(f"no new row for {duration(silence)}: interrupted?", "yellow")
+        head.append(f"nothing new for {duration(silence)}: interrupted?", "yellow")
     else:
         head.append("running" if run.began is None else f"running for {duration(time.time() - run.began)}", "green")
-        head.append(f", last row {duration(silence)} ago", "not bold dim")
+        head.append(f", last written {duration(silence)} ago", "not bold dim")
         head.append(f", about {duration(left)} left" if left is not None else "", "not bold")
     return head.append(f"  {run.path}", "not bold dim")
 

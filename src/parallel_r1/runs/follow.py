@@ -161,11 +161,11 @@ class RunSoFar:
 
     @property
     def silence(self) -> float | None:
-        """Seconds since the run wrote its last row; None before the first."""
-        try:
-            return max(0.0, time.time() - (self.path / "metrics.jsonl").stat().st_mtime)
-        except FileNotFoundError:
+        """Seconds since the run wrote a row of metrics or an answer of an evaluation; None before the first row."""
+        if not (metrics := self.path / "metrics.jsonl").is_file():
             return None
+        times = [file.stat().st_mtime for file in (metrics, *(self.path / "eval").glob("*.jsonl"))]
+        return max(0.0, time.time() - max(times))
 
     @property
     def rollouts(self) -> tuple[int, Path] | None:
