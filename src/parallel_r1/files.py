@@ -132,13 +132,13 @@ class Tail:
         self._offset = self._number = 0  # bytes and lines that have been read
         self._end = b""  # the bytes before the offset, at most `_COMPARED`
 
-    def read(self) -> tuple[bool, list[dict[str, Any]]]:
+    def read(self) -> tuple[bool, Iterator[dict[str, Any]]]:
         """The rows of the lines that were completed since the last call; a last line without its line break is left for
         the next call.
 
         Returns:
-            Whether the file is read anew, so that all earlier rows are void; and the rows. A file that does not exist
-            has no rows.
+            Whether the file is read anew, so that all earlier rows are void; and the rows, read while they are iterated
+            over, so that a long file is never in memory. A file that does not exist has no rows.
 
         Raises:
             UserError: a line is not UTF-8, not JSON or not an object; names the file and the line.
@@ -150,15 +150,23 @@ class Tail:
             try:
                 self._file = self.path.open("rb")
             except FileNotFoundError:
-                return anew, []
-        self._file.seek(self._offset)
-        text = self._file.read()
-        text = text[: text.rfind(b"\n") + 1]
-        lines = list(BytesIO(text))
-        rows = list(_objects(self.path, lines, self._number, "correct or remove that line"))
-        self._offset, self._number = self._offset + len(text), self._number + len(lines)
-        self._end = (self._end + text)[-_COMPARED:]
-        return anew, [row for _, row in rows]
+                return anew, iter(())
+        return anew, self._rows(self._file)
+
+    def _rows(self, file: BinaryIO) -> Iterator[dict[str, Any]]:
+        while text := self._lines(file):
+            lines, before = list(BytesIO(text)), self._number
+            self._offset, self._number = self._offset + len(text), self._number + len(lines)
+            self._end = (self._end + text)[-_COMPARED:]
+            yield from (row for _, row in _objects(self.path, lines, before, "correct or remove that line"))
+
+    def _lines(self, file: BinaryIO) -> bytes:
+        """The next whole lines, about a megabyte of them; empty at the end of the file."""
+        file.seek(self._offset)
+        text = file.read(_PIECE)
+        while b"\n" not in text and (more := file.read(_PIECE)):
+            text += more
+        return text[: text.rfind(b"\n") + 1]
 
     def _continues(self, file: BinaryIO) -> bool:
         """Whether the open file is still the one at the path, with the bytes that were read last."""
@@ -178,6 +186,7 @@ class Tail:
 
 
 _COMPARED = 4096
+_PIECE = 1 << 20
 
 
 def _objects(path: Path, lines: Iterable[bytes], before: int, fix: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -130,9 +130,6 @@ def _as_lines(run: RunSoFar, every: float) -> None:
         progress.started = time.monotonic() - (time.time() - run.began)
     while not run.is_finished:
         time.sleep(every)
-        rows = run.read()
+        run.read(lambda row: None if run.anew else progress(row))
         if run.anew:
             console.print("the run was resumed at an earlier step", style="yellow")
-            rows = rows[-1:]
-        for row in rows:
-            progress(row)

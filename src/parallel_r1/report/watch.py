@@ -240,7 +240,7 @@ def curves(run: RunSoFar, width: int, room: int | None, ascii_only: bool = False
     the left, where they part ways at the model, and share steps and scale. While a run has no RL step, the loss.
 
     Args:
-        room: most lines; None for two per bar. The bars become lower, then only the current branch is shown.
+        room: most lines; the bars become lower, then only the current branch is shown. None: bars of a line or two.
     """
     branches = run.branches()
     metrics: Sequence[tuple[str, str, str]] = CURVES
@@ -249,9 +249,10 @@ def curves(run: RunSoFar, width: int, room: int | None, ascii_only: bool = False
             return []
         branches, metrics = [[run.current]], [("loss", "loss", ".3f")]
     current = [branch for branch in branches if run.current in branch] or branches[-1:]
+    usual = 2 if len(branches) == 1 else 1
     for shown, rows in ((branches, 3), (branches, 2), (branches, 1), (current, 1)):
         lines = _curves(shown, metrics, width, rows, ascii_only)
-        if len(lines) <= room if room is not None else rows == 2:
+        if len(lines) <= room if room is not None else rows == usual:
             return lines
     return lines[: max(0, room or 0)]
 

@@ -11,6 +11,7 @@ import time
 import tomllib
 from array import array
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -99,8 +100,11 @@ class RunSoFar:
         self.validations: list[Row] = []
         self.warnings: list[Row] = []
 
-    def read(self) -> list[Row]:
-        """Take in the rows that were logged since the last call, and return them; all rows if some were dropped.
+    def read(self, on_row: Callable[[Row], None] | None = None) -> None:
+        """Take in the rows that were logged since the last call, or all rows if some were dropped.
+
+        Args:
+            on_row: called with every row.
 
         Raises:
             UserError: a damaged line.
@@ -110,7 +114,8 @@ class RunSoFar:
             self._forget()
         for row in rows:
             self._take(row)
-        return rows
+            if on_row is not None:
+                on_row(row)
 
     def _take(self, row: Row) -> None:
         kind = row.get("kind")
