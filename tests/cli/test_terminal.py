@@ -36,8 +36,8 @@ def rollouts(hard):
 
 @pytest.fixture
 def writing(tmp_path, hard):
-    """A run that another process writes, a step in less than a tenth of a second."""
-    command = [sys.executable, ROOT / "tests" / "pretended_run.py", tmp_path / "run", "0.08", hard]
+    """A run that another process writes, twenty steps a second."""
+    command = [sys.executable, ROOT / "tests" / "pretended_run.py", tmp_path / "run", "0.05", hard]
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
     try:
@@ -214,7 +214,7 @@ def test_a_terminal_of_another_size(tmp_path, rollouts):
         assert terminal.end() == 0
 
 
-@pytest.mark.parametrize("terminal_type", ["dumb", None])
+@pytest.mark.parametrize("terminal_type", [pytest.param("dumb", marks=pytest.mark.slow), None])
 def test_lines_where_there_is_no_cursor(writing, tmp_path, terminal_type):
     """On a terminal that can only add lines, and in a pipe."""
     if terminal_type:
@@ -328,6 +328,7 @@ def test_watching_needs_no_torch(tmp_path, rollouts):
 GENERATE = ("generate", PARALLEL, "-e", "--prompt", "Use 4, 9, 7, 13 to make 42.\\n", "--seed", "1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 200])
 def test_generate_grows_within_the_screen(width):
     with Terminal(*GENERATE, width=width, height=60) as terminal:
@@ -338,6 +339,20 @@ def test_generate_grows_within_the_screen(width):
         assert "critical path" in terminal.text
 
 
+@pytest.mark.slow
+def test_generate_shows_the_end_of_an_answer_that_is_higher_than_the_screen():
+    with Terminal(*GENERATE, "--paths", "8", height=12) as terminal:
+        terminal.wait("fork 1 path 8", "╰")
+        assert "fork 1 path 1 " not in terminal.text
+        assert terminal.end() == 0
+        assert "critical path" in terminal.lines[-2]
+        assert terminal.is_as_before()
+        assert terminal.fits()
+    everything = terminal.raw.decode()
+    assert [everything.count(f"fork 1 path {path}") > 0 for path in range(1, 9)] == [True] * 8
+
+
+@pytest.mark.slow
 def test_generate_on_a_terminal_without_a_cursor():
     with Terminal(*GENERATE, height=60, TERM="dumb") as terminal:
         assert terminal.end() == 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.panel import Panel
+from rich.segment import Segment
 from rich.text import Text
 from rich.tree import Tree
 
@@ -118,6 +120,18 @@ def print_rollout(console: Console, rollout: Rollout) -> None:
     console.print(rollout_tree(rollout), "", sep="\n", end="\n")
 
 
+@dataclass(frozen=True)
+class _End:
+    """The end of a view that is higher than the terminal, where an answer grows."""
+
+    view: Group
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in console.render_lines(self.view, options, pad=False)[-max(1, console.height - 1) :]:
+            yield from line
+            yield Segment.line()
+
+
 class LiveAnswer:
     """Shows one answer while it is drawn: the trunk, and below it a panel per path. Call it with every token."""
 
@@ -149,7 +163,7 @@ class LiveAnswer:
         else:
             self.parts.append((address, [token]))
         if self.live:
-            self.live.update(self.view())
+            self.live.update(_End(self.view()))
 
     def view(self) -> Group:
         """The answer so far: text of the trunk, and a panel for every path."""
