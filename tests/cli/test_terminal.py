@@ -169,8 +169,11 @@ def test_keys_turn_the_answers_and_quit(tmp_path, rollouts):
         terminal.wait("from number 2", "long: draw 7")
         terminal.press("p")
         terminal.press("p")
-        terminal.wait("from number 1")
-        terminal.press("x")
+        terminal.wait("wide: draw 7")
+        terminal.press("\x1b[B")
+        terminal.press("nn")
+        terminal.wait("from number 4", "eight: draw 7")
+        terminal.press("x\x1b[15~")
         run.step("easy", "rl", 13, 20, reward=0.125)
         terminal.wait("13/20", "+0.12")
         assert terminal.modes() != terminal.before
@@ -301,6 +304,24 @@ def test_what_is_no_run(tmp_path, rollouts):
         done = run("watch", path, *words)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
+
+
+def test_metrics_that_no_run_writes(tmp_path, rollouts):
+    run = started(tmp_path / "run", rollouts)
+    run.step("easy", "rl", 13, 20, reward=None, accuracy="much")
+    assert "13/20" in once(run)
+    run.log({"kind": "rl", "stage": "easy"})
+    refused("watch", run.path, said="a row of kind 'rl' without stage_step")
+
+
+def test_a_run_that_goes_away(tmp_path, rollouts):
+    run = started(tmp_path / "run", rollouts)
+    with Terminal("watch", run.path, "--every", "0.2", height=40) as terminal:
+        terminal.wait("answers of step 16")
+        run.path.rename(tmp_path / "elsewhere")
+        assert terminal.end() == 2
+        assert terminal.is_as_before()
+        assert "no recipe.toml any more" in " ".join(terminal.text.split())
 
 
 def test_a_run_that_has_just_begun(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import sys
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from parallel_r1.runs.follow import RunSoFar
 
 KEYS = "n next, p previous, q quit"
+TURNS = {"n": 1, "\x1b[B": 1, "\x1b[C": 1, "p": -1, "\x1b[A": -1, "\x1b[D": -1}
+"""Keys, arrows among them, and by how many answers they turn."""
 TICK = 0.2
 """Seconds until a pressed key and another size of the terminal are noticed."""
 
@@ -72,21 +75,24 @@ def _on_screen(run: RunSoFar, every: float) -> None:
     console.print(Picture(run, first=view.first))
 
 
-def _react(view: Picture, key: str) -> bool:
-    """Do what a key asks for. Returns False if that is to stop."""
-    if key in ("n", "p"):
-        view.turn(1 if key == "n" else -1)
-    return key not in ("q", "Q", "\x1b")
+def _react(view: Picture, keys: str) -> bool:
+    """Do what keys ask for. Returns False if that is to stop."""
+    for key in re.findall(r"\x1b\[[\d;]*[A-Za-z~]|.", keys, re.DOTALL):
+        if key in TURNS:
+            view.turn(TURNS[key])
+        elif key in ("q", "Q", "\x04"):
+            return False
+    return True
 
 
 def _wait(seconds: float, keys: int | None, size: ConsoleDimensions) -> str:
-    """Wait until a key is pressed, which is returned, the terminal has another size, or the time is over."""
+    """Wait until keys are pressed, which are returned, the terminal has another size, or the time is over."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and console.size == size:
         if keys is None:
             time.sleep(min(left, TICK))
         elif select.select([keys], [], [], min(left, TICK))[0]:
-            return os.read(keys, 64).decode(errors="replace")[:1] or "q"  # nothing to read: the terminal is gone
+            return os.read(keys, 64).decode(errors="replace") or "q"  # nothing to read: the terminal is gone
     return ""
 
 

@@ -17,7 +17,7 @@ ASCII = " .:#"
 """Characters that are filled from the bottom: empty first, full last."""
 
 
-def columns(values: Sequence[float], width: int, steps: int) -> list[float]:
+def columns(values: Sequence[float] | np.ndarray, width: int, steps: int) -> list[float]:
     """The values as columns of a picture: a column per value while there are no more than `width` of them, else means
     of neighbouring values. NaN counts as absent.
 

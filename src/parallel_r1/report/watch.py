@@ -6,12 +6,15 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.text import Text
 
+from parallel_r1.answers.rollout import Rollout
 from parallel_r1.report import bars
 from parallel_r1.report.answers import PATH_COLOURS, rollout_tree
 from parallel_r1.runs.follow import RunSoFar, StageSoFar, answers
@@ -53,6 +56,7 @@ class Picture:
     fits: bool = False
     first: int = 0
     hint: str = ""
+    _read: tuple[object, tuple[list[Rollout], str]] = (None, ([], ""))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         pen = Pen(console, options)
@@ -75,6 +79,14 @@ class Picture:
         first, newest = max(0, self.first + by), self.run.rollouts
         if newest is not None and answers(newest[1], first, 1)[0]:
             self.first = first
+
+    def _newest(self, file: Path, count: int) -> tuple[list[Rollout], str]:
+        """See `answers`; a file is read again only when it has changed."""
+        status = file.stat() if file.exists() else None
+        key = (file, self.first, count, status and (status.st_mtime_ns, status.st_size))
+        if self._read[0] != key:
+            self._read = (key, answers(file, self.first, count))
+        return self._read[1]
 
     def _status(self, pen: Pen, width: int, height: int | None, stacked: bool) -> Lines:
         """Everything but the answers.
@@ -105,7 +117,7 @@ class Picture:
         rule = Text(f"answers of step {step}, from number {self.first + 1}", "bold", no_wrap=True, overflow="crop")
         rule.append(f"   {self.hint}" if self.hint else "", "not bold dim")
         lines = pen.lines(rule, width)
-        read, wrong = answers(file, self.first, 1 if room is None else max(1, room // 8))
+        read, wrong = self._newest(file, 1 if room is None else max(1, room // 8))
         for number, rollout in enumerate(read):
             left = None if room is None else room - len(lines)
             if left is not None and (left < 1 or (number and left < 6)):
@@ -210,7 +222,7 @@ def _widest(names: Iterable[str]) -> int:
 def _figures(row: dict[str, Any]) -> list[str]:
     """The main metrics of a step, the most important first."""
     names = CURVES[:3] if "reward" in row else [("loss", "loss", ".3f")]
-    words = [f"{name} {row[key]:{form}}" for key, name, form in names if key in row]
+    words = [f"{name} {row[key]:{form}}" for key, name, form in names if isinstance(row.get(key), int | float)]
     return [*words, f"{row['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in row else words
 
 
@@ -268,8 +280,7 @@ def _curves(
     broad = min(max(1, places // steps), BROAD)  # columns per bar
     for key, name, form in metrics:
         drawn = [
-            bars.columns([value for stage in branch for value in stage.series[key]], places, steps)
-            for branch in branches
+            bars.columns(np.concatenate([stage.series[key] for stage in branch]), places, steps) for branch in branches
         ]
         present = [value for columns in drawn for value in columns if not math.isnan(value)]
         if not present:

@@ -27,6 +27,14 @@ SERIES = ("reward", "accuracy", "parallel_ratio", "critical_path", "surprise", "
 """The metrics of steps that are kept as curves."""
 RECENT = 20
 """Number of steps whose mean duration predicts the time left."""
+NEEDED = {
+    "sft": ("stage", "step", "stage_step", "stage_steps"),
+    "rl": ("stage", "step", "stage_step", "stage_steps"),
+    "evaluation": ("stage", "task", "mean", "low", "high", "parallel_ratio", "critical_path"),
+    "validation": ("stage", "task", "mean", "low", "high", "parallel_ratio", "best_step"),
+    "warning": ("stage", "step", "warning"),
+}
+"""What every version writes into rows of a kind. Rows of other kinds are of a later version, and are left out."""
 Row = dict[str, Any]
 
 
@@ -58,7 +66,8 @@ class StageSoFar:
         if "seconds" in row:
             self.seconds.append(row["seconds"])
         for name, values in self.series.items():
-            values.append(row.get(name, float("nan")))
+            value = row.get(name)
+            values.append(value if isinstance(value, int | float) else float("nan"))
 
     @property
     def pace(self) -> float | None:
@@ -107,8 +116,10 @@ class RunSoFar:
             on_row: called with every row.
 
         Raises:
-            UserError: a damaged line.
+            UserError: a damaged line, or the folder is gone.
         """
+        if not (self.path / "recipe.toml").is_file():
+            raise UserError(f"a run in {self.path}", "no recipe.toml any more", "was the folder moved?")
         self.anew, rows = self._tail.read()
         if self.anew:
             self._forget()
@@ -118,14 +129,17 @@ class RunSoFar:
                 on_row(row)
 
     def _take(self, row: Row) -> None:
-        kind = row.get("kind")
+        kind = str(row.get("kind"))
+        if missing := [key for key in NEEDED.get(kind, ()) if key not in row]:
+            found = f"a row of kind '{kind}' without {missing[0]}"
+            raise UserError(f"the metrics of a run in {self._tail.path}", found, "give another run folder")
         if kind in ("sft", "rl"):
             name, self.step = row["stage"], row["step"]
             self.current = self.stages.setdefault(name, StageSoFar(name, kind, row["stage_steps"]))
             self.current.take(row)
         else:
             others = {"evaluation": self.evaluations, "validation": self.validations, "warning": self.warnings}
-            others.get(str(kind), []).append(row)  # a later version may log kinds that this one does not know
+            others.get(kind, []).append(row)
 
     @property
     def is_finished(self) -> bool:
