@@ -81,7 +81,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, text in (("Content-Type", "application/json"), ("Content-Length", str(len(body))), *headers):
             self.send_header(name, text)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def refuse(self, status, message, code=None):
         headers = [("X-Error-Message", message)] + ([("X-Error-Code", code)] if code else [])
@@ -118,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
                 return method(self, body, *found.groups())
         return self.refuse(404, "Not Found")
 
-    do_GET = do_POST = do_PUT = serve
+    do_GET = do_HEAD = do_POST = do_PUT = serve
 
     def create(self, body):
         asked = json.loads(body)
@@ -154,6 +155,20 @@ class Handler(BaseHTTPRequestHandler):
             oid = self.oid(kept[path], mode) if path in kept else None
             files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         return self.answer(200, {"files": files})
+
+    def resolve(self, body, name, path):
+        """A file, or what it is where its content is not asked for."""
+        if path not in self.server.repos.get(name, {"files": {}})["files"]:
+            return self.refuse(404, "Entry not found", "EntryNotFound")
+        content = self.server.files(name)[path]
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", "1" * 40)
+        self.send_header("ETag", f'"{self.server.repos[name]["files"][path]}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+        return None
 
     def oid(self, digest, mode):
         """What git calls the content: of a large file its SHA-256."""
@@ -211,6 +226,7 @@ ROUTES = {
     "POST /api/repos/create": Handler.create,
     "POST /api/validate-yaml": Handler.validate,
     f"GET /api/models/{REPO}(?:/revision/main)?": Handler.info,
+    f"(?:GET|HEAD) /{REPO}/resolve/[^/]+/(.+)": Handler.resolve,
     f"POST /api/models/{REPO}/preupload/main": Handler.preupload,
     f"GET /api/models/{REPO}/xet-write-token/main": Handler.xet,
     f"POST /{REPO}.git/info/lfs/objects/batch": Handler.batch,

@@ -11,9 +11,11 @@ from conftest import ROOT, TINY
 from hub import TOKEN, Hub
 
 from parallel_r1 import models
+from parallel_r1.generation.training_card import read_card
 from parallel_r1.runs.push import LEFT_OUT, pack
 
 REPO = "somebody/tiny"
+TRAINED = ROOT / "models" / "tiny-parallel"
 COMMIT = f"POST /api/models/{REPO}/commit/main"
 
 
@@ -39,12 +41,16 @@ def checkpoint(tmp_path):
 
 def push(hub, *words, said=None, **environment):
     """What `push` does; with `said`, it fails with one line that holds these words and nowhere the token."""
+    return command(hub, "push", *words, said=said, **environment)
+
+
+def command(hub, *words, said=None, **environment):
     variables = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
     variables["HF_HOME"] = str(hub.folder / "no-login")
     variables |= environment
     for name in [name for name, value in variables.items() if value is None]:
         del variables[name]
-    command = [sys.executable, "-m", "parallel_r1", "push", *map(str, words)]
+    command = [sys.executable, "-m", "parallel_r1", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, timeout=100)
     assert TOKEN not in done.stdout + done.stderr
     if said is None:
@@ -78,6 +84,20 @@ def test_a_checkpoint_arrives_whole_and_loads(hub, checkpoint, tmp_path):
     ):
         assert name == other
         assert weight.equal(expected)
+
+
+@pytest.mark.slow
+def test_a_model_on_the_hub_is_used_as_it_was_trained(hub, checkpoint):
+    """Its training card comes along: the same command draws the same answer from the folder and from the hub."""
+    for file in TRAINED.iterdir():
+        (checkpoint / file.name).write_bytes(file.read_bytes())
+    push(hub, checkpoint, REPO)
+    words = ("--prompt", "Use 3, 5, 7 to make 22.\n", "--json")
+    here, there = (json.loads(command(hub, "generate", model, *words).stdout) for model in (checkpoint, REPO))
+    assert here == there
+    paths = {address[-1][1] for span in there["spans"] if (address := span["address"])}
+    assert len(paths) == read_card(checkpoint).sampling.most == 8  # 4 without a card
+    assert f"GET /{REPO}/resolve/main/parallel_r1.json" in [call.replace("1" * 40, "main") for call in hub.calls]
 
 
 def test_the_same_command_again_sends_what_has_changed_only(hub, checkpoint):
