@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ from parallel_r1.cli import (
     report,
     runs,
     study,
+    watch,
 )
 from parallel_r1.cli.app import DEBUG, Flags, app
 from parallel_r1.errors import UserError
@@ -43,6 +45,7 @@ __all__ = [
     "report",
     "runs",
     "study",
+    "watch",
 ]  # importing them is what registers their commands
 GRACE = 5.0
 """Seconds that every process but the first waits before it prints its error."""
@@ -52,6 +55,8 @@ def main() -> None:
     """Run the command line. A `UserError`, or an exception in the user's own plug-in, becomes one line on standard
     error and exit code 2; any other exception keeps its traceback."""
     flags = Flags(os.environ.get(DEBUG) == "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without Unicode; standard error does so already
     try:
         app(obj=flags)
     except UserError as error:

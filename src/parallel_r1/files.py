@@ -10,8 +10,10 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from parallel_r1.errors import UserError
 
@@ -106,14 +108,99 @@ def read_jsonl(
         UserError: a line is not UTF-8, not JSON or not an object; names the file and the line.
     """
     with path.open("rb") as file:
-        for number, line in numbered_lines(file):
-            if drop_unfinished and not line.endswith(b"\n"):
-                return
+        yield from _objects(path, takewhile(_ends, file) if drop_unfinished else file, 0, fix)
+
+
+def _ends(line: bytes) -> bool:
+    return line.endswith(b"\n")
+
+
+class Tail:
+    """Reads a JSONL file that another process appends to, every line once. No lock is taken.
+
+    The open file is kept, so that a file that takes its place is recognised. A file that has been replaced, has become
+    shorter, or differs before the place where reading stopped is read from its beginning.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: BinaryIO | None = None
+        self._restart()
+
+    def _restart(self) -> None:
+        self.close()
+        self._offset = self._number = 0  # bytes and lines that have been read
+        self._end = b""  # the bytes before the offset, at most `_COMPARED`
+
+    def read(self) -> tuple[bool, Iterator[dict[str, Any]]]:
+        """The rows of the lines that were completed since the last call; a last line without its line break is left for
+        the next call.
+
+        Returns:
+            Whether the file is read anew, so that all earlier rows are void; and the rows, read while they are iterated
+            over, so that a long file is never in memory. A file that does not exist has no rows.
+
+        Raises:
+            UserError: a line is not UTF-8, not JSON or not an object; names the file and the line.
+        """
+        anew = self._file is not None and not self._continues(self._file)
+        if anew:
+            self._restart()
+        if self._file is None:
             try:
-                row = parse_object(line)
-            except ValueError as error:
-                raise UserError("a JSON object on every line", f"{path}:{number}: {error}", fix) from error
-            yield number, row
+                self._file = self.path.open("rb")
+            except FileNotFoundError:
+                return anew, iter(())
+        return anew, self._rows(self._file)
+
+    def _rows(self, file: BinaryIO) -> Iterator[dict[str, Any]]:
+        while text := self._lines(file):
+            lines, before = list(BytesIO(text)), self._number
+            self._offset, self._number = self._offset + len(text), self._number + len(lines)
+            self._end = (self._end + text)[-_COMPARED:]
+            yield from (row for _, row in _objects(self.path, lines, before, "correct or remove that line"))
+
+    def _lines(self, file: BinaryIO) -> bytes:
+        """The next whole lines, about a megabyte of them; empty at the end of the file."""
+        file.seek(self._offset)
+        text = file.read(_PIECE)
+        while b"\n" not in text and (more := file.read(_PIECE)):
+            text += more
+        return text[: text.rfind(b"\n") + 1]
+
+    def _continues(self, file: BinaryIO) -> bool:
+        """Whether the open file is still the one at the path, with the bytes that were read last."""
+        try:
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):
+                return False
+        except FileNotFoundError:
+            return False
+        file.seek(self._offset - len(self._end))
+        return file.read(len(self._end)) == self._end
+
+    def close(self) -> None:
+        """Close the file; the next `read` begins anew."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+_COMPARED = 4096
+_PIECE = 1 << 20
+
+
+def _objects(path: Path, lines: Iterable[bytes], before: int, fix: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of the non-blank lines of a file, with their line numbers.
+
+    Args:
+        before: number of lines of the file before the first of `lines`.
+        fix: advice for the user about a bad line.
+    """
+    for number, line in numbered_lines(lines):
+        try:
+            yield before + number, parse_object(line)
+        except ValueError as error:
+            raise UserError("a JSON object on every line", f"{path}:{before + number}: {error}", fix) from error
 
 
 def numbered_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:

@@ -27,6 +27,14 @@ def test_jsonl_loses_nothing(tmp_path):
     assert list(read_jsonl(tmp_path / "r.jsonl")) == written
 
 
+@pytest.mark.parametrize("reward", [1.5, None])
+def test_a_reward_of_version_0_1_is_one_term(reward):
+    row = to_json(rollout("a", 1.2))
+    del row["terms"], row["key"]
+    read = from_json({**row, "reward": reward})
+    assert (read.reward, read.terms) == (reward, None if reward is None else {"reward": 1.5})
+
+
 def test_half_of_a_surrogate_pair_is_written_as_its_escape(tmp_path):
     """Nothing that a run wrote before it is lost; whoever reads the line is told of it."""
     half = replace(rollout(), texts=("\ud83d", "</Path>", "\n", ""))

@@ -70,8 +70,8 @@ def test_a_plan_says_what_is_wrong_with_a_model(tmp_path):
 def test_help_names_every_command():
     text = fresh("--help").stdout
     words = (
-        "demo sft rl train study recipes eval compare generate show rewards parity check grade inspect data prepare "
-        "coldstart"
+        "demo sft rl train study watch recipes eval compare generate show rewards parity check grade inspect data "
+        "prepare push coldstart"
     )
     for command in words.split(" "):
         assert command in text

@@ -88,7 +88,7 @@ def test_plans_and_heads_under_every_schema(name):
     said = "both" if schema.summary is None else "summary: both"
     plan = ["plan: 1: a; 2: b"] * bool(schema.plan)
     squeezed = [line.replace(":one", ": one").replace(":two", ": two") for line in lines]
-    assert squeezed == ["so", *plan, "fork", "path 1", paths[0], "path 2", paths[1], said]
+    assert squeezed == ["so", *plan, "fork", f"path 1  {paths[0]}", f"path 2  {paths[1]}", said]
     html = Elements(answer_html(trace, texts))
     assert html.text("pr1-plan") == [] if schema.plan is None else "1: a" in html.text("pr1-plan")
 
@@ -99,7 +99,8 @@ def test_nested_forks_are_nested(frozen):
     assert html.paths() | {"one": 1, "x": 1, "a": 2, "b": 2, "c": 1, "y": 1, "both": 0} == html.paths()
     tree = plain(answer_tree(trace, texts)).splitlines()
     indent = {line.strip("│├└─ "): len(line) - len(line.lstrip("│├└─ ")) for line in tree}
-    assert indent["a"] == indent["b"] > indent["summary: c"] == indent["y"] == indent["one"] > indent["summary: both"]
+    assert indent["path 1  a"] == indent["path 2  b"] > indent["x"] == indent["summary: c"] == indent["y"]
+    assert indent["y"] > indent["path 1  one"] == indent["path 2"] > indent["summary: both"]
 
 
 @pytest.mark.parametrize("place", ["text", "path", "summary", "prompt"])

@@ -12,7 +12,7 @@ from parallel_r1 import files
 from parallel_r1.answers.identity import key_of
 from parallel_r1.answers.schemas import DEFAULT, Schema
 from parallel_r1.answers.trace import Defect, Span, Trace
-from parallel_r1.answers.upgrade import texts_of_spans
+from parallel_r1.answers.upgrade import terms_of, texts_of_spans
 from parallel_r1.errors import UserError
 
 Message = tuple[str, str]
@@ -162,7 +162,7 @@ KINDS = {"key": str, "source": str, "correct": bool, "critical_path": int, "tota
 
 
 def from_json(row: dict[str, Any]) -> Rollout:
-    """The inverse of `to_json`. Spans without a text, as runs wrote them earlier, are read too."""
+    """The inverse of `to_json`. Rows without texts of spans or without terms, of earlier versions, are read too."""
     for name, kind in KINDS.items():
         if type(value := row.get(name, kind())) is not kind:
             raise TypeError(f"{name} is {value!r}, not {kind.__name__}")
@@ -179,7 +179,7 @@ def from_json(row: dict[str, Any]) -> Rollout:
     before = tuple((role, text) for role, text in row.get("before", ()))
     problem = Problem(row["id"], row["prompt"], row["answer"], row["source"], row.get("key", ""), before)
     reading = Reading(**row["reading"]) if row.get("reading") else None
-    return Rollout(problem, trace, texts, row["correct"], row["critical_path"], row["total"], row["terms"], reading)
+    return Rollout(problem, trace, texts, row["correct"], row["critical_path"], row["total"], terms_of(row), reading)
 
 
 def _span_from_json(row: dict[str, Any]) -> Span:

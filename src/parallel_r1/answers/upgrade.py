@@ -1,15 +1,23 @@
-"""Rollout files of earlier versions: their rows have the text of the answer, but not of its spans."""
+"""Rollout files of earlier versions: their rows have the text of the answer, but not of its spans; in version 0.1 they
+have a reward without terms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
+from typing import Any
 
 from parallel_r1.answers.parser import pieces
 from parallel_r1.answers.schemas import DEFAULT
 from parallel_r1.answers.trace import TRUNK, Trace
 
 FORK_OPEN, (PATH_OPEN, PATH_CLOSE) = DEFAULT.opener, DEFAULT.path  # as all of these files have it
+
+
+def terms_of(row: dict[str, Any]) -> dict[str, float] | None:
+    """The terms of the reward in a row; where a row has the sum only, as one term."""
+    terms: dict[str, float] | None = row["terms"] if "terms" in row else {"reward": row["reward"]}
+    return None if terms == {"reward": None} else terms
 
 
 def texts_of_spans(text: str, trace: Trace) -> tuple[str, ...]:

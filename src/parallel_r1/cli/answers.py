@@ -123,20 +123,27 @@ def show(
     if path.is_dir():
         table = path / "table.md"
         if not table.is_file():
-            raise UserError("a run folder with table.md", f"none in {path}", "give a finished run or a rollouts file")
+            unfinished = (path / "recipe.toml").is_file()
+            fix = (
+                f"`parallel-r1 watch {path}` shows a run that goes on"
+                if unfinished
+                else "give a run, or a rollouts file"
+            )
+            raise UserError("a run folder with table.md", f"none in {path}", fix)
         if as_json:
             from parallel_r1.runs.folder import RunFolder
 
             print_json(RunFolder(path).evaluations)
         else:
-            from rich.markdown import Markdown
+            from parallel_r1.report.grid import ResultsMarkdown
 
-            console.print(Markdown(table.read_text(encoding="utf-8")))
+            console.print(ResultsMarkdown(table.read_text(encoding="utf-8")))
         return
     if not path.is_file():
         raise UserError("a run folder or a rollouts file", f"no file {path}", "check the path")
     from parallel_r1.answers.rollout import read_jsonl, to_json
 
+    rollout = None
     for rollout in islice(read_jsonl(path), first, first + count):
         if as_json:
             print_json(to_json(rollout))
@@ -144,6 +151,9 @@ def show(
             from parallel_r1.report.answers import print_rollout
 
             print_rollout(console, rollout)
+    if rollout is None:
+        fix = "give a smaller --first" if first else "give another file"
+        raise UserError(f"an answer to show, after the first {first}", f"no more in {path}", fix)
 
 
 def _show_html(path: Path, out: Path, model: str | None) -> None:

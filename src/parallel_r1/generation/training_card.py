@@ -66,13 +66,14 @@ class TrainingCard(Section):
 
 
 def read_card(model: str | Path) -> TrainingCard | None:
-    """Read the card of a model folder. Returns None for a model on the hub, and for a folder without a card.
+    """Read the card of a model folder, or of a model on the hub. Returns None where there is no card.
 
     Raises:
         UserError: the card is damaged.
     """
-    path = resolve(Path(model)) / FILE
-    if not str(model) or not path.is_file():
+    folder = resolve(Path(model))
+    path = folder / FILE if folder.exists() else _on_hub(str(model))
+    if not str(model) or path is None or not path.is_file():
         return None
     try:
         return TrainingCard.model_validate(json.loads(path.read_text(encoding="utf-8")))
@@ -82,6 +83,24 @@ def read_card(model: str | Path) -> TrainingCard | None:
             f"{path}: {_reason(error)}",
             "restore the file, or remove it: commands then use their own defaults",
         ) from error
+
+
+def _on_hub(model: str) -> Path | None:
+    """The card of a model on the hub, which `push` sent there. None if there is none, and where no hub or no such model
+    can be reached: loading the model then fails with the reason, or takes the cache."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()  # for a file of a few hundred bytes
+    try:
+        return Path(hf_hub_download(model, FILE))
+    except (OSError, ValueError, HfHubHTTPError):
+        return None
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 def _reason(error: Exception) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.panel import Panel
+from rich.segment import Segment
 from rich.text import Text
 from rich.tree import Tree
 
@@ -25,37 +27,46 @@ def colour(address: Address) -> str:
     return "default" if address == TRUNK else PATH_COLOURS[address[-1][1] % len(PATH_COLOURS)]
 
 
-def answer_tree(trace: Trace, texts: Sequence[str], head: Text | str = "") -> Tree:
+_SYMBOLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
+_SYMBOLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def printable(text: str) -> str:
+    """A text with symbols in the place of control characters, which would command the terminal."""
+    return text.translate(_SYMBOLS)
+
+
+def answer_tree(trace: Trace, texts: Sequence[str], head: Text | str = "", most: int | None = None) -> Tree:
     """An answer as a tree for a terminal, for `__rich__`. Tags are not shown; given text is dim.
 
     Args:
         trace: the answer.
         texts: text of every span; see `Trace.texts`.
         head: shown first, such as the prompt.
+        most: longest leaf in characters; the middle of longer ones is left out. None: all of every text.
     """
+    head = printable(head) if isinstance(head, str) else head
     top = Text.assemble(head, "  " if head else "")
     top.append(f"critical path {latency(trace)}, tokens {len(trace.token_ids)}", "dim")
     if trace.finish != "stop":
         top.append(f", ended by {trace.finish}", "yellow")
     tree = Tree(top, guide_style="dim")
-    _hang(tree, outline(trace, texts), colour(TRUNK))
+    _hang(tree, outline(trace, texts), colour(TRUNK), most)
     for defect in trace.defects:
         tree.add(Text(f"{defect.kind} at token {defect.at}: {defect.message}", "red"))
     return tree
 
 
-def _hang(tree: Tree, content: Content, style: str) -> None:
+def _hang(tree: Tree, content: Content, style: str, most: int | None) -> None:
     """Add the content of the trunk or of a path: a leaf per text between two tags, a branch per fork and path. A plan
     is one leaf with its items."""
     for place, group in groupby(content, lambda part: part.number if isinstance(part, Fork) else part.within):
         parts = list(group)
         for fork in (part for part in parts if isinstance(part, Fork)):
             branch = tree.add(Text("fork", "bold"))
-            for number, path in enumerate(fork.paths):
-                tint = PATH_COLOURS[number % len(PATH_COLOURS)]
-                _hang(branch.add(Text(f"path {number + 1}", f"bold {tint}")), path, tint)
+            branch.children.extend(_path(number, path, most) for number, path in enumerate(fork.paths))
         texts = [
-            Text.assemble(*((part.text, style if part.sampled else f"dim {style}") for part in words))
+            Text.assemble(*((printable(part.text), style if part.sampled else f"dim {style}") for part in words))
             for is_tag, words in groupby((part for part in parts if isinstance(part, Words)), lambda part: part.is_tag)
             if not is_tag
         ]
@@ -63,7 +74,27 @@ def _hang(tree: Tree, content: Content, style: str) -> None:
         if isinstance(place, str) and shown:
             shown = [Text.assemble((f"{place}: ", style), Text("; ").join(shown))]
         for leaf in shown:
-            tree.add(leaf)
+            tree.add(leaf if most is None else _shortened(leaf, most))
+
+
+def _path(number: int, content: Content, most: int | None) -> Tree:
+    """A path as a branch; as one line if it is one line of text."""
+    tint = PATH_COLOURS[number % len(PATH_COLOURS)]
+    name = Text(f"path {number + 1}", f"bold {tint}")
+    branch = Tree(name, guide_style="dim")
+    _hang(branch, content, tint, most)
+    leaf = branch.children[0] if len(branch.children) == 1 else None
+    if leaf is None or leaf.children or not isinstance(leaf.label, Text) or "\n" in leaf.label.plain:
+        return branch
+    return Tree(Text.assemble(name, "  ", leaf.label), guide_style="dim")
+
+
+def _shortened(text: Text, most: int) -> Text:
+    """A text of at most so many characters, without its middle."""
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return Text.assemble(text[: max(1, most - end - 3)], (" … ", "dim"), text[len(text) - end :])
 
 
 def _stripped(text: Text) -> Text:
@@ -75,13 +106,30 @@ def _stripped(text: Text) -> Text:
     return text[start : len(plain.rstrip("\n"))]
 
 
-def print_rollout(console: Console, rollout: Rollout) -> None:
-    """Print a judged answer as a tree."""
+def rollout_tree(rollout: Rollout, most: int | None = None) -> Tree:
+    """A judged answer as a tree; see `answer_tree`."""
     verdict = Text("correct", "bold green") if rollout.correct else Text("wrong", "bold red")
-    head = Text.assemble(rollout.problem.prompt.strip(), "  ", verdict)
+    head = Text.assemble((printable(rollout.problem.prompt.strip()), "bold"), "  ", verdict)
     if rollout.reward is not None:
         head.append(f"  reward {rollout.reward:+.2f}")
-    console.print(answer_tree(rollout.trace, rollout.texts, head))
+    return answer_tree(rollout.trace, rollout.texts, head, most)
+
+
+def print_rollout(console: Console, rollout: Rollout) -> None:
+    """Print a judged answer as a tree, and an empty line."""
+    console.print(rollout_tree(rollout), "", sep="\n", end="\n")
+
+
+@dataclass(frozen=True)
+class _End:
+    """The end of a view that is higher than the terminal, where an answer grows."""
+
+    view: Group
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in console.render_lines(self.view, options, pad=False)[-max(1, console.height - 1) :]:
+            yield from line
+            yield Segment.line()
 
 
 class LiveAnswer:
@@ -115,13 +163,13 @@ class LiveAnswer:
         else:
             self.parts.append((address, [token]))
         if self.live:
-            self.live.update(self.view())
+            self.live.update(_End(self.view()))
 
     def view(self) -> Group:
         """The answer so far: text of the trunk, and a panel for every path."""
         shown: list[Any] = []
         for address, tokens in self.parts:
-            text = self.decode(tokens)
+            text = printable(self.decode(tokens))
             if address == TRUNK:
                 shown.append(Text(text))
             else:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from parallel_r1.coldstart.collect import Collection
+if TYPE_CHECKING:
+    from parallel_r1.coldstart.collect import Collection
 
 
 def _bars(console: Console) -> Progress | None:
-    """Progress bars with figures and the time left; None where the output is no terminal."""
-    if not console.is_terminal:
+    """Progress bars with figures and the time left; None where the output is no terminal, or one without a cursor."""
+    if not console.is_terminal or console.is_dumb_terminal:
         return None
     return Progress(
         TextColumn("[bold]{task.description:<12}"),

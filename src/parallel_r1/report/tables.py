@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table as RichTable
-from rich.text import Text
 
 from parallel_r1.coldstart.collect import statistics_table
 from parallel_r1.coldstart.filters import Statistics
@@ -17,34 +16,15 @@ from parallel_r1.errors import Missing
 from parallel_r1.evaluation import tables
 from parallel_r1.evaluation.folder import Measured
 from parallel_r1.evaluation.measure import Result
+from parallel_r1.report.grid import narrow, rich_table
 from parallel_r1.runs.estimate import Memory, Plan
 from parallel_r1.table import Table
 from parallel_r1.training.mismatch import Mismatch
 
 
-def rich_table(table: Table, row_styles: Sequence[str] = (), cell_styles: Mapping[str, str] | None = None) -> RichTable:
-    """A table for a terminal, narrow enough for the 80 columns of a pipe or a log: long names are folded.
-
-    Args:
-        row_styles: style of every row, such as `bold`; none if empty.
-        cell_styles: cell -> style.
-    """
-    styles = cell_styles or {}
-    shown = RichTable(box=None, padding=(0, 1, 0, 0), pad_edge=False, title=table.title or None, title_justify="left")
-    for column, name in enumerate(table.header):
-        if column < table.names:
-            shown.add_column(Text(name), overflow="fold")
-        else:
-            shown.add_column(Text(name), justify="right", no_wrap=True)
-    for row, style in zip(table.rows, row_styles or [""] * len(table.rows), strict=True):
-        shown.add_row(*(Text(cell, styles.get(cell, "")) for cell in row), style=style or None)
-    return shown
-
-
 def print_table(console: Console, table: Table) -> None:
     """Print a table, with the names of its columns on two lines."""
-    header = tuple("\n".join(name.replace("-", "-\n").rsplit(" ", 1)) for name in table.header)
-    console.print(rich_table(Table(header, table.rows, table.title, table.names)))
+    console.print(rich_table(narrow(table)))
 
 
 def print_results(console: Console, results: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> None:
