@@ -272,7 +272,9 @@ def test_show_html(folder, tmp_path):
     assert unpacked(out, "answers-0")[0]["bits"] == [[1000]] * 4
     refused("show", folder, "--html", out, said=("a new file for --html", "exists"))
     file = folder / "rollouts" / "step-4.jsonl"
-    assert run("show", file, "--html", tmp_path / "b.html", "--model", "models/tiny-base").returncode == 0
+    own = run("show", file, "--html", tmp_path / "b.html", "--model", "models/tiny-base", "--json")
+    assert json.loads(own.stdout) == {"html": str(tmp_path / "b.html")}
+    assert unpacked(tmp_path / "b.html", "answers-index")["tokens"] is True
     refused("show", file, "--html", tmp_path / "c.html", "--model", tmp_path / "no", said="model folder")
     refused("show", tmp_path / "none", "--html", tmp_path / "c.html", said="no file")
     file.unlink()
