@@ -70,7 +70,7 @@ def test_a_plan_says_what_is_wrong_with_a_model(tmp_path):
 def test_help_names_every_command():
     text = fresh("--help").stdout
     words = (
-        "demo sft rl train study recipes report eval compare generate show rewards parity check grade inspect data prepare "
+        "demo sft rl train study recipes eval compare generate show rewards parity check grade inspect data prepare "
         "coldstart"
     )
     for command in words.split(" "):
