@@ -1,7 +1,11 @@
 """The report of a run: its sections, and runs that are empty, unfinished, damaged or of another version."""
 
+import base64
+import gzip
 import json
+import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -20,6 +24,12 @@ from parallel_r1.runs.recipe_file import dump_recipe
 from parallel_r1.table import Table
 
 EMPTY = {"meta", "link", "br", "img", "input"}
+
+
+def unpacked(file, block):
+    """A data block of a page."""
+    packed = re.search(f'id="{block}">([^<]*)<', file.read_text())[1]
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
 
 
 class Read(HTMLParser):
@@ -64,6 +74,12 @@ def step(number, stage="rl", **more):
     return {**place, **figures, **more}
 
 
+def known(rollout):
+    """An answer with a probability of 1/2 for every token."""
+    spans = tuple(replace(span, logprobs=(-math.log(2),)) for span in rollout.trace.spans)
+    return replace(rollout, trace=replace(rollout.trace, spans=spans))
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A finished run, written by hand."""
@@ -76,7 +92,7 @@ def folder(tmp_path):
     write_text(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     for stage, mean in (("rl", 0.6), ("sft", 0.2), ("base", 0.1)):
         write_json(path / "eval" / f"{stage}.countdown-easy.json", evaluation(stage, mean))
-    answers = [judged(f"p{index}", index % 2 == 0, forked=True) for index in range(4)]
+    answers = [known(judged(f"p{index}", index % 2 == 0, forked=True)) for index in range(4)]
     write_jsonl(path / "rollouts" / "step-4.jsonl", answers)
     return path
 
@@ -253,10 +269,12 @@ def test_show_html(folder, tmp_path):
     out = tmp_path / "answers.html"
     done = run("show", folder, "--html", out)
     assert done.returncode == 0, done.stderr
-    assert 'id="answers-0"' in out.read_text()
+    assert unpacked(out, "answers-0")[0]["bits"] == [[1000]] * 4
     refused("show", folder, "--html", out, said=("a new file for --html", "exists"))
     file = folder / "rollouts" / "step-4.jsonl"
-    assert run("show", file, "--html", tmp_path / "b.html", "--model", "models/tiny-base").returncode == 0
+    own = run("show", file, "--html", tmp_path / "b.html", "--model", "models/tiny-base", "--json")
+    assert json.loads(own.stdout) == {"html": str(tmp_path / "b.html")}
+    assert unpacked(tmp_path / "b.html", "answers-index")["tokens"] is True
     refused("show", file, "--html", tmp_path / "c.html", "--model", tmp_path / "no", said="model folder")
     refused("show", tmp_path / "none", "--html", tmp_path / "c.html", said="no file")
     file.unlink()

@@ -105,6 +105,20 @@ def test_index_and_blocks():
     assert pack([])[1:] == ([], 0)
 
 
+def test_one_problem_in_other_words_is_one_problem_with_its_own_words():
+    """The slider follows a problem by its key; every answer shows the prompt that it answers."""
+    one, other = judged("Use 1, 2", True, key="k"), judged("Use 2, 1", True, key="k")
+    asked = replace(one.problem, before=(("system", "Think."),))
+    index = read(pack([Shown(one), Shown(other), Shown(one), Shown(replace(one, problem=asked))])[0])
+    assert [index["problems"][number][0] for number in index["columns"]["problem"]] == [
+        "Use 1, 2\n",
+        "Use 2, 1\n",
+        "Use 1, 2\n",
+        "system: Think.\n\nUse 1, 2\n",
+    ]
+    assert [row[4] for row in index["problems"]] == [0, 0, 0]
+
+
 def test_an_answer_that_shows_the_method_is_opened_first():
     wrong, plain, forked = judged("a", False), judged("b", True), judged("c", True, forked=True)
     mixed = Shown(forked, verdicts={((0, 0),): "right", ((0, 1),): "failed"})

@@ -118,7 +118,7 @@ def show(
     from itertools import islice
 
     if html is not None:
-        _show_html(path, html, model)
+        _show_html(path, html, model, as_json)
         return
     if path.is_dir():
         table = path / "table.md"
@@ -156,7 +156,7 @@ def show(
         raise UserError(f"an answer to show, after the first {first}", f"no more in {path}", fix)
 
 
-def _show_html(path: Path, out: Path, model: str | None) -> None:
+def _show_html(path: Path, out: Path, model: str | None, as_json: bool) -> None:
     """Write the answers of a run or of a file into one page."""
     from parallel_r1.files import write_text
     from parallel_r1.report.page import check_new
@@ -170,7 +170,10 @@ def _show_html(path: Path, out: Path, model: str | None) -> None:
     write_text(out, viewer_page(title, shown_answers(path, notes), tokenizer_of(path, model)))
     for note in sorted(notes):
         warn(note)
-    console.print(f"the answers are in {out}", soft_wrap=True, highlight=False, markup=False)
+    if as_json:
+        print_json({"html": str(out)})
+    else:
+        console.print(f"the answers are in {out}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()

@@ -366,6 +366,7 @@ def _mismatch(drawn: Sequence[Branch]) -> Figure | None:
             panel.plot(*branch.points("mismatch_max"), "--", color=branch.color, linewidth=0.7)
     if measured:
         panel.set_yscale("log")
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")  # its own is mathematics, which STYLE forbids
         panel.set_ylabel("nats a token")
     else:
         panel.set_yticks([])

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from parallel_r1.answers.rollout import Rollout
+from parallel_r1.answers.rollout import Problem, Rollout
 from parallel_r1.answers.schemas import DEFAULT
 from parallel_r1.answers.trace import Address, Span
 from parallel_r1.answers.visibility import critical_runs, layout, strangers
@@ -57,8 +57,8 @@ def pack(answers: Iterable[Shown], cut: Cut | None = None) -> tuple[str, list[st
     Returns:
         The index and the blocks, as base64, and the number of answers.
     """
-    problems: dict[tuple[str, str], int] = {}
-    described: list[tuple[str, str, str, str]] = []
+    problems: dict[tuple[str, str, str, str, int], int] = {}
+    keys: dict[tuple[str, str], int] = {}
     stages: dict[str, int] = {}
     rows: list[list[Any]] = []
     best: tuple[tuple[bool, ...], int] | None = None
@@ -66,9 +66,9 @@ def pack(answers: Iterable[Shown], cut: Cut | None = None) -> tuple[str, list[st
     block: list[dict[str, Any]] = []
     for shown in answers:
         problem = shown.rollout.problem
-        number = problems.setdefault((problem.source, problem.key), len(problems))
-        if number == len(described):
-            described.append((problem.prompt, problem.answer, problem.source, problem.id))
+        same = keys.setdefault((problem.source, problem.key), len(keys))
+        described = (_asked(problem), problem.answer, problem.source, problem.id, same)
+        number = problems.setdefault(described, len(problems))
         rows.append([number, stages.setdefault(shown.stage, len(stages)), shown.step, *_figures(shown.rollout)])
         rank = _rank(shown)
         best = (rank, len(rows) - 1) if best is None or rank > best[0] else best
@@ -83,7 +83,7 @@ def pack(answers: Iterable[Shown], cut: Cut | None = None) -> tuple[str, list[st
         "block": BLOCK,
         "open": best[1] if best else 0,
         "tokens": cut is not None,
-        "problems": described,
+        "problems": list(problems),
         "stages": list(stages),
         "columns": columns,
     }
@@ -92,6 +92,11 @@ def pack(answers: Iterable[Shown], cut: Cut | None = None) -> tuple[str, list[st
 
 COLUMNS = ("problem", "stage", "step", "correct", "forks", "paths", "defects", "cut", "critical", "total", "reward")
 """Columns of the index, one entry per answer."""
+
+
+def _asked(problem: Problem) -> str:
+    """What the model was asked, with the messages before it."""
+    return "\n\n".join([*(f"{role}: {text}" for role, text in problem.before), problem.prompt])
 
 
 def _rank(shown: Shown) -> tuple[bool, ...]:

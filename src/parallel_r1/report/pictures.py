@@ -55,7 +55,8 @@ def evolution(run: Run) -> str | None:
             run.notes.append(f"answers are not analysed: {error}")
         return None
     run.notes.extend(analysis.notes)
-    shown = "".join(map(table_html, tables(analysis)))
+    words = "Measured on the saved answers of every stage; docs/analysis.md defines every column and figure."
+    shown = paragraph(words, "quiet") + "".join(map(table_html, tables(analysis)))
     if has_matplotlib():
         drawn = figures(analysis, run.starts)
         shown += f'<div class="plots">{"".join(figure_html(one, str(one.get_label())) for one in drawn.values())}</div>'

@@ -45,7 +45,7 @@ def stages_of(metrics: Sequence[dict[str, Any]]) -> dict[int, str]:
 def shown_file(file: Path, stages: Mapping[int, str], judge: Judge, notes: set[str]) -> Iterator[Shown]:
     """The answers of one file; see `shown_answers`."""
     for piece in read.pieces([file]):
-        answers = (rollout for _, rollout in read.rollouts(piece, notes))
+        answers = (rollout for _, rollout in read.rollouts(piece, notes, logprobs=True))
         while batch := list(islice(answers, BLOCK)):
             for rollout, verdicts in zip(batch, verdicts_of(batch, judge), strict=True):
                 yield Shown(rollout, piece.step or None, stages.get(piece.step, ""), verdicts)

@@ -1,4 +1,7 @@
-"""The trace viewer: answers as fork-join timelines in one HTML file, alone or inside a report."""
+"""The trace viewer: answers as fork-join timelines in one HTML file, alone or inside a report.
+
+Its scripts and style sheets lie in `static/`, without a build step, as `prettier --print-width 120` formats them.
+"""
 
 from __future__ import annotations
 

@@ -77,12 +77,13 @@ def pieces(files: list[Path], size: int = SIZE) -> list[Piece]:
     return cut
 
 
-def rollouts(piece: Piece, notes: set[str]) -> Iterator[tuple[int, Rollout]]:
-    """The rollouts whose lines begin in a piece, without log-probabilities, and the byte at which every line begins. A
-    last line that was cut off while it was written is left out; a note says so.
+def rollouts(piece: Piece, notes: set[str], *, logprobs: bool = False) -> Iterator[tuple[int, Rollout]]:
+    """The rollouts whose lines begin in a piece, and the byte at which every line begins. A last line that was cut off
+    while it was written is left out; a note says so.
 
     Args:
         notes: gets the note.
+        logprobs: whether the rollouts have their log-probabilities, which take half of the time.
 
     Raises:
         UserError: a line that is no rollout; names it, and the version of its run if that is recorded.
@@ -102,8 +103,9 @@ def rollouts(piece: Piece, notes: set[str]) -> Iterator[tuple[int, Rollout]]:
                         raise
                     notes.add(f"the last line of {piece.path} is unfinished: left out")
                     return
-                for span in row["spans"]:
-                    span["logprobs"] = None  # half of the row, and no measure needs them
+                if not logprobs:
+                    for span in row["spans"]:
+                        span["logprobs"] = None
                 rollout = from_json(row)
                 for name in ("id", "prompt", "answer"):
                     if not isinstance(value := getattr(rollout.problem, name), str):

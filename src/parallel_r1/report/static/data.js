@@ -10,7 +10,7 @@ class Data {
   constructor(name, index) {
     Object.assign(this, index.columns);
     this.name = name;
-    this.problems = index.problems;
+    this.problems = index.problems; // prompt, reference, task, id, number of all that are one problem in other words
     this.stages = index.stages;
     this.blockSize = index.block;
     this.ownTexts = index.tokens;

@@ -46,7 +46,12 @@ class AnswerList {
       ),
     );
     this.count = el("div", { class: "count", role: "status" });
-    this.rows = el("div", { class: "rows" });
+    // By its place, not by its row: rows are replaced while the list scrolls, perhaps in the middle of a click.
+    const pick = (event) => {
+      const at = this.view[Math.floor((event.clientY - this.rows.getBoundingClientRect().top) / ROW)];
+      if (at !== undefined) this.onPick(at);
+    };
+    this.rows = el("div", { class: "rows", onclick: pick });
     this.box = el(
       "div",
       {
@@ -138,7 +143,6 @@ class AnswerList {
         "aria-setsize": this.view.length,
         "aria-posinset": index + 1,
         style: `transform: translateY(${index * ROW}px)`,
-        onclick: () => this.onPick(at),
       },
       el(
         "div",

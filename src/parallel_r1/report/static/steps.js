@@ -14,7 +14,7 @@ class Steps {
     this.label = el("output", {});
     this.what = el("span", { class: "quiet" });
     this.node = el("div", { class: "steps" }, el("div", { class: "steps-words" }, this.label, this.what), this.slider);
-    this.byProblem = this.#gather((at) => data.problem[at]);
+    this.byProblem = this.#gather((at) => data.problems[data.problem[at]][4]);
     this.byTask = this.#gather((at) => data.problems[data.problem[at]][2]);
   }
 
@@ -34,7 +34,7 @@ class Steps {
 
   show(at) {
     const { data } = this;
-    const problem = this.byProblem.get(data.problem[at]);
+    const problem = this.byProblem.get(data.problems[data.problem[at]][4]);
     const task = data.problems[data.problem[at]][2];
     const single = (problem?.size ?? 0) < 2;
     this.group = single ? this.byTask.get(task) : problem;
