@@ -92,8 +92,10 @@ def test_train_writes_a_run_folder_and_plain_lines(finished):
         "eval",
         "table.md",
         "curves.png",
+        "report.html",
     }
     assert "\x1b" not in done.stdout
+    assert "the report is " in done.stdout.splitlines()[-1]
     for part in ("step 1/1", "reward", "parallel", "tokens/s", "left", "mean@k", "rl - sft", "best at step 2"):
         assert part in done.stdout
     table = (folder / "run" / "table.md").read_text()
