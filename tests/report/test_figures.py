@@ -91,6 +91,7 @@ def test_figures_without_numbers_are_left_out(tmp_path):
         ElementTree.fromstring(inline_svg(figure))
 
 
+@pytest.mark.slow
 def test_files_are_the_same_for_the_same_run(analysis, tmp_path):
     first, second = (save(figures(analysis, STARTS), tmp_path / name) for name in ("a", "b"))
     assert [file.name for file in first] == [f"{name}.{kind}" for name in EVERY for kind in ("svg", "pdf")]
