@@ -20,10 +20,10 @@ from parallel_r1.answers.schemas import SCHEMAS
 from parallel_r1.answers.trace import TRUNK, Span, Trace
 from parallel_r1.evaluation.analysis.paths import Judge
 from parallel_r1.models.policy import Policy
-from parallel_r1.report.pack import Shown
-from parallel_r1.report.saved import verdicts_of
-from parallel_r1.report.token_texts import cutter
-from parallel_r1.report.viewer import viewer_page
+from parallel_r1.report.pages.pack import Shown
+from parallel_r1.report.pages.saved import verdicts_of
+from parallel_r1.report.pages.token_texts import cutter
+from parallel_r1.report.pages.viewer import viewer_page
 
 pytestmark = pytest.mark.browser
 FLAGS = [

@@ -1,7 +1,7 @@
 """The report at the end of a training command."""
 
 from parallel_r1.cli.runs import _report
-from parallel_r1.report import report
+from parallel_r1.report.pages import report
 from parallel_r1.runs.folder import RunFolder
 
 

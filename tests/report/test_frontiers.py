@@ -12,7 +12,7 @@ from parallel_r1.evaluation.frontier import Drawn, frontier, speed
 from parallel_r1.evaluation.tables import comparison_report
 from parallel_r1.report.figures import inline_svg
 from parallel_r1.report.frontiers import draw, frontier_figure, within_figure
-from parallel_r1.report.leaderboard import leaderboard
+from parallel_r1.report.pages.leaderboard import leaderboard
 
 
 def answers(right, total, forked):

@@ -159,9 +159,9 @@ def show(
 def _show_html(path: Path, out: Path, model: str | None, as_json: bool) -> None:
     """Write the answers of a run or of a file into one page."""
     from parallel_r1.files import write_text
-    from parallel_r1.report.page import check_new
-    from parallel_r1.report.saved import shown_answers, tokenizer_of
-    from parallel_r1.report.viewer import viewer_page
+    from parallel_r1.report.pages.page import check_new
+    from parallel_r1.report.pages.saved import shown_answers, tokenizer_of
+    from parallel_r1.report.pages.viewer import viewer_page
 
     check_new(out, "--html")
     quiet()

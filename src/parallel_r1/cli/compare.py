@@ -57,7 +57,7 @@ def compare(
 
         draw(curves, picture)
     if html is not None:
-        from parallel_r1.report.leaderboard import leaderboard
+        from parallel_r1.report.pages.leaderboard import leaderboard
 
         write_text(html, leaderboard(shown, lines, curves))
     if as_json:

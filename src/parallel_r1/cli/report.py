@@ -19,8 +19,8 @@ def report(
     as_json: options.AsJson = False,
 ) -> None:
     """Write the report of a run: one HTML file with its results, pictures and answers."""
-    from parallel_r1.report.page import check_new
-    from parallel_r1.report.report import write_report
+    from parallel_r1.report.pages.page import check_new
+    from parallel_r1.report.pages.report import write_report
 
     if out is not None:
         check_new(out, "--out")

@@ -160,7 +160,7 @@ def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft"
 
 def _report(run: RunFolder) -> Path | None:
     """Write the report of a finished run. If it cannot be written, a warning says why: the run is whole without it."""
-    from parallel_r1.report.report import write_report
+    from parallel_r1.report.pages.report import write_report
 
     try:
         return write_report(run.path)

@@ -8,9 +8,9 @@ from html import escape
 from parallel_r1.evaluation.measure import Result
 from parallel_r1.evaluation.statistics import holm, problems_needed, sign_flip_test
 from parallel_r1.evaluation.tables import chosen, percent, points, reasons_table, results_table, tasks
-from parallel_r1.report.intervals import Estimate, intervals_html
-from parallel_r1.report.page import table_html
-from parallel_r1.report.run import Run
+from parallel_r1.report.pages.intervals import Estimate, intervals_html
+from parallel_r1.report.pages.page import table_html
+from parallel_r1.report.pages.run import Run
 from parallel_r1.table import Table
 from parallel_r1.training.settings import RL, SFT
 

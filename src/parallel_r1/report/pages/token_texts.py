@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from parallel_r1.answers.trace import Span
-from parallel_r1.report.pack import Cut, units
+from parallel_r1.report.pages.pack import Cut, units
 
 
 def cutter(decode: Callable[[Sequence[int]], str]) -> Cut:

@@ -41,7 +41,7 @@ def check_new(out: Path, option: str) -> None:
 
 def static(*names: str) -> str:
     """The style sheets or scripts of these names, one after the other."""
-    folder = files("parallel_r1.report") / "static"
+    folder = files("parallel_r1.report.pages") / "static"
     return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
 
 

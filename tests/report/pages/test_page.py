@@ -14,12 +14,12 @@ from common import judged, make, refused, run
 from parallel_r1.answers.rollout import to_json, write_jsonl
 from parallel_r1.errors import UserError
 from parallel_r1.files import write_json, write_text
-from parallel_r1.report import pictures
-from parallel_r1.report.examples import ANSWERS, STEPS, examples
-from parallel_r1.report.intervals import Estimate, intervals_html
-from parallel_r1.report.page import Section, check_new, page, shell, table_html
-from parallel_r1.report.report import LAST, SECTIONS, report, write_report
-from parallel_r1.report.run import read_run
+from parallel_r1.report.pages import pictures
+from parallel_r1.report.pages.examples import ANSWERS, STEPS, examples
+from parallel_r1.report.pages.intervals import Estimate, intervals_html
+from parallel_r1.report.pages.page import Section, check_new, page, shell, table_html
+from parallel_r1.report.pages.report import LAST, SECTIONS, report, write_report
+from parallel_r1.report.pages.run import read_run
 from parallel_r1.runs.recipe_file import dump_recipe
 from parallel_r1.table import Table
 

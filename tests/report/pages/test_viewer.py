@@ -21,9 +21,9 @@ from parallel_r1.answers.schemas import SCHEMAS
 from parallel_r1.answers.trace import TRUNK, Span, Trace
 from parallel_r1.answers.visibility import critical_runs, latency, layout
 from parallel_r1.models.policy import Policy
-from parallel_r1.report.pack import BLOCK, COLUMNS, Shown, encode, pack, surprise, units
-from parallel_r1.report.token_texts import cutter
-from parallel_r1.report.viewer import SCRIPTS, data_blocks, viewer_page, viewer_script
+from parallel_r1.report.pages.pack import BLOCK, COLUMNS, Shown, encode, pack, surprise, units
+from parallel_r1.report.pages.token_texts import cutter
+from parallel_r1.report.pages.viewer import SCRIPTS, data_blocks, viewer_page, viewer_script
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u2028 \0 & \ud800 <!-- 😀"
 
@@ -200,7 +200,7 @@ def test_the_policy_lets_only_the_viewer_run_and_nothing_be_loaded():
 
 
 def test_scripts_are_short_files():
-    from parallel_r1.report.page import static
+    from parallel_r1.report.pages.page import static
 
     for name in SCRIPTS:
         assert static(name).count("\n") <= 400, name

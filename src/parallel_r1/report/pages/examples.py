@@ -8,9 +8,9 @@ from itertools import islice
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.analysis import read
 from parallel_r1.evaluation.analysis.paths import Judge
-from parallel_r1.report.pack import Shown
-from parallel_r1.report.run import Run
-from parallel_r1.report.saved import shown_file, stages_of
+from parallel_r1.report.pages.pack import Shown
+from parallel_r1.report.pages.run import Run
+from parallel_r1.report.pages.saved import shown_file, stages_of
 
 ANSWERS = 1200
 """Most answers of a report, about."""

@@ -17,9 +17,9 @@ from parallel_r1.evaluation.tables import frontier_table, speed_table
 from parallel_r1.report.curves import curves as training_figure
 from parallel_r1.report.figures import figures, inline_svg
 from parallel_r1.report.frontiers import frontier_figure, within_figure
-from parallel_r1.report.page import table_html
-from parallel_r1.report.run import Run
-from parallel_r1.report.sections import paragraph
+from parallel_r1.report.pages.page import table_html
+from parallel_r1.report.pages.run import Run
+from parallel_r1.report.pages.sections import paragraph
 from parallel_r1.runs.folder import RunFolder
 
 if TYPE_CHECKING:

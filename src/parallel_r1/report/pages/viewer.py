@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from parallel_r1.report.pack import Cut, Shown, pack
-from parallel_r1.report.page import shell, static
+from parallel_r1.report.pages.pack import Cut, Shown, pack
+from parallel_r1.report.pages.page import shell, static
 
 STYLE = ("answer.css", "viewer.css")
 SCRIPTS = ("dom.js", "data.js", "timeline.js", "text.js", "mask.js", "list.js", "steps.js", "tip.js", "viewer.js")

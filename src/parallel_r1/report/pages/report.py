@@ -7,12 +7,12 @@ from html import escape
 from pathlib import Path
 
 from parallel_r1.files import write_text
-from parallel_r1.report import pictures, sections
-from parallel_r1.report.examples import examples
-from parallel_r1.report.page import Section, page
-from parallel_r1.report.run import Run, read_run
-from parallel_r1.report.saved import tokenizer_of
-from parallel_r1.report.viewer import data_blocks, mount, viewer_script, viewer_style
+from parallel_r1.report.pages import pictures, sections
+from parallel_r1.report.pages.examples import examples
+from parallel_r1.report.pages.page import Section, page
+from parallel_r1.report.pages.run import Run, read_run
+from parallel_r1.report.pages.saved import tokenizer_of
+from parallel_r1.report.pages.viewer import data_blocks, mount, viewer_script, viewer_style
 
 SectionOf = Callable[[Run], str | None]
 """The content of a section as HTML; None if the run has nothing for it."""

@@ -7,8 +7,8 @@ from html import escape
 
 from parallel_r1.evaluation.frontier import Frontier
 from parallel_r1.report.frontiers import frontier_figure
-from parallel_r1.report.page import Section, page, table_html
-from parallel_r1.report.pictures import figure_html, has_matplotlib
+from parallel_r1.report.pages.page import Section, page, table_html
+from parallel_r1.report.pages.pictures import figure_html, has_matplotlib
 from parallel_r1.table import Table
 
 

@@ -13,8 +13,8 @@ from parallel_r1.evaluation.analysis import read
 from parallel_r1.evaluation.analysis.forks import forks_of
 from parallel_r1.evaluation.analysis.paths import Judge
 from parallel_r1.models.policy import load_tokenizer
-from parallel_r1.report.pack import BLOCK, Cut, Shown, Verdicts
-from parallel_r1.report.token_texts import cutter
+from parallel_r1.report.pages.pack import BLOCK, Cut, Shown, Verdicts
+from parallel_r1.report.pages.token_texts import cutter
 
 SHOWN = ("right", "wrong", "failed")
 """Verdicts on a path that the viewer marks; a path with another one is not judged."""
