@@ -18,7 +18,6 @@ install_import_hook(
             "models.attention",
             "models.flex",
             *(["generation.local"] if os.environ.get("SHAPES") == "all" else []),
-            "generation.backend",
             "training.batch",
             "training.algorithms",
         )

@@ -17,6 +17,11 @@ from typing import Any, BinaryIO
 
 from parallel_r1.errors import UserError
 
+try:
+    import orjson
+except ImportError:
+    orjson = None  # type: ignore[assignment]
+
 
 @contextmanager
 def written(path: Path) -> Iterator[None]:
@@ -29,7 +34,7 @@ def written(path: Path) -> Iterator[None]:
         if (reason := _reason(error)) is None:
             raise
         raise UserError(
-            f"to write {path}", reason, "free some space, or give another --out; a run resumes from its last saved step"
+            f"to write {path}", reason, "free some space, or give another name; the same command then goes on"
         ) from error
 
 
@@ -96,19 +101,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_jsonl(
-    path: Path, *, fix: str = "correct or remove that line", drop_unfinished: bool = False
+    path: Path, *, fix: str = "correct or remove that line", drop_unfinished: bool = False, ours: bool = False
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read a file with one JSON object per line, as (line number from 1, object). Blank lines are skipped.
 
     Args:
         fix: advice for the user about a bad line.
         drop_unfinished: skip a last line without a line break, left by a process that was killed while it wrote.
+        ours: whether this package wrote the file, so that `parse_ours` reads its lines.
 
     Raises:
         UserError: a line is not UTF-8, not JSON or not an object; names the file and the line.
     """
     with path.open("rb") as file:
-        yield from _objects(path, takewhile(_ends, file) if drop_unfinished else file, 0, fix)
+        lines = takewhile(_ends, file) if drop_unfinished else file
+        yield from _objects(path, lines, 0, fix, parse_ours if ours else parse_object)
 
 
 def _ends(line: bytes) -> bool:
@@ -158,7 +165,7 @@ class Tail:
             lines, before = list(BytesIO(text)), self._number
             self._offset, self._number = self._offset + len(text), self._number + len(lines)
             self._end = (self._end + text)[-_COMPARED:]
-            yield from (row for _, row in _objects(self.path, lines, before, "correct or remove that line"))
+            yield from (row for _, row in _objects(self.path, lines, before, "correct or remove that line", parse_ours))
 
     def _lines(self, file: BinaryIO) -> bytes:
         """The next whole lines, about a megabyte of them; empty at the end of the file."""
@@ -189,7 +196,9 @@ _COMPARED = 4096
 _PIECE = 1 << 20
 
 
-def _objects(path: Path, lines: Iterable[bytes], before: int, fix: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _objects(
+    path: Path, lines: Iterable[bytes], before: int, fix: str, parse: Callable[[bytes], dict[str, Any]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """The JSON objects of the non-blank lines of a file, with their line numbers.
 
     Args:
@@ -198,7 +207,7 @@ def _objects(path: Path, lines: Iterable[bytes], before: int, fix: str) -> Itera
     """
     for number, line in numbered_lines(lines):
         try:
-            yield before + number, parse_object(line)
+            yield before + number, parse(line)
         except ValueError as error:
             raise UserError("a JSON object on every line", f"{path}:{before + number}: {error}", fix) from error
 
@@ -226,6 +235,19 @@ def parse_object(line: bytes, parse_float: Callable[[str], Any] = float) -> dict
     if _SURROGATE.search(line) and (half := lone_surrogate(json.dumps(row, ensure_ascii=False, default=str))):
         raise ValueError(f"{half}, half of a surrogate pair, which is no text")
     return row
+
+
+def parse_ours(line: bytes) -> dict[str, Any]:
+    """Parse one line of JSON that this package wrote, by orjson if it is installed, which takes a quarter of the time.
+    What it does not read, such as a NaN, `parse_object` reads, or refuses in words."""
+    if orjson is not None:
+        try:
+            row: Any = orjson.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            return row
+    return parse_object(line)
 
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import well_formed
 
+from parallel_r1 import files
 from parallel_r1.answers.parser import parse
 from parallel_r1.answers.rollout import Problem, Rollout, to_json, write_jsonl
 from parallel_r1.answers.shape import self_bleu
@@ -440,7 +441,7 @@ def test_without_sacrebleu_diversity_is_missing_and_a_note_says_so(tmp_path, mon
 
 def test_without_orjson_the_same_is_read(tmp_path, monkeypatch):
     fast = analysis_of(tmp_path, answer([RIGHT, WRONG]))
-    monkeypatch.setattr(read, "orjson", None)
+    monkeypatch.setattr(files, "orjson", None)
     slow = analysis_of(tmp_path, answer([RIGHT, WRONG]))
     assert {name: column.tolist() for name, column in fast.forks.items()} == {
         name: column.tolist() for name, column in slow.forks.items()

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from parallel_r1.answers.rollout import read_jsonl
+from parallel_r1.answers.rollout import Problem, read_jsonl
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.answer_file import AnswerFile
+from parallel_r1.evaluation.contestants import differing_settings, read_contestant
 from parallel_r1.evaluation.folder import EvaluationFolder, default_folder, grader_digest, scaled, settings_of
 from parallel_r1.evaluation.measure import Result, draw, held_out, summarise
 from parallel_r1.evaluation.session import Session
@@ -164,18 +165,127 @@ def test_a_session_measures_times_and_goes_on(frozen, tmp_path):
     assert asked.draw(frozen, make_generator(frozen), folder) == measured  # times are those of the first
 
 
+class Exam:
+    """Problems of one id, with references that can be corrected."""
+
+    name = "exam"
+
+    def __init__(self, references, prompts=("a", "b", "c", "d")):
+        self.listed = [
+            Problem("same", f"{prompt} = ?\n", reference, self.name)
+            for prompt, reference in zip(prompts, references, strict=True)
+        ]
+
+    def problems(self, split, seed):
+        return iter(self.listed)
+
+    def verify(self, problems, answers):
+        return [problem.answer == "right" for problem in problems]
+
+
+def test_judging_again_knows_answers_by_their_place(frozen, tmp_path):
+    """Problems may share an id; a corrected reference counts; other problems are refused, and nothing is written."""
+    folder = EvaluationFolder(tmp_path / "e")
+
+    def asked(*references, **more):
+        return replace(session(frozen, samples={"exam": 2}), tasks=[Exam(references, **more)])
+
+    first = asked("right", "no", "no", "no")
+    (before,) = first.run(frozen, Engine(), folder, first.settings(Engine()))
+    assert before.result.mean == 0.25
+    assert first.judge_again(folder, first.settings(Engine())) == [before]
+    corrected = asked("right", "right", "no", "no")
+    with pytest.raises(UserError, match="another one of problem 'same', right; give --regrade"):
+        corrected.run(frozen, Engine(), folder, corrected.settings(Engine()))
+    (after,) = corrected.judge_again(folder, corrected.settings(Engine()))
+    assert after.result.mean == 0.5
+    kept = folder.answers("exam").path.read_bytes()
+    for other in (asked("no", "no", "no", "no", prompts="bacd"), asked("no", "no", prompts="ab")):
+        with pytest.raises(UserError, match="put the problems back"):
+            other.judge_again(folder, other.settings(Engine()))
+    assert folder.answers("exam").path.read_bytes() == kept
+
+
+def test_an_unfinished_evaluation_goes_on_with_another_grader_once_it_was_judged_again(frozen, tmp_path, monkeypatch):
+    monkeypatch.setattr("parallel_r1.evaluation.answer_file.BATCH", 1)
+    folder, asked = EvaluationFolder(tmp_path / "e"), session(frozen)
+    old = asked.settings(Engine()) | {"grader": "old", "weights": digest(frozen)}
+    folder.open(old)
+    with pytest.raises(KeyboardInterrupt):
+        asked.draw(frozen, Counting(frozen, 3), folder)
+    folder.close()
+    with pytest.raises(UserError, match="give --regrade first"):
+        asked.run(frozen, Engine(), folder, asked.settings(Engine()))
+    assert asked.judge_again(folder, asked.settings(Engine())) == []
+    (measured,) = asked.run(frozen, Engine(), folder, asked.settings(Engine()))
+    assert measured.loaded is None  # two sittings
+    assert measured.result == session(frozen).draw(frozen, make_generator(frozen), folder)[0].result
+
+
+def test_more_answers_are_timed_alone_if_they_are_asked_for(frozen, tmp_path):
+    folder = EvaluationFolder(tmp_path / "e")
+    settings_now = session(frozen).settings(Engine())
+    (first,) = session(frozen).run(frozen, Engine(), folder, settings_now)
+    (second,) = session(frozen, alone=2).run(frozen, Engine(), folder, settings_now)
+    assert (len(first.alone), len(second.alone)) == (0, 2)
+    assert first.loaded == second.loaded > 0
+    assert not (folder.path / ".lock").exists()
+
+
+def test_what_cannot_be_asked_leaves_no_folder(frozen, tmp_path):
+    folder, asked = EvaluationFolder(tmp_path / "e"), session(frozen, budgets=(10, 10**6))
+    with pytest.raises(UserError, match="the model has"):
+        asked.run(frozen, Engine(), folder, asked.settings(Engine(), "strict"))
+    assert not folder.path.exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="a folder for --out"):
+        EvaluationFolder(tmp_path / "file").open(settings())
+
+
+@pytest.mark.parametrize("text", ["[1]", "5", "{", "[]", '[{"result": {"a": 1}}]', '{"a": 1}'])
+def test_damaged_files_of_a_folder_are_one_line_and_cost_no_answer(frozen, tmp_path, text):
+    folder, asked = EvaluationFolder(tmp_path / "e"), session(frozen)
+    settings_now = asked.settings(Engine())
+    (measured,) = asked.run(frozen, Engine(), folder, settings_now)
+    whole = (folder.path / "settings.json").read_text()
+    (folder.path / "settings.json").write_text(text)
+    with pytest.raises(UserError, match="put it back as it was; the answers beside it are whole"):
+        asked.run(frozen, Engine(), folder, settings_now)
+    (folder.path / "settings.json").write_text(whole)
+    (folder.path / "results.json").write_text(text)
+    with pytest.raises(UserError, match="remove it and give the command of the evaluation again"):
+        asked.run(frozen, Engine(), folder, settings_now)
+    (folder.path / "results.json").unlink()
+    assert asked.run(frozen, Engine(), folder, settings_now)[0].result == measured.result
+
+
+def test_what_differs_between_evaluations_is_said_and_what_is_missing_is_refused(frozen, tmp_path):
+    folders = [EvaluationFolder(tmp_path / name) for name in "ab"]
+    for folder, grader in zip(folders, ("old", "new"), strict=True):
+        session(frozen).run(frozen, Engine(), folder, settings() | {"grader": grader})
+    contestants = [read_contestant(folder.path.name, folder.path) for folder in folders]
+    assert differing_settings(contestants) == ["grader differs: a old; b new"]
+    file = folders[0].answers(EASY.name).path
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:5]))
+    with pytest.raises(UserError, match=r"8 answers in .*; found 5; give the command of the evaluation again"):
+        read_contestant("a", folders[0].path)
+
+
 def test_judging_again_uses_the_verifier_of_today(frozen, tmp_path):
     folder, asked = EvaluationFolder(tmp_path / "e"), session(frozen)
     measured = asked.draw(frozen, make_generator(frozen), folder)
+    folder.path.mkdir(exist_ok=True)
     settings_now = asked.settings(Engine())
     folder.save(measured, settings_now)
     assert asked.judge_again(folder, settings_now) == measured
     generous = replace_verify(asked, lambda problems, answers: [True] * len(answers))
-    (better,) = generous.judge_again(folder, settings_now)
+    (better,) = generous.judge_again(folder, settings_now | {"grader": "generous"})
+    assert folder.settings()["grader"] == "generous"
     assert better.result.mean == 1.0
     assert all(rollout.correct for rollout in folder.answers(EASY.name).read().values())
-    with pytest.raises(UserError, match=f"12 stored answers to {EASY.name}; found 8"):
-        session(frozen, samples={EASY.name: 3}).judge_again(folder, settings_now)
+    more = session(frozen, samples={EASY.name: 3})
+    with pytest.raises(UserError, match=r"samples\.countdown-easy = 3 instead of 2"):
+        more.judge_again(folder, more.settings(Engine()))
 
 
 def replace_verify(asked, verify):

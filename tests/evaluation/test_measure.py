@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel_r1.answers.parser import parse
-from parallel_r1.answers.rollout import Problem
+from parallel_r1.answers.rollout import Problem, Reading
 from parallel_r1.answers.trace import Span, Trace
 from parallel_r1.errors import UserError
-from parallel_r1.evaluation.measure import evaluate, held_out, pass_at, summarise
+from parallel_r1.evaluation.measure import evaluate, held_out, majority_vote, pass_at, summarise
 from parallel_r1.evaluation.settings import Evaluation
 from parallel_r1.generation.rollouts import answer, judge
 from parallel_r1.generation.settings import Budget, Sampling
@@ -56,6 +56,49 @@ def test_problems_with_more_answers_weigh_no_more():
     assert (result.mean, result.parallel_ratio, result.total, result.samples) == (0.75, 0.5, 20, 2)
     assert result.passed == 1.0
     assert summarise(easy + hard, samples=1).passed == 0.75
+
+
+def test_every_figure_by_hand():
+    """Two problems with four answers each: votes, unread answers, copies, and what the intervals count."""
+    readings = (
+        [("1", True), ("1", True), ("2", False), (None, False)],
+        [("3", False), ("3", False), (None, False), ("4", True)],
+    )
+    rollouts = [
+        replace(
+            judged(f"p{number}", right, forked=number == 0 and sample == 0),
+            reading=Reading(final, missed=final == "3", out_of_time=final == "2"),
+        )
+        for number, row in enumerate(readings)
+        for sample, (final, right) in enumerate(row)
+    ]
+    result = summarise(rollouts)
+    assert (result.mean, result.majority) == (0.375, 0.5)
+    assert (result.silent, result.missed, result.out_of_time) == (0.25, 0.25, 0.125)
+    assert result.passes == pytest.approx((0.375, (5 / 6 + 1 / 2) / 2, (1 + 3 / 4) / 2, 1.0))
+    assert result.copies == (2 / 4 + 3 / 4) / 2  # `judged` has two kinds of tokens
+    assert (result.paths, result.forks) == (0.25, 0.125)
+    assert result.well_formed == 1.0
+    assert result.intervals["well_formed"] == pytest.approx((0.025, 1.0))  # one problem alone has a fork
+    assert result.intervals["pass@4"] == pytest.approx((0.025**0.5, 1.0))
+    assert set(result.intervals) >= {"mean", "majority", "silent", "cut", "paths", "total", "pass@1"}
+    with pytest.raises(UserError, match="from 1 to 4"):
+        result.pass_at(5)
+    assert summarise([replace(rollout, reading=None) for rollout in rollouts]).majority is None
+
+
+@pytest.mark.parametrize(
+    ("votes", "share"),
+    [
+        ([("22", False), ("11*2", True), ("7", False)], 0.5),  # equal by value, right once
+        ([("1", True), ("2", False)], 0.5),  # a tie
+        ([(None, False), (None, False), ("5", True)], 1.0),
+        ([(None, False)], 0.0),
+    ],
+)
+def test_votes(votes, share):
+    answers = [replace(judged("p", right), reading=Reading(final)) for final, right in votes]
+    assert majority_vote(answers) == share
 
 
 def test_a_comparison_is_paired(frozen):

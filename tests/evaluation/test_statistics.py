@@ -132,7 +132,7 @@ def test_a_skewed_interval_is_longer_on_its_long_side():
     mean = fmean(values)
     assert high - mean > 1.15 * (mean - low)
     flat = interval([0.0, 1.0] * 15)
-    assert flat[1] - 0.5 == pytest.approx(0.5 - flat[0], abs=0.02)
+    assert flat[1] - 0.5 == pytest.approx(0.5 - flat[0], abs=0.04)  # means are multiples of 1/30
 
 
 def test_copies_counted_as_problems_make_intervals_too_narrow(monkeypatch):

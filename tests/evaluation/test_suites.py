@@ -2,7 +2,7 @@ import pytest
 
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.suites import SUITES, load_suite
-from parallel_r1.tasks.public_sets import PUBLIC_SETS
+from parallel_r1.tasks.public_sets import PUBLIC_SETS, open_source
 
 
 def test_the_suites_that_ship_name_public_sets_with_a_licence():
@@ -18,7 +18,11 @@ def test_a_suite_of_ones_own(tmp_path):
     suite = load_suite(str(tmp_path / "mine.toml"))
     assert (suite.name, suite.samples) == ("mine", {"aime26": 4, "jsonl:x.jsonl": 1})
     problems = tmp_path / "x.jsonl"
-    problems.write_text("")
+    problems.write_text('{"problem": "1?", "answer": 1}\n' * 3)
+    (task,) = load_suite(str(problems)).samples
+    assert task == f"jsonl:{problems}@test"
+    assert len(open_source(task).records("test")) == 3  # not the eighth that is set apart
+    problems.write_text('{"problem": "1?", "answer": 1, "split": "test"}\n{"problem": "2?", "answer": 2}\n')
     assert load_suite(str(problems)).samples == {f"jsonl:{problems}": 16}
 
 

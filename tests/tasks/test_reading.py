@@ -5,6 +5,7 @@ import pytest
 
 from parallel_r1.answers.parser import parse
 from parallel_r1.answers.rollout import from_json, to_json
+from parallel_r1.errors import UserError
 from parallel_r1.generation.rollouts import judge, judge_again
 from parallel_r1.tasks.countdown import EASY
 from parallel_r1.tasks.grading.grader import Grader
@@ -78,3 +79,6 @@ def test_a_task_may_say_which_comparisons_it_gave_up(frozen):
     traces = [parse(frozen.encode(text), frozen.tags) for text in ("slow", "fast")]
     rollouts = judge([(PROBLEM, trace) for trace in traces], own, frozen, explain=True)
     assert [rollout.reading.out_of_time for rollout in rollouts] == [True, False]
+    own.out_of_time = lambda problems, answers: [1]
+    with pytest.raises(UserError, match="a list of 2 bools from out_of_time"):
+        judge([(PROBLEM, trace) for trace in traces], own, frozen, explain=True)

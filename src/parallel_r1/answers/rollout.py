@@ -202,8 +202,8 @@ def read_jsonl(path: Path) -> Iterator[Rollout]:
     Raises:
         UserError: a line that is no rollout; says which.
     """
-    fix = "give a file from a run's rollouts/ folder"
-    for number, row in files.read_jsonl(path, fix=fix):
+    fix = "give a file of answers: of a run's rollouts/ folder, or TASK.jsonl of eval"
+    for number, row in files.read_jsonl(path, fix=fix, ours=True):
         try:
             yield from_json(row)
         except (ValueError, KeyError, TypeError) as error:

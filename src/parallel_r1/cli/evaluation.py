@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from parallel_r1 import distributed as processes
 from parallel_r1.cli import options
@@ -63,6 +64,7 @@ def evaluate(
     """
     from parallel_r1.evaluation.folder import EvaluationFolder, default_folder
     from parallel_r1.evaluation.session import Session
+    from parallel_r1.report.progress import EvaluationProgress
     from parallel_r1.tasks.grading.extract import Find
     from parallel_r1.tasks.load import load_task
 
@@ -80,8 +82,12 @@ def evaluate(
         processes.start(shared_by, engine.device)
         for _ in session.parts():  # problems that cannot be read are said before a model is loaded
             pass
-        measured = session.run(load_policy(model, engine), engine, folder, settings)
-    if processes.is_first():
+        policy = load_policy(model, engine)
+        with EvaluationProgress(Console(stderr=True, quiet=not processes.is_first())) as progress:
+            measured = session.run(policy, engine, folder, settings, progress)
+    if not measured:
+        console.print("the stored answers are judged again; without --regrade the others are drawn", highlight=False)
+    elif processes.is_first():
         _show(measured, folder, as_json)
 
 
@@ -118,5 +124,6 @@ def _budgets(words: str | None) -> tuple[int, ...]:
         return ()
     numbers = [int(word) if word.strip().isdecimal() else 0 for word in words.split(",")]
     if not all(numbers) or len(set(numbers)) < len(numbers):
-        raise UserError("different numbers of tokens for --budgets, such as 24,48,96", words, "separate them by commas")
+        form = "different numbers of tokens above 0 for --budgets, with commas between them"
+        raise UserError(form, words, "give them as in --budgets 24,48,96")
     return tuple(sorted(numbers))

@@ -50,7 +50,7 @@ class AnswerFile:
         """
         answers = {}
         for file in self._files():
-            for number, row in read_jsonl(file, drop_unfinished=True):
+            for number, row in read_jsonl(file, drop_unfinished=True, ours=True):
                 try:
                     answers[int(row["sample"])] = from_json(row)
                 except (ValueError, KeyError, TypeError) as error:
@@ -64,7 +64,7 @@ class AnswerFile:
         Raises:
             UserError: a line is no answer of an evaluation.
         """
-        rows = [row for file in self._files() for _, row in read_jsonl(file, drop_unfinished=True)]
+        rows = [row for file in self._files() for _, row in read_jsonl(file, drop_unfinished=True, ours=True)]
         if any(name not in row for row in rows for name in names):
             raise UserError(f"answers with {', '.join(names)}", f"a line without in {self.path}", "remove that line")
         return [[row[name] for row in rows] for name in names]
@@ -102,6 +102,7 @@ class Writing:
         seeds: seed of every answer of the evaluation.
         judge: from problems and traces to rollouts.
         file: where they are written.
+        on_written: called with the number of answers that were just written.
     """
 
     indices: Sequence[int]
@@ -109,6 +110,7 @@ class Writing:
     seeds: Sequence[str]
     judge: Judge
     file: AnswerFile
+    on_written: Callable[[int], None]
     waiting: list[tuple[int, Trace]] = field(default_factory=list)
     last: float = field(default_factory=time.monotonic)
 
@@ -123,28 +125,35 @@ class Writing:
         indices = [index for index, _ in self.waiting]
         if indices:
             self.file.append((i, self.seeds[i], rollout) for i, rollout in zip(indices, rollouts, strict=True))
+            self.on_written(len(indices))
         self.waiting, self.last = [], time.monotonic()
 
 
 def draw_to_file(
-    generator: Generator, problems: Sequence[Problem], requests: Sequence[Request], judge: Judge, file: AnswerFile
+    generator: Generator,
+    problems: Sequence[Problem],
+    requests: Sequence[Request],
+    judge: Judge,
+    file: AnswerFile,
+    on_written: Callable[[int], None] = lambda number: None,
 ) -> list[Rollout]:
     """Draw and judge the answers that the file does not have yet. With several processes every process draws a share
     of them, and all return all rollouts.
 
     Args:
         problems: the problem of every request.
+        on_written: called with the number of answers that were just written.
 
     Raises:
         UserError: the file has answers to other requests.
     """
     seeds = [request.seed for request in requests]
     done = file.read()
-    _check(done, requests, file)
+    _check(done, problems, requests, file)
     _settle(file, seeds)  # a half-written line at the end of a part goes
     missing = [index for index in range(len(requests)) if index not in done]
     mine = processes.share(missing)
-    writing = Writing(mine, problems, seeds, judge, file)
+    writing = Writing(mine, problems, seeds, judge, file, on_written)
     generator.traces([requests[index] for index in mine], on_trace=writing)
     writing.flush()
     processes.gather([])  # the first process settles what all have written
@@ -159,12 +168,20 @@ def _settle(file: AnswerFile, seeds: Sequence[str]) -> None:
         file.settle(file.read(), seeds)
 
 
-def _check(answers: Mapping[int, Rollout], requests: Sequence[Request], file: AnswerFile) -> None:
-    """Refuse answers to other prompts than those that are asked now."""
+def _check(
+    answers: Mapping[int, Rollout], problems: Sequence[Problem], requests: Sequence[Request], file: AnswerFile
+) -> None:
+    """Refuse answers to other prompts than those that are asked now, or that were judged by other references."""
     for index, rollout in answers.items():
         if index >= len(requests) or rollout.trace.prompt_ids != tuple(requests[index].prompt_ids):
             raise UserError(
                 f"answers to the prompts of this evaluation in {file.path}",
                 f"answer {index}, to problem '{rollout.problem.id}', with another prompt",
                 "give another --out: results of different prompts are not mixed",
+            )
+        if rollout.problem.answer != problems[index].answer:
+            raise UserError(
+                f"the references that the answers in {file.path} were judged by",
+                f"another one of problem '{rollout.problem.id}', {problems[index].answer!s:.60}",
+                "give --regrade, which judges the stored answers again",
             )

@@ -9,7 +9,7 @@ from typing import Any
 
 from parallel_r1.answers.rollout import Rollout, group, read_jsonl
 from parallel_r1.errors import UserError
-from parallel_r1.evaluation.folder import LABELS, EvaluationFolder, flat
+from parallel_r1.evaluation.folder import EvaluationFolder, flat
 from parallel_r1.evaluation.frontier import Drawn, Frontier, Speed, frontier, speed
 
 
@@ -55,20 +55,30 @@ def _read_folder(name: str, folder: EvaluationFolder) -> Contestant:
     settings = folder.settings()
     for measured in folder.results():
         task = measured.result.task
-        rollouts = list(folder.answers(task, measured.budget).read().values())
-        drawn.setdefault(task, []).append(Drawn(rollouts, measured.budget, measured.alone, measured.loaded))
+        file = folder.answers(task, measured.budget)
+        rollouts = list(file.read().values())
+        asked = measured.result.problems * measured.result.samples
+        if len(rollouts) < asked:
+            fix = "give the command of the evaluation again: it draws the others"
+            raise UserError(f"{asked:,} answers in {file.path}", f"{len(rollouts):,}", fix)
+        known = measured.result.low, measured.result.high
+        drawn.setdefault(task, []).append(Drawn(rollouts, measured.budget, measured.alone, measured.loaded, known))
     return Contestant(name, drawn, settings)
 
 
 def differing_settings(contestants: Sequence[Contestant]) -> list[str]:
     """The settings in which evaluations differ, one sentence each. They are part of every difference."""
     tables = {one.name: flat(one.settings) for one in contestants if one.settings is not None}
-    names = dict.fromkeys(name for table in tables.values() for name in table)
+    budgets = any(table["budgets"] for table in tables.values())  # the table of costs has them
+    names = [
+        name
+        for name in dict.fromkeys(name for table in tables.values() for name in table)
+        if name not in ("model", "weights") and not (budgets and name.startswith("sampling.budget."))
+    ]
     return [
-        f"{name} differs: " + "; ".join(f"{who} {table.get(name)}" for who, table in tables.items())
+        f"{name} differs: " + "; ".join(f"{who} {table.get(name)!s:.60}" for who, table in tables.items())
         for name in names
-        if name.split(".")[0] not in (*LABELS, "weights")
-        and len({str(table.get(name)) for table in tables.values()}) > 1
+        if len({str(table.get(name)) for table in tables.values()}) > 1
     ]
 
 

@@ -25,11 +25,12 @@ from parallel_r1.tasks.base import Task
 from parallel_r1.tasks.datasets.splits import Split
 from parallel_r1.tasks.prompts import Prompt
 
-SETTINGS, RESULTS, LOCK = "settings.json", "results.json", ".lock"
+SETTINGS, RESULTS, TIMES, LOCK = "settings.json", "results.json", "times.json", ".lock"
 EVALUATIONS = "evaluations"
 """The folder of evaluation folders: in the current folder, or in a run folder."""
-LABELS = ("model", "grader")
-"""Settings that may differ when an evaluation goes on: where the model lies, and the grader, which is checked apart."""
+LABELS = ("model", "grader", "engine.rows")
+"""Settings that may differ when an evaluation goes on: where the model lies, the grader, which is checked apart, and
+how many answers are drawn at once."""
 
 
 def settings_of(
@@ -61,7 +62,7 @@ def settings_of(
         "find": find,
         "sampling": sampling.model_dump(mode="json"),
         "prompt": prompt.model_dump(mode="json"),
-        "engine": {"kind": engine.kind, "dtype": engine.dtype},
+        "engine": {"kind": engine.kind, "dtype": engine.dtype, "rows": engine.rows},
         "budgets": list(budgets),
         "versions": {"parallel-r1": __version__, **versions},
     }
@@ -72,7 +73,7 @@ def default_folder(settings: Mapping[str, Any]) -> Path:
     """`evaluations/MODEL-DIGEST`; for the checkpoint of a run inside the run folder, where `report` looks for it. The
     same command finds its folder again, and other settings have another."""
     model = Path(settings["model"])
-    decisive = {name: value for name, value in settings.items() if name != "grader"}
+    decisive = {name: value for name, value in flat(settings).items() if name not in LABELS[1:]}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
     if model.parent.name == "checkpoints" and (model.parents[1] / "recipe.toml").is_file():
         return model.parents[1] / EVALUATIONS / f"{safe_name(model.name)}-{digest}"
@@ -95,7 +96,7 @@ class Measured:
     Attributes:
         result: the figures.
         budget: the critical path, if several budgets were measured; None if it is that of the settings.
-        loaded: seconds for every answer while many were drawn at once; None if none was drawn by this command.
+        loaded: seconds for every answer while many were drawn at once; None if they were drawn in several sittings.
         alone: seconds of answers that were drawn one at a time, the first to the first problems of the task.
     """
 
@@ -143,7 +144,10 @@ class EvaluationFolder:
         Raises:
             UserError: there is no evaluation here, or its settings cannot be read.
         """
-        return dict(_read(self.path / SETTINGS))
+        settings = _read(self.path / SETTINGS)
+        if not isinstance(settings, dict) or "samples" not in settings:
+            raise _damaged(self.path / SETTINGS, "no settings", PUT_BACK)
+        return settings
 
     def results(self) -> list[Measured]:
         """What `save` wrote.
@@ -154,7 +158,14 @@ class EvaluationFolder:
         if not self.is_finished:
             fix = "give the command that began it again: it goes on"
             raise UserError(f"a finished evaluation in {self.path}", "one without results.json", fix)
-        return [Measured.from_json(row) for row in _read(self.path / RESULTS)]
+        file = self.path / RESULTS
+        try:
+            results = [Measured.from_json(row) for row in _read(file)]
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise _damaged(file, f"{type(error).__name__}: {error}", REMOVE) from error
+        if not results:
+            raise _damaged(file, "none", REMOVE)
+        return results
 
     @processes.by_first
     def open(self, settings: Mapping[str, Any]) -> None:
@@ -163,19 +174,29 @@ class EvaluationFolder:
         Raises:
             UserError: the folder holds other files or an evaluation with other settings, or another process draws here.
         """
+        self._check_vacant()
+        if self.is_evaluation:
+            self.check(settings)
+        self.hold()
+        if not self.is_evaluation:
+            write_json(self.path / SETTINGS, settings)
+
+    def _check_vacant(self) -> None:
+        """Refuse a folder with other files than those of an evaluation."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError("a folder for --out", f"{self.path}, a file", "give another name")
+        others = sorted(entry.name for entry in self.path.glob("*") if entry.name != LOCK)
+        if others and not self.is_evaluation:
+            raise UserError("a new folder for --out, or one of eval", f"{self.path} with {others[0]}", "give another")
+
+    def hold(self) -> None:
+        """Keep other processes out until `close`."""
         with written(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             try:
                 self.lock.acquire(timeout=0)
             except Timeout as error:
                 raise UserError(f"an evaluation in {self.path} that no other process draws", "one", "wait") from error
-        if self.is_evaluation:
-            self.check(settings)
-            return
-        others = sorted(entry.name for entry in self.path.iterdir() if entry.name != LOCK)
-        if others:
-            raise UserError("a new folder for --out, or one of eval", f"{self.path} with {others[0]}", "give another")
-        write_json(self.path / SETTINGS, settings)
 
     def check(self, settings: Mapping[str, Any], ignored: Sequence[str] = ()) -> None:
         """Refuse other settings than those that the evaluation was begun with.
@@ -184,13 +205,17 @@ class EvaluationFolder:
             ignored: settings that do not matter.
         """
         before, now = flat(self.settings()), flat(settings)
-        for name in {**before, **now}:
-            if name.split(".")[0] not in (*LABELS, *ignored) and before.get(name) != now.get(name):
-                raise UserError(
-                    f"the settings of the evaluation in {self.path}",
-                    f"{name} = {now.get(name)!s:.120} instead of {before.get(name)!s:.120}",
-                    "give another --out: results of different settings are not mixed",
-                )
+        differing = [
+            f"{name} = {now.get(name)!s:.80} instead of {before.get(name)!s:.80}"
+            for name in {**before, **now}
+            if name not in LABELS and name.split(".")[0] not in ignored and before.get(name) != now.get(name)
+        ]
+        if differing:
+            raise UserError(
+                f"the settings of the evaluation in {self.path}",
+                ", ".join(differing[:4]),
+                "give another --out: results of different settings are not mixed",
+            )
         if "grader" not in ignored and before.get("grader") != now.get("grader"):
             raise UserError(
                 f"the grader that judged the answers in {self.path}",
@@ -200,9 +225,28 @@ class EvaluationFolder:
 
     @processes.by_first
     def save(self, measured: Sequence[Measured], settings: Mapping[str, Any]) -> None:
-        """Write what was measured, and the settings with the grader that judged the answers."""
+        """Write what was measured, and the settings with the grader that judged the answers; the settings alone if
+        nothing was."""
         write_json(self.path / SETTINGS, settings)
-        write_json(self.path / RESULTS, [each.to_json() for each in measured])
+        if measured:
+            write_json(self.path / RESULTS, [each.to_json() for each in measured])
+            (self.path / TIMES).unlink(missing_ok=True)
+
+    def times(self) -> dict[str, float]:
+        """Seconds for every answer, while many were drawn at once, by the file of answers; of those that one sitting
+        drew as a whole."""
+        file = self.path / TIMES
+        return dict(_read(file)) if file.is_file() else {}
+
+    @processes.by_first
+    def save_time(self, task: str, budget: int | None, seconds: float) -> None:
+        """Write one of `times`."""
+        key = str(self.answers(task, budget).path.relative_to(self.path))
+        write_json(self.path / TIMES, self.times() | {key: seconds})
+
+    def time(self, task: str, budget: int | None) -> float | None:
+        """One of `times`; None if several sittings drew the answers."""
+        return self.times().get(str(self.answers(task, budget).path.relative_to(self.path)))
 
     @processes.by_first
     def close(self) -> None:
@@ -248,4 +292,12 @@ def _read(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"a whole file {file}", str(error), "remove the folder and evaluate again") from error
+        raise _damaged(file, str(error), PUT_BACK if file.name == SETTINGS else REMOVE) from error
+
+
+PUT_BACK = "put it back as it was; the answers beside it are whole"
+REMOVE = "remove it and give the command of the evaluation again: the answers beside it are whole"
+
+
+def _damaged(file: Path, found: str, fix: str) -> UserError:
+    return UserError(f"a whole file {file}", found, fix)

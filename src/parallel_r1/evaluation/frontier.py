@@ -30,12 +30,14 @@ class Drawn:
         budget: the critical path; None for that of the settings.
         alone: seconds of answers that were drawn one at a time.
         loaded: seconds for every answer while many were drawn at once; None if it was not measured.
+        interval: of the accuracy on all problems of the answers, if it has been computed.
     """
 
     rollouts: Sequence[Rollout]
     budget: int | None = None
     alone: tuple[float, ...] = ()
     loaded: float | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def frontier(name: str, drawn: Sequence[Drawn], problems: Sequence[str] | None =
         Point(
             part.budget,
             float(shares[row].mean()),
-            *share_bounds(float(shares[row].mean()), len(keys), interval(shares[row])),
+            *(part.interval if part.interval and len(groups[row]) == len(keys) else _interval(shares[row])),
             float(figures["critical_path"][row].mean()),
             float(figures["total"][row].mean()),
             fmean(part.alone) if part.alone else None,
@@ -104,6 +106,10 @@ def frontier(name: str, drawn: Sequence[Drawn], problems: Sequence[str] | None =
         for row, part in enumerate(ordered)
     )
     return Frontier(name, keys, points, shares, figures)
+
+
+def _interval(shares: Float[np.ndarray, " problems"]) -> tuple[float, float]:
+    return share_bounds(float(shares.mean()), len(shares), interval(shares))
 
 
 @dataclass(frozen=True)

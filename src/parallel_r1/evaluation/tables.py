@@ -71,6 +71,8 @@ FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("out_of_time", "verifier gave up %", percent),
 )
 """Name of a figure, its name in tables, and how it is written."""
+FEW = 15
+"""Problems below which bootstrap intervals are rough."""
 ABREAST = 3
 """Tasks beside one another in a table of 80 columns."""
 
@@ -154,12 +156,19 @@ SPEEDS = (
 """The names of the four speed numbers, of which wall-clock is two, in tables."""
 
 
-def speed_table(task: str, speeds: Sequence[Speed]) -> Table:
-    """The four speed numbers of models that fork against models that do not; see docs/evaluation.md."""
-    rows = [("at a mean@k % of", *(percent(one.accuracy) for one in speeds))]
-    rows += [(name, *(_ratio(getattr(one, key)) for one in speeds)) for name, key in SPEEDS]
-    names = [f"{one.parallel}\nagainst {one.sequential}" for one in speeds]
-    return Table(("[95 % intervals]", *names), rows, f"{task}: speed at equal accuracy, and what it costs")
+def speed_tables(task: str, speeds: Sequence[Speed]) -> list[Table]:
+    """The four speed numbers of every model that forks against every model that does not; see docs/evaluation.md."""
+    return [
+        Table(
+            ("", "[95 % interval]"),
+            [
+                ("at a mean@k % of", percent(one.accuracy)),
+                *((name, _ratio(getattr(one, key))) for name, key in SPEEDS),
+            ],
+            f"{task}: {one.parallel} against {one.sequential}, speed at equal accuracy",
+        )
+        for one in speeds
+    ]
 
 
 def _ratio(ratio: Ratio) -> str:
@@ -178,8 +187,16 @@ def speed_line(measured: Measured) -> str:
     result = measured.result
     ratio = f"{result.total / result.critical_path:.2f} tokens per token of the critical path"
     timed = [f"{seconds(fmean(measured.alone))} s alone"] if measured.alone else []
-    timed += [f"{seconds(measured.loaded)} s among many"] if measured.loaded is not None else []
+    timed += [] if measured.loaded is None else [f"{seconds(measured.loaded)} s among many"]
+    timed += ["not timed among many, because several sittings drew the answers"] if measured.loaded is None else []
     return f"{result.task}: {'; '.join([ratio, *(['an answer takes ' + ', '.join(timed)] if timed else [])])}"
+
+
+def few_line(result: Result) -> str | None:
+    """A warning where there are too few problems for a bootstrap; None if there are enough."""
+    if result.problems >= FEW:
+        return None
+    return f"{result.task}: with {result.problems} problems intervals are rough; {FEW} or more are needed"
 
 
 def copies_line(result: Result) -> str | None:
@@ -267,8 +284,7 @@ def comparison_report(
         several, pairs = frontiers.get(each.task, ()), speeds.get(each.task, ())
         if any(len(one.points) > 1 for one in several):
             shown.append(frontier_table(each.task, several))
-        if pairs:
-            shown.append(speed_table(each.task, pairs))
+        shown += speed_tables(each.task, pairs)
         if pairs and any(len(one.points) < 2 for one in several):
             lines.append(
                 f"{each.task}: under one budget the better model counts with all that it spends, so its speed at equal "

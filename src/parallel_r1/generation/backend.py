@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from jaxtyping import Float
-from torch import Tensor
 
 from parallel_r1.generation.settings import Sampling
+
+if TYPE_CHECKING:  # reading saved answers needs no torch
+    from torch import Tensor
 
 B = TypeVar("B")
 """A backend's own type of branch: the tokens of a trunk or of a path, to which more can be added."""

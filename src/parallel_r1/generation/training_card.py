@@ -125,7 +125,7 @@ def departures(card: TrainingCard, sampling: Sampling, prompt: Prompt) -> list[s
         differing.append(f"prompt form {card.prompt.form}, not {prompt.form} (prompts unlike in training)")
     if prompt.instruction != card.prompt.instruction:
         differing.append(
-            f"instruction {card.prompt.instruction!r}, not {prompt.instruction!r} (prompts unlike in training)"
+            f"instruction {card.prompt.instruction!r:.60}, not {prompt.instruction!r:.60} (prompts unlike in training)"
         )
     return differing
 

@@ -89,6 +89,40 @@ def figures(row: dict[str, Any]) -> str:
     return f"{first}  parallel {row['parallel_ratio']:.2f}  {row['tokens_per_second']:,.0f} tokens/s"
 
 
+class EvaluationProgress:
+    """Shows how many answers of an evaluation are drawn: a bar per task in a terminal, elsewhere a line every `pause`
+    seconds. Call it as `evaluation.session.OnProgress`."""
+
+    def __init__(self, console: Console, pause: float = 10.0) -> None:
+        self.console, self.pause = console, pause
+        self.bars = _bars(console)
+        self.bar: Any = None
+        self.name, self.done, self.kept = "", 0, 0
+        self.started = self.last = time.monotonic()
+
+    def __enter__(self) -> EvaluationProgress:
+        if self.bars:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars:
+            self.bars.stop()
+
+    def __call__(self, name: str, kept: int, asked: int, number: int) -> None:
+        if name != self.name:
+            self.name, self.done, self.kept, self.started = name, kept, kept, time.monotonic()
+            self.bar = self.bars.add_task(name, total=asked, figures="answers") if self.bars else None
+        self.done += number
+        if self.bars:
+            self.bars.update(self.bar, completed=self.done)
+        elif (now := time.monotonic()) - self.last > self.pause:
+            self.last = now
+            left = (now - self.started) / (self.done - self.kept) * (asked - self.done)
+            line = f"{name}: {self.done:,} of {asked:,} answers, left {left:.0f} s"
+            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 class StudyProgress:
     """Shows the progress of a study: a line every `every` steps of a stage, and when a piece of work is done."""
 

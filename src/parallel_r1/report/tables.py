@@ -48,7 +48,7 @@ def print_measured(console: Console, measured: Sequence[Measured]) -> None:
             print_table(console, tables.budget_table(part))
     console.print()
     for each in largest:
-        lines = [tables.speed_line(each), tables.copies_line(each.result)]
+        lines = [tables.speed_line(each), tables.copies_line(each.result), tables.few_line(each.result)]
         for line in filter(None, lines):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
 

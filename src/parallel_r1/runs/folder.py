@@ -24,7 +24,6 @@ from parallel_r1.errors import UserError
 from parallel_r1.evaluation.answer_file import AnswerFile
 from parallel_r1.files import move, read_jsonl, safe_name, whole, write_json, write_text, written
 from parallel_r1.generation.training_card import TrainingCard
-from parallel_r1.models.lora import save
 from parallel_r1.models.policy import Policy
 from parallel_r1.runs.inputs import contents, data_files
 from parallel_r1.runs.recipe import Recipe
@@ -358,6 +357,8 @@ def space(recipe: Recipe, parameters: int, learning: int) -> int:
 
 
 def _save(path: Path, policy: Policy, moments: dict[str, Any] | None, card: TrainingCard | None) -> None:
+    from parallel_r1.models.lora import save  # only those who save weights need torch
+
     with whole(path) as folder:
         save(policy, folder)
         if card is not None:

@@ -1,5 +1,5 @@
-"""Sets of problems by name: the public ones, files (`jsonl:PATH`, `parquet:PATH`) and data sets of the hub
-(`hub:ID`, `hub:ID:CONFIG`, with `@SPLIT` behind it for one split alone)."""
+"""Sets of problems by name: the public ones, files (`jsonl:PATH`, `parquet:PATH`; `@test` behind it makes all of its
+problems test problems), and data sets of the hub (`hub:ID`, `hub:ID:CONFIG`; `@SPLIT` behind it takes one split)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pathlib import Path
 
 from parallel_r1.errors import Missing, UserError, nearest
 from parallel_r1.tasks.datasets.sources import DATA_DIR, Source
+from parallel_r1.tasks.datasets.splits import Part
 
+ALL_TEST = "@test"
+"""Behind the name of a file: all of its problems are test problems."""
 _MAA = "problems of the Mathematical Association of America; not for redistribution"
 _ARENA = "CC-BY-NC-SA-4.0"
 PUBLIC_SETS: dict[str, Source] = {
@@ -80,12 +83,13 @@ def open_source(name: str, data_dir: Path | None = None) -> Source:
     """
     kind, colon, rest = name.partition(":")
     if colon and kind in ("jsonl", "parquet"):
-        path = Path(rest)
+        path = Path(rest.removesuffix(ALL_TEST))
         if not path.is_file():
             raise Missing(f"a {kind} file of problems", f"no file {rest}", "check the path")
         if path.suffix != f".{kind}":
             raise UserError(f"a file that ends with .{kind}", rest, "name it by its format")
-        return Source(name, about=f"the file {path.name}", file=path)
+        parts: dict[Part, str] = {"test": "test"} if rest.endswith(ALL_TEST) else {}
+        return Source(name, parts, about=f"the file {path.name}", file=path)
     if colon and kind == "hub":
         return Source(name, hub=rest, about=f"the data set {rest} of the hub")
     if name not in PUBLIC_SETS:

@@ -9,6 +9,8 @@ from typing import Any
 from parallel_r1.answers.rollout import Problem, Reading, Rollout
 from parallel_r1.answers.shape import paths_of_rollout
 from parallel_r1.answers.syntax import FINAL_ANSWER, boxes
+from parallel_r1.errors import UserError
+from parallel_r1.registry import where
 from parallel_r1.tasks.base import Task, conclusion_of, verdicts
 from parallel_r1.tasks.grading.extract import Find, final_answer
 
@@ -60,4 +62,13 @@ def _other_places(rollout: Rollout, trunk: str, final: str | None, task: Task) -
 
 def _out_of_time(task: Task, problems: Sequence[Problem], trunks: Sequence[str]) -> list[bool]:
     own: Callable[..., Any] | None = getattr(task, "out_of_time", None)
-    return [False] * len(trunks) if own is None else list(own(problems, trunks))
+    if own is None:
+        return [False] * len(trunks)
+    late = own(problems, trunks)
+    if not isinstance(late, list) or len(late) != len(trunks) or not all(isinstance(one, bool) for one in late):
+        raise UserError(
+            f"a list of {len(trunks)} bools from out_of_time of task '{task.name}', one per answer",
+            f"{late!r:.60} from {where(type(task))}",
+            "return one bool for every answer of the batch",
+        )
+    return late

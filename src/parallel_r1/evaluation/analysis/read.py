@@ -9,11 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-try:
-    import orjson
-except ImportError:
-    orjson = None  # type: ignore[assignment]
-
 from parallel_r1 import files
 from parallel_r1.answers.rollout import Rollout, from_json
 from parallel_r1.errors import UserError
@@ -63,7 +58,9 @@ def rollout_files(path: Path) -> list[Path]:
         raise UserError("a run folder or a rollouts file", f"no file or folder {path}", "check the path")
     steps = [file for file in (path / "rollouts").glob("step-*.jsonl") if step_of(file)]
     if not steps:
-        fix = "give a run with an RL stage that has saved a step, or a file of answers that `eval` wrote"
+        answers = next(path.glob("*.jsonl"), None)
+        file = f"the file {answers}" if answers else "a file of answers that `eval` wrote"
+        fix = f"give a run with an RL stage that has saved a step, or {file}"
         raise UserError("a run with rollouts/step-N.jsonl", f"none in {path}", fix)
     return sorted(steps, key=step_of)
 
@@ -97,7 +94,7 @@ def rollouts(piece: Piece, notes: set[str], *, logprobs: bool = False) -> Iterat
                 continue
             with refusing(piece.path, at):
                 try:
-                    row = _parse(line)
+                    row = files.parse_ours(line)
                 except ValueError:
                     if line.endswith(b"\n"):
                         raise
@@ -124,19 +121,6 @@ def refusing(path: Path, at: int) -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         raise _refused(path, at, error) from error
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    """One line of JSON, by orjson if it is installed, which takes a quarter of the time. What it does not read, such as
-    a NaN, the standard library reads, or refuses in words."""
-    if orjson is not None:
-        try:
-            row: Any = orjson.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            return row
-    return files.parse_object(line)
 
 
 def _refused(path: Path, at: int, error: Exception) -> UserError:

@@ -13,7 +13,7 @@ from parallel_r1.evaluation.analysis import analyse
 from parallel_r1.evaluation.analysis.summary import tables
 from parallel_r1.evaluation.contestants import frontiers, read_contestant, speeds
 from parallel_r1.evaluation.folder import EVALUATIONS, EvaluationFolder
-from parallel_r1.evaluation.tables import frontier_table, speed_table
+from parallel_r1.evaluation.tables import frontier_table, speed_tables
 from parallel_r1.report.curves import curves as training_figure
 from parallel_r1.report.figures import figures, inline_svg
 from parallel_r1.report.frontiers import frontier_figure, within_figure
@@ -104,8 +104,7 @@ def _evaluations(run: Run) -> Iterator[str]:
     for task, several in curves.items():
         if several:
             yield table_html(frontier_table(task, several))
-        if fast[task]:
-            yield table_html(speed_table(task, fast[task]))
+        yield from map(table_html, speed_tables(task, fast[task]))
     if has_matplotlib() and any(len(one.points) > 1 for several in curves.values() for one in several):
         yield figure_html(frontier_figure(curves), "Accuracy under several budgets, with 95 % intervals.")
 
