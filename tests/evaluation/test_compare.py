@@ -39,7 +39,7 @@ def test_a_comparison_by_hand():
     assert board[0][1] == "37.5"
     assert board[0][3:] == ("50.0", "100.0", "20.0", "40.0", "8")
     assert pairs[0][:4] == ("theirs", "ours", "-25.0", "-50.0 .. +0.0")
-    assert pairs[0][-1] == "11"
+    assert pairs[0][-2] == "11"
 
 
 def test_every_pair_is_compared_and_corrected_for_all_pairs_of_its_task():
@@ -98,7 +98,7 @@ def test_one_problem_and_no_difference_decide_nothing():
     assert (found.pairs[0].p_value, found.pairs[0].needed) == (1.0, None)
     (found,) = compare({"ours": answers([2, 1, 0]), "theirs": answers([2, 1, 0])})
     assert (found.pairs[0].p_value, found.pairs[0].needed) == (1.0, None)
-    assert comparison_tables(found)[1].rows[0][2:] == ("+0.0", "+0.0 .. +0.0", "1.0000", "1.0000", "-")
+    assert comparison_tables(found)[1].rows[0][2:] == ("+0.0", "+0.0 .. +0.0", "1.0000", "1.0000", "-", "-")
 
 
 def test_what_cannot_be_compared_is_refused():

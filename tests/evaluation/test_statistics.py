@@ -15,6 +15,7 @@ from parallel_r1.evaluation.statistics import (
     interval,
     problems_needed,
     ratio_intervals,
+    samples_needed,
     sign_flip_test,
 )
 
@@ -179,6 +180,38 @@ def test_problems_needed_by_hand():
     assert problems_needed([0.1, 0.2, -0.3]) is None  # 0 but for rounding
     assert problems_needed([0.5]) is None
     assert problems_needed([0.5] * 3) == 6  # five signs alike have a two-sided p-value of 6 %
+
+
+def test_samples_needed_by_hand():
+    # Eight problems, mean 1/4, variance 1/14; 7.849 of it per squared standard error.
+    values = [0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0]
+    # All of it is noise of 4 answers: 1/14 * 4 / (8 / 16 / 7.849) = 4.485
+    assert samples_needed(values, 1 / 14, 4) == 5
+    # A half is between problems: 1/28 * 4 / (8 / 16 / 7.849 - 1/28) = 5.1
+    assert samples_needed(values, 1 / 28, 4) == 6
+    assert samples_needed(values, 0.0, 4) is None  # 8 problems are too few, whatever is drawn
+    assert samples_needed([0.5, -0.5] * 4, 0.1, 4) is None
+    assert samples_needed([0.5] * 5, 0.1, 4) is None  # five signs alike have a two-sided p-value of 6 %
+
+
+@pytest.mark.slow
+def test_with_as_many_answers_as_needed_the_test_finds_four_differences_of_five(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 500)
+    rng = np.random.default_rng(0)
+    problems, k = 60, 4
+    easy = rng.beta(2, 2, problems)
+    better = np.clip(easy + rng.normal(0.06, 0.05, problems), 0, 1)
+    gain = float((better - easy).mean())
+    truth = (better * (1 - better) + easy * (1 - easy)).mean() / k
+    spread = (better - easy).var(ddof=1)
+    values = (better - easy) + np.sqrt(truth) * np.linspace(-1.7, 1.7, problems)[rng.permutation(problems)]
+    values = (values - values.mean()) / values.std(ddof=1) * np.sqrt(spread + truth) + gain
+    needed = samples_needed(values.tolist(), float(truth), k)
+    found = [
+        sign_flip_test((rng.binomial(needed, better) - rng.binomial(needed, easy)) / needed) < 0.05 for _ in range(400)
+    ]
+    # The problems are the same every time, so only the noise of the answers is left: at least the power asked for.
+    assert 0.75 <= fmean(found) <= 0.95
 
 
 def test_with_as_many_problems_as_needed_the_test_finds_four_differences_of_five(monkeypatch):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from statistics import fmean
 from typing import Any
 
 from parallel_r1.answers.rollout import Group, Rollout, group
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.measure import Difference, Result, summarise
-from parallel_r1.evaluation.statistics import holm, problems_needed, sign_flip_test
+from parallel_r1.evaluation.statistics import holm, problems_needed, samples_needed, sign_flip_test
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Pair:
         corrected: `p_value` corrected with Holm's method for all pairs of the task.
         needed: problems with which a difference of this size would be found with 80 % power at a level of 5 %, with as
             many answers to every problem; None if the difference is 0 or there is one problem only.
+        samples_needed: answers to every one of these problems with which it would be found; None if no number is
+            enough, or if a problem has one answer only.
     """
 
     first: str
@@ -51,6 +54,7 @@ class Pair:
     p_value: float
     corrected: float
     needed: int | None
+    samples_needed: int | None
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def _compare_task(task: str, by_name: Mapping[str, Mapping[str, Group]]) -> Comp
     chosen = {name: [groups[key] for key in shared] for name, groups in by_name.items()}
     k = min(len(members.rollouts) for groups in chosen.values() for members in groups)
     entries = [_entry(name, groups, k) for name, groups in chosen.items()]
-    pairs = _pairs([entry.result for entry in entries])
+    pairs = _pairs(entries)
     board = sorted(entries, key=lambda entry: -entry.result.mean)
     return Comparison(task, len(shared), left_out, tuple(board), tuple(pairs))
 
@@ -133,12 +137,31 @@ def _entry(name: str, groups: Sequence[Group], k: int) -> Entry:
     return Entry(summarise(rollouts, name, k), len(rollouts), min(sizes), max(sizes), tuple(sorted(drawn)))
 
 
-def _pairs(results: Sequence[Result]) -> list[Pair]:
+def _pairs(entries: Sequence[Entry]) -> list[Pair]:
     """Every two results on the same problems."""
-    twos = list(combinations(results, 2))
-    differences = [first.differences(second) for first, second in twos]
+    twos = list(combinations(entries, 2))
+    differences = [first.result.differences(second.result) for first, second in twos]
     p_values = list(map(sign_flip_test, differences))
     return [
-        Pair(first.stage, second.stage, first.compare(second), p_value, corrected, problems_needed(values))
+        Pair(
+            first.result.stage,
+            second.result.stage,
+            first.result.compare(second.result),
+            p_value,
+            corrected,
+            problems_needed(values),
+            _samples_needed(first, second, values),
+        )
         for (first, second), values, p_value, corrected in zip(twos, differences, p_values, holm(p_values), strict=True)
     ]
+
+
+def _samples_needed(first: Entry, second: Entry, differences: Sequence[float]) -> int | None:
+    """Answers to every problem that the difference needs; None if a problem has one answer, which tells no spread."""
+    fewest = min(first.fewest, second.fewest)
+    if fewest < 2:
+        return None
+    # The unbiased estimate of the variance of a share p of k answers is p (1 - p) / (k - 1).
+    shares = [share for entry in (first, second) for share in entry.result.by_problem.values()]
+    noise = 2 * fmean(share * (1 - share) / (fewest - 1) for share in shares)
+    return samples_needed(differences, noise, fewest)

@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 10_000
 NORMAL = NormalDist()
+POWER = NORMAL.inv_cdf(0.975) + NORMAL.inv_cdf(0.8)
+"""Standard errors that a difference must be away from 0 to be found with a probability of 80 %, at a level of 5 %."""
 
 
 PIECE = 2**22
@@ -165,8 +167,29 @@ def problems_needed(differences: Sequence[float]) -> int | None:
     mean = fmean(differences)
     if len(differences) < 2 or abs(mean) < 1e-9:  # a mean of 0 by rounding counts as 0
         return None
-    quantiles = NORMAL.inv_cdf(0.975) + NORMAL.inv_cdf(0.8)
-    return max(FEWEST, ceil(quantiles**2 * variance(differences) / mean**2))
+    return max(FEWEST, ceil(POWER**2 * variance(differences) / mean**2))
+
+
+def samples_needed(differences: Sequence[float], noise: float, samples: int) -> int | None:
+    """How many answers to every problem a paired comparison of the same problems needs, with the power and level of
+    `problems_needed`. The variance of the differences is that between problems, which more answers do not change, and
+    that of the answers to a problem, which falls as their number grows.
+
+    Args:
+        differences: one difference per problem.
+        noise: variance of a difference that is due to the answers alone, mean over problems.
+        samples: answers to every problem that the differences come from.
+
+    Returns:
+        The number; None if no number is enough, the mean difference is 0, or there are too few problems for a sign-flip
+        test to fall below 5 %.
+    """
+    mean = fmean(differences)
+    if len(differences) < FEWEST or abs(mean) < 1e-9:
+        return None
+    between = max(0.0, variance(differences) - noise)
+    room = len(differences) * mean**2 / POWER**2 - between
+    return max(1, ceil(noise * samples / room)) if room > 0 else None
 
 
 def _pieces(numbers: int) -> int:

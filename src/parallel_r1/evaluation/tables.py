@@ -232,7 +232,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
         (*row[:5], *row[6:], f"{entry.answers:,}") for row, entry in zip(board.rows, comparison.entries, strict=True)
     ]
     header = ("name", *HEADER[1:5], *HEADER[6:], "answers")
-    pairs = ("first", "second", "points more", "95 % interval", "p", "p (Holm)", "problems needed")
+    pairs = ("first", "second", "points more", "95 % interval", "p", "p (Holm)", "problems needed", "answers needed")
     return [
         Table(header, rows, f"{task}: {comparison.problems:,} problems that all have, k = {k}"),
         Table(pairs, list(map(_pair, comparison.pairs)), f"{task}: first - second, paired by problem", names=2),
@@ -241,8 +241,9 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 
 def _pair(pair: Pair) -> tuple[str, ...]:
     mean, low, high = map(points, (pair.difference.mean, pair.difference.low, pair.difference.high))
-    needed = "-" if pair.needed is None else f"{pair.needed:,}"
-    return pair.first, pair.second, mean, f"{low} .. {high}", f"{pair.p_value:.4f}", f"{pair.corrected:.4f}", needed
+    needed = ["-" if number is None else f"{number:,}" for number in (pair.needed, pair.samples_needed)]
+    p_values = f"{pair.p_value:.4f}", f"{pair.corrected:.4f}"
+    return pair.first, pair.second, mean, f"{low} .. {high}", *p_values, *needed
 
 
 def remarks(comparison: Comparison) -> list[str]:
