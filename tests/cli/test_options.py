@@ -149,7 +149,8 @@ def test_a_run_writes_a_card_with_every_checkpoint_and_the_next_run_keeps_it(tmp
     changes = ("--set", "stages.rl.stop={every=2,problems=2,samples=1}", "--set", "evaluation.tasks=[]")
     done = run("train", tmp_path / "small.toml", *changes, "--out", tmp_path / "run", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"run": str(tmp_path / "run"), "results": []}
+    report = str(tmp_path / "run" / "report.html")
+    assert json.loads(done.stdout) == {"run": str(tmp_path / "run"), "results": [], "report": report}
     recipe = load_recipe(tmp_path / "run" / "recipe.toml")
     checkpoints = tmp_path / "run" / "checkpoints"
     cards = {name: json.loads((checkpoints / name / "parallel_r1.json").read_text()) for name in recipe.stages}
