@@ -8,7 +8,7 @@ import pytest
 from parallel_r1.answers.rollout import Problem, read_jsonl
 from parallel_r1.errors import UserError
 from parallel_r1.evaluation.answer_file import AnswerFile
-from parallel_r1.evaluation.contestants import differing_settings, read_contestant
+from parallel_r1.evaluation.entrants import differing_settings, read_entrant
 from parallel_r1.evaluation.folder import EvaluationFolder, default_folder, grader_digest, scaled, settings_of
 from parallel_r1.evaluation.measure import Result, draw, held_out, summarise
 from parallel_r1.evaluation.session import Session
@@ -263,12 +263,12 @@ def test_what_differs_between_evaluations_is_said_and_what_is_missing_is_refused
     folders = [EvaluationFolder(tmp_path / name) for name in "ab"]
     for folder, grader in zip(folders, ("old", "new"), strict=True):
         session(frozen).run(frozen, Engine(), folder, settings() | {"grader": grader})
-    contestants = [read_contestant(folder.path.name, folder.path) for folder in folders]
-    assert differing_settings(contestants) == ["grader differs: a old; b new"]
+    entrants = [read_entrant(folder.path.name, folder.path) for folder in folders]
+    assert differing_settings(entrants) == ["grader differs: a old; b new"]
     file = folders[0].answers(EASY.name).path
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:5]))
     with pytest.raises(UserError, match=r"8 answers in .*; found 5; give the command of the evaluation again"):
-        read_contestant("a", folders[0].path)
+        read_entrant("a", folders[0].path)
 
 
 def test_judging_again_uses_the_verifier_of_today(frozen, tmp_path):

@@ -158,6 +158,8 @@ def show(
 
 def _show_html(path: Path, out: Path, model: str | None, as_json: bool) -> None:
     """Write the answers of a run or of a file into one page."""
+    from itertools import chain
+
     from parallel_r1.files import write_text
     from parallel_r1.report.pages.page import check_new
     from parallel_r1.report.pages.saved import shown_answers, tokenizer_of
@@ -167,7 +169,10 @@ def _show_html(path: Path, out: Path, model: str | None, as_json: bool) -> None:
     quiet()
     notes: set[str] = set()
     title = path.resolve().name if path.is_dir() else path.stem
-    write_text(out, viewer_page(title, shown_answers(path, notes), tokenizer_of(path, model)))
+    answers = shown_answers(path, notes)
+    if (first := next(answers, None)) is None:
+        raise UserError("answers to show", f"none in {path}", "give a file of answers, or a run that has saved some")
+    write_text(out, viewer_page(title, chain([first], answers), tokenizer_of(path, model)))
     for note in sorted(notes):
         warn(note)
     if as_json:

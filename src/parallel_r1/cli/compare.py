@@ -41,14 +41,14 @@ def compare(
         check_picture(picture)
     from parallel_r1.evaluation import tables
     from parallel_r1.evaluation.compare import compare as paired
-    from parallel_r1.evaluation.contestants import differing_settings, frontiers, read_contestant, speeds
+    from parallel_r1.evaluation.entrants import differing_settings, frontiers, read_entrant, speeds
     from parallel_r1.report.tables import print_table
 
-    contestants = [read_contestant(name, path) for name, path in named.items()]
-    comparisons = paired({one.name: one.rollouts for one in contestants})
-    curves = frontiers(contestants)
-    fast = speeds(contestants, curves)
-    settings = differing_settings(contestants)
+    entrants = [read_entrant(name, path) for name, path in named.items()]
+    comparisons = paired({one.name: one.rollouts for one in entrants})
+    curves = frontiers(entrants)
+    fast = speeds(entrants, curves)
+    settings = differing_settings(entrants)
     shown, lines = tables.comparison_report(comparisons, curves, fast, settings)
     if markdown is not None:
         write_text(markdown, tables.comparison_markdown(shown, lines))

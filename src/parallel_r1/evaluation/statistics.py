@@ -35,6 +35,8 @@ def interval(values: ArrayLike) -> tuple[float, float]:
     """
     table = np.atleast_2d(np.asarray(values, dtype=float))
     seeds, problems = table.shape
+    if seeds == 1:
+        return ratio_intervals(table.T, np.ones((problems, 1)))[0]
     rng = np.random.default_rng(0)
     drawn = np.array_split(rng.multinomial(seeds, [1 / seeds] * seeds, RESAMPLES), _pieces(problems))
     sums = [((part @ table) * _counts(rng, len(part), problems)).sum(axis=1) for part in drawn]

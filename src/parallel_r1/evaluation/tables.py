@@ -12,6 +12,7 @@ from parallel_r1.evaluation.compare import Comparison, Pair
 from parallel_r1.evaluation.folder import Measured
 from parallel_r1.evaluation.frontier import Frontier, Ratio, Speed
 from parallel_r1.evaluation.measure import Result
+from parallel_r1.evaluation.statistics import RESAMPLES
 from parallel_r1.table import Table
 
 HEADER = ("stage", "mean@k %", "95 % interval", "pass@k %", "parallel %", "well-formed %", "critical path", "tokens")
@@ -20,6 +21,11 @@ HEADER = ("stage", "mean@k %", "95 % interval", "pass@k %", "parallel %", "well-
 def percent(value: float | None) -> str:
     """A share as percent with one decimal; - for None."""
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+def p_text(value: float) -> str:
+    """A p-value with four decimals; the smallest that so many resamples can show is a bound."""
+    return f"<{value:.4f}" if value < 2 / (RESAMPLES + 1) else f"{value:.4f}"
 
 
 def points(difference: float) -> str:
@@ -242,7 +248,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 def _pair(pair: Pair) -> tuple[str, ...]:
     mean, low, high = map(points, (pair.difference.mean, pair.difference.low, pair.difference.high))
     needed = ["-" if number is None else f"{number:,}" for number in (pair.needed, pair.samples_needed)]
-    p_values = f"{pair.p_value:.4f}", f"{pair.corrected:.4f}"
+    p_values = p_text(pair.p_value), p_text(pair.corrected)
     return pair.first, pair.second, mean, f"{low} .. {high}", *p_values, *needed
 
 
@@ -286,6 +292,9 @@ def comparison_report(
         if any(len(one.points) > 1 for one in several):
             shown.append(frontier_table(each.task, several))
         shown += speed_tables(each.task, pairs)
+        if any(one.points[-1].budget for one in several):
+            largest = ", ".join(f"{one.name} {one.points[-1].budget or '-'}" for one in several)
+            lines.append(f"{each.task}: the leaderboard and the pairs are at the largest budgets: {largest}")
         if pairs and any(len(one.points) < 2 for one in several):
             lines.append(
                 f"{each.task}: under one budget the better model counts with all that it spends, so its speed at equal "

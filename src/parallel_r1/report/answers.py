@@ -29,6 +29,10 @@ def colour(address: Address) -> str:
 
 _SYMBOLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
 _SYMBOLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+# Line and paragraph separators, and marks that turn the direction of the text around them.
+_SYMBOLS |= dict.fromkeys(
+    [0x2028, 0x2029, 0x200E, 0x200F, 0x061C, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD
+)
 
 
 def printable(text: str) -> str:

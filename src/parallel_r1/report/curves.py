@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parallel_r1.files import whole
-from parallel_r1.report.style import PALETTE, STYLE, share, smooth, steps_before
+from parallel_r1.report.style import PALETTE, STYLE, can_draw, share, smooth, steps_before
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +25,7 @@ def picture(metrics: Sequence[dict[str, Any]], path: Path, starts: Mapping[str, 
     Returns:
         False, and no file, if matplotlib is not installed or the run had no RL stage.
     """
-    if importlib.util.find_spec("matplotlib") is None or (figure := curves(metrics, starts)) is None:
+    if not can_draw() or (figure := curves(metrics, starts)) is None:
         return False
     with whole(path) as part:
         figure.savefig(part, dpi=120, format=path.suffix[1:])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from parallel_r1.errors import UserError, need
 from parallel_r1.evaluation.frontier import Cost, Frontier
 from parallel_r1.files import whole
-from parallel_r1.report.style import MARKERS, PALETTE, STYLE, WIDTH
+from parallel_r1.report.style import GREY, MARKERS, PALETTE, STYLE, WIDTH, can_draw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,7 @@ COSTS: tuple[tuple[Cost, str], ...] = (
     ("alone", "seconds alone"),
     ("loaded", "seconds among many"),
 )
+DASHES = ("--", ":", "-.")
 HEIGHT = 1.6
 """Inches of the panels of a task."""
 
@@ -34,6 +35,10 @@ def check_picture(path: Path) -> None:
     if path.suffix not in (".svg", ".pdf", ".png"):
         raise UserError("a picture that ends with .svg, .pdf or .png", str(path), "give another name")
     need("matplotlib", "which draws pictures", "plot")
+    if not can_draw():
+        raise UserError(
+            "matplotlib that can be imported", "one that cannot", "see python -c 'import matplotlib.figure'"
+        )
 
 
 def draw(frontiers: Mapping[str, Sequence[Frontier]], path: Path) -> None:
@@ -47,13 +52,19 @@ def draw(frontiers: Mapping[str, Sequence[Frontier]], path: Path) -> None:
         figure.savefig(part, format=path.suffix[1:], dpi=200, metadata=metadata)
 
 
-def frontier_figure(frontiers: Mapping[str, Sequence[Frontier]]) -> Figure:
+def frontier_figure(frontiers: Mapping[str, Sequence[Frontier]], colored: Sequence[str] = ()) -> Figure:
     """Accuracy with its 95 % interval against every cost that was measured: a row of panels for every task, a line for
-    every model through its budgets."""
+    every model through its budgets.
+
+    Args:
+        colored: names that have a color in other pictures beside this one, in the order of the palette.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     drawn = {task: several for task, several in frontiers.items() if several}
+    names = dict.fromkeys([*colored, *(one.name for several in drawn.values() for one in several)])
+    numbers = {name: number for number, name in enumerate(names)}
     costs = [
         (cost, label)
         for cost, label in COSTS
@@ -64,8 +75,8 @@ def frontier_figure(frontiers: Mapping[str, Sequence[Frontier]]) -> Figure:
         grid = figure.subplots(len(drawn), len(costs), sharey="row", squeeze=False)
         for row, (task, several) in zip(grid, drawn.items(), strict=True):
             for panel, (cost, label) in zip(row, costs, strict=True):
-                for number, one in enumerate(several):
-                    _line(panel, one, cost, number)
+                for one in several:
+                    _line(panel, one, cost, numbers[one.name])
                 panel.set_xlabel(label)
             row[0].set_ylabel("mean@k")
             row[0].set_title(Path(task).name, loc="left")
@@ -75,12 +86,17 @@ def frontier_figure(frontiers: Mapping[str, Sequence[Frontier]]) -> Figure:
     return figure
 
 
-def within_figure(answers: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+def within_figure(answers: Mapping[str, Mapping[str, Sequence[float]]], colored: Sequence[str] = ()) -> Figure:
     """The share of answers that are right and done within so many tokens, a line for every stage.
 
     Args:
         answers: stage -> `correct`, `critical_path` and `total` of its answers.
+        colored: stages that have a color in other pictures beside this one, in the order of the palette. The others
+            are grey.
     """
+    numbers = {stage: number for number, stage in enumerate(colored or answers)}
+    others = [stage for stage in answers if stage not in numbers]
+    greys = {stage: DASHES[number % len(DASHES)] for number, stage in enumerate(others)}
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -88,13 +104,14 @@ def within_figure(answers: Mapping[str, Mapping[str, Sequence[float]]]) -> Figur
         figure = Figure(figsize=(2 * WIDTH, HEIGHT + 0.5), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True, squeeze=False)
         for panel, (cost, label) in zip(panels[0], COSTS[:2], strict=True):
-            for number, (stage, columns) in enumerate(answers.items()):
+            for stage, columns in answers.items():
                 pairs = zip(columns[cost], columns["correct"], strict=True)
                 right = sorted(spent for spent, correct in pairs if correct)
                 shares = [(rank + 1) / len(columns["correct"]) for rank in range(len(right))]
                 end = max(max(one[cost]) for one in answers.values())
                 line = [0.0, *right, end], [0.0, *shares, shares[-1] if shares else 0.0]
-                panel.step(*line, where="post", color=PALETTE[number % len(PALETTE)], label=stage)
+                color = PALETTE[numbers[stage] % len(PALETTE)] if stage in numbers else GREY
+                panel.step(*line, where="post", color=color, linestyle=greys.get(stage, "-"), label=stage)
             panel.set_xlabel(f"within so many of its {label}" if cost == "total" else f"within a {label}")
         panels[0][0].set_ylabel("right")
         _percent(panels)

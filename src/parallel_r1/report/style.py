@@ -32,6 +32,15 @@ STYLE: dict[Any, Any] = {
 """Settings of matplotlib. Names of stages are text, never mathematics; files are the same for the same numbers."""
 
 
+def can_draw() -> bool:
+    """Whether matplotlib is there and can be imported."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:
     """Exponential moving average that starts at the first value."""
     smoothed: list[float] = []

@@ -7,7 +7,7 @@ from html import escape
 
 from parallel_r1.evaluation.measure import Result
 from parallel_r1.evaluation.statistics import holm, problems_needed, sign_flip_test
-from parallel_r1.evaluation.tables import chosen, percent, points, reasons_table, results_table, tasks
+from parallel_r1.evaluation.tables import chosen, p_text, percent, points, reasons_table, results_table, tasks
 from parallel_r1.report.pages.intervals import Estimate, intervals_html
 from parallel_r1.report.pages.page import table_html
 from parallel_r1.report.pages.run import Run
@@ -36,10 +36,13 @@ def headline(run: Run) -> str:
     if not mine:
         return ""
     result = mine[0]
+    rivals = [theirs for _, theirs in run.recipe.compare] if run.recipe else []
+    rival = next((one for one in run.results if rivals and (one.stage, one.task) == (rivals[-1], result.task)), None)
+    against = f"; {rival.stage}: {percent(rival.mean)} %" if rival else ""
     tiles = [
         (
             f"{percent(result.mean)} %",
-            f"right: {result.stage} on {result.task} [{percent(result.low)}, {percent(result.high)}]",
+            f"right: {result.stage} on {result.task} [{percent(result.low)}, {percent(result.high)}]{against}",
         ),
         (f"{result.critical_path:.1f}", "tokens one after the other: the latency of an answer"),
         (f"{result.total:.1f}", "tokens in all: its cost"),
@@ -105,7 +108,9 @@ def _stage(stage: SFT | RL) -> tuple[str, str, str, str]:
 def results(run: Run) -> str | None:
     """The table with intervals, and a picture of them."""
     if not run.results:
-        why = "they are measured after every stage" if run.unfinished else "the recipe names no task to evaluate on"
+        planned = run.recipe is None or run.recipe.evaluation.tasks
+        why = "eval/ has none" if planned else "the recipe names no task to evaluate on"
+        why = "they are measured after every stage" if run.unfinished else why
         return paragraph(f"There are no evaluations: {why}.", "quiet")
     best = run.recipe.compare[0][0] if run.recipe and run.recipe.compare else None
     parts = []
@@ -151,9 +156,9 @@ def _pairs(task: str, pairs: list[tuple[Result, Result]]) -> str:
                 name,
                 points(difference.mean),
                 f"{points(difference.low)} .. {points(difference.high)}",
-                "-" if difference.relative is None else f"{100 * difference.relative:+.0f} %",
-                f"{p:.4f}",
-                f"{corrected:.4f}",
+                "-" if difference.relative is None else f"{100 * difference.relative:+.1f} %",
+                p_text(p),
+                p_text(corrected),
                 f"{len(values):,}",
                 "-" if needed is None else f"{needed:,}",
             )

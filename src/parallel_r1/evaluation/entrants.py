@@ -14,7 +14,7 @@ from parallel_r1.evaluation.frontier import Drawn, Frontier, Speed, frontier, sp
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Entrant:
     """The judged answers of one model.
 
     Attributes:
@@ -33,7 +33,7 @@ class Contestant:
         return [rollout for parts in self.drawn.values() for rollout in parts[-1].rollouts]
 
 
-def read_contestant(name: str, path: Path) -> Contestant:
+def read_entrant(name: str, path: Path) -> Entrant:
     """Read a file of rollouts or the folder of a finished evaluation.
 
     Raises:
@@ -47,10 +47,10 @@ def read_contestant(name: str, path: Path) -> Contestant:
     if not rollouts:
         raise UserError("a file of judged answers", f"{path}, which is empty", "draw some, or leave it out")
     tasks = dict.fromkeys(rollout.problem.source for rollout in rollouts)
-    return Contestant(name, {task: [Drawn([one for one in rollouts if one.problem.source == task])] for task in tasks})
+    return Entrant(name, {task: [Drawn([one for one in rollouts if one.problem.source == task])] for task in tasks})
 
 
-def _read_folder(name: str, folder: EvaluationFolder) -> Contestant:
+def _read_folder(name: str, folder: EvaluationFolder) -> Entrant:
     drawn: dict[str, list[Drawn]] = {}
     settings = folder.settings()
     for measured in folder.results():
@@ -63,12 +63,12 @@ def _read_folder(name: str, folder: EvaluationFolder) -> Contestant:
             raise UserError(f"{asked:,} answers in {file.path}", f"{len(rollouts):,}", fix)
         known = measured.result.low, measured.result.high
         drawn.setdefault(task, []).append(Drawn(rollouts, measured.budget, measured.alone, measured.loaded, known))
-    return Contestant(name, drawn, settings)
+    return Entrant(name, drawn, settings)
 
 
-def differing_settings(contestants: Sequence[Contestant]) -> list[str]:
+def differing_settings(entrants: Sequence[Entrant]) -> list[str]:
     """The settings in which evaluations differ, one sentence each. They are part of every difference."""
-    tables = {one.name: flat(one.settings) for one in contestants if one.settings is not None}
+    tables = {one.name: flat(one.settings) for one in entrants if one.settings is not None}
     budgets = any(table["budgets"] for table in tables.values())  # the table of costs has them
     names = [
         name
@@ -82,29 +82,25 @@ def differing_settings(contestants: Sequence[Contestant]) -> list[str]:
     ]
 
 
-def frontiers(contestants: Sequence[Contestant]) -> dict[str, list[Frontier]]:
+def frontiers(entrants: Sequence[Entrant]) -> dict[str, list[Frontier]]:
     """Task -> the frontiers of those who have answers to it, on the problems that all of these have."""
-    tasks = dict.fromkeys(task for one in contestants for task in one.drawn)
-    return {task: _frontiers(task, [one for one in contestants if task in one.drawn]) for task in tasks}
+    tasks = dict.fromkeys(task for one in entrants for task in one.drawn)
+    return {task: _frontiers(task, [one for one in entrants if task in one.drawn]) for task in tasks}
 
 
-def _frontiers(task: str, contestants: Sequence[Contestant]) -> list[Frontier]:
-    keys = [
-        {members.problem.key for members in group(part.rollouts)} for one in contestants for part in one.drawn[task]
-    ]
+def _frontiers(task: str, entrants: Sequence[Entrant]) -> list[Frontier]:
+    keys = [{members.problem.key for members in group(part.rollouts)} for one in entrants for part in one.drawn[task]]
     shared = set.intersection(*keys)
-    first = contestants[0].drawn[task][0].rollouts
+    first = entrants[0].drawn[task][0].rollouts
     problems = [members.problem.key for members in group(first) if members.problem.key in shared]
-    return [frontier(one.name, one.drawn[task], problems) for one in contestants] if problems else []
+    return [frontier(one.name, one.drawn[task], problems) for one in entrants] if problems else []
 
 
-def speeds(
-    contestants: Sequence[Contestant], all_frontiers: Mapping[str, Sequence[Frontier]]
-) -> dict[str, list[Speed]]:
+def speeds(entrants: Sequence[Entrant], all_frontiers: Mapping[str, Sequence[Frontier]]) -> dict[str, list[Speed]]:
     """Task -> the speed numbers of everybody who forks against everybody who does not."""
     forks = {
         (task, one.name): any(rollout.trace.forks for rollout in parts[-1].rollouts)
-        for one in contestants
+        for one in entrants
         for task, parts in one.drawn.items()
     }
     return {
