@@ -144,7 +144,7 @@ class RunSoFar:
     @property
     def is_finished(self) -> bool:
         """Whether the run has ended; an interrupted run has not."""
-        return not (self.path / "state").is_dir() and all(map(self.is_over, self.stages.values()))
+        return not (self.path / "state").is_dir()
 
     def is_over(self, stage: StageSoFar) -> bool:
         """Whether a stage has its weights, also where a stop rule ended it before its last step."""

@@ -148,7 +148,7 @@ def test_a_finished_run_without_reinforcement_learning(folder):
         file.unlink()
     write_text(folder / "metrics.jsonl", json.dumps({"step": 1, "kind": "sft", "stage": "sft", "stage_step": 1}) + "\n")
     shown = Read(report(read_run(folder)))
-    assert "The run has no RL stage." in shown.text
+    assert "The run has no step of reinforcement learning in metrics.jsonl." in shown.text
     assert "The run has no saved answers: steps of an RL stage save them." in shown.text
 
 
@@ -191,7 +191,7 @@ def test_rollouts_before_spans_had_texts_are_shown_and_others_named(folder):
 
 
 def test_without_matplotlib_a_report_says_what_to_install(folder, monkeypatch):
-    monkeypatch.setattr(pictures, "has_matplotlib", lambda: False)
+    monkeypatch.setattr(pictures, "can_draw", lambda: False)
     html = report(read_run(folder))
     assert "pip install 'parallel-r1[plot]'" in Read(html).text
     assert "<svg" not in html.partition("<script")[0]

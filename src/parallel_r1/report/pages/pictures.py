@@ -32,7 +32,8 @@ def training_curves(run: Run) -> str | None:
     """Reward, accuracy and parallel ratio against the RL steps."""
     if not run.rows("rl"):
         planned = run.recipe is not None and any(stage.kind == "rl" for stage in run.recipe.stages.values())
-        why = "no step of reinforcement learning in metrics.jsonl" if planned or run.unfinished else "no RL stage"
+        why = "no step of reinforcement learning in metrics.jsonl" if planned else "no RL stage"
+        why = "no step of reinforcement learning yet" if run.unfinished else why
         return paragraph(f"The run has {why}.", "quiet")
     if not can_draw():
         return paragraph(NO_MATPLOTLIB, "note")

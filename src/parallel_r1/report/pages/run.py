@@ -81,15 +81,9 @@ def read_run(path: Path) -> Run:
         recipe,
         settings,
         _environment(path, notes),
-        _is_unfinished(path, recipe),
+        (path / "state").is_dir() or not (path / "metrics.jsonl").is_file(),
         notes,
     )
-
-
-def _is_unfinished(path: Path, recipe: Recipe | None) -> bool:
-    """Whether a run has a saved state to go on from, or lacks the weights of a stage."""
-    lacking = recipe is not None and any(not (path / "checkpoints" / name).is_dir() for name in recipe.stages)
-    return (path / "state").is_dir() or lacking
 
 
 def _metrics(folder: RunFolder, notes: list[str]) -> list[dict[str, Any]]:
