@@ -56,7 +56,7 @@ def test_the_update_does_not_depend_on_how_the_batch_is_cut_or_ordered(policy):
         (pieces, samples[::-1]),
     ):
         found, others = weights_after(policy, stage, [order])
-        # Adam divides a gradient by its size, and so enlarges rounding where it is almost 0: by 1.1e-5 on one processor.
+        # Adam divides a gradient by its size, and so enlarges rounding where it is almost 0: to 1.1e-5 on one machine.
         assert torch.allclose(found, expected, atol=1e-4)
         assert others[0]["loss"] == pytest.approx(metrics[0]["loss"], rel=1e-5)
         assert others[0]["gradient_norm"] == pytest.approx(metrics[0]["gradient_norm"], rel=1e-4)
