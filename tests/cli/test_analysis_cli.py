@@ -37,6 +37,7 @@ def test_analyse_prints_two_narrow_tables(folder):
     assert "step 3, plain: dead groups: [all] of them" in lines
 
 
+@pytest.mark.slow
 def test_analyse_writes_tables_and_figures(folder):
     from pyarrow import parquet
 

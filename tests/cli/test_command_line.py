@@ -121,6 +121,7 @@ def test_without_out_a_free_folder_is_taken(tmp_path):
         assert (tmp_path / "runs" / name / "checkpoints" / "sft" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_sft_then_rl_on_its_checkpoint(finished):
     folder, _ = finished
     done = run(

@@ -46,6 +46,7 @@ def test_eval_writes_a_folder_that_show_and_compare_read(tmp_path):
     refused("compare", out, out, said="a different name")
 
 
+@pytest.mark.slow
 def test_eval_refuses_what_it_cannot_do(tmp_path):
     out = tmp_path / "one"
     run(*EVAL, "--out", out)
@@ -76,6 +77,7 @@ class Strict:
 """
 
 
+@pytest.mark.slow
 def test_regrade_judges_by_the_verifier_of_today_without_a_model(tmp_path):
     own, out = tmp_path / "own.py", tmp_path / "e"
     own.write_text(OWN.replace("REVERSED", "False"))

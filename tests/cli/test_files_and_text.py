@@ -16,6 +16,7 @@ def with_changes(*changes):
     return [word for change in changes for word in ("--set", change)]
 
 
+@pytest.mark.slow
 def test_evaluations_on_files_stay_in_the_run_folder(tmp_path):
     """A result, which `show` prints, and a file of answers for every stage and task."""
     folder = tmp_path / "deep"
@@ -45,6 +46,7 @@ def test_names_that_lead_out_of_their_folder(tmp_path):
     refused("train", tmp_path / "small.toml", said=("stages.../sft", "it names a folder"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_refuses_other_data_and_another_recipe(tmp_path):
     (tmp_path / "x.jsonl").write_text(PROBLEMS)
     changes = (*QUICK, f"evaluation.tasks=['jsonl:{tmp_path}/x.jsonl']", "evaluation.problems=2")

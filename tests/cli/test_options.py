@@ -206,6 +206,7 @@ def test_an_exception_in_a_plug_in_is_one_line_with_its_place(tmp_path):
     assert "y = x / 0" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_reward_that_ends_the_process_is_one_line_with_its_place(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import sys\nimport parallel_r1 as pr\n\n\n@pr.reward\ndef leaves(outcome):\n    sys.exit(0)\n"

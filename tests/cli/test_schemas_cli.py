@@ -61,6 +61,7 @@ def test_parity_under_another_schema(woven):
     assert [pair["max_abs"] <= 1e-4 for pair in pairs] == [True]
 
 
+@pytest.mark.slow
 def test_a_run_under_another_schema(woven, tmp_path):
     recipe = tmp_path / "weave.toml"
     recipe.write_text(RECIPE.format(model=woven))

@@ -383,6 +383,7 @@ def test_generate_on_a_terminal_without_a_cursor():
         assert terminal.text.count("fork 1 path 2") == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_generate_leaves_the_terminal_as_it_was():
     with Terminal(*GENERATE, "--temperature", "5", height=30) as terminal:
         terminal.wait("Use 4, 9, 7, 13")

@@ -101,6 +101,7 @@ def test_files_are_the_same_for_the_same_run(analysis, tmp_path):
     assert again == first
 
 
+@pytest.mark.slow
 def test_svg_holds_text_and_no_script(analysis, tmp_path):
     for file in save(figures(analysis, STARTS), tmp_path / "out"):
         if file.suffix == ".svg":

@@ -86,6 +86,7 @@ def test_comparing_with_a_base_that_is_not_evaluated_is_refused(tmp_path):
         load_recipe(tmp_path / "small.toml")
 
 
+@pytest.mark.slow
 def test_a_problem_too_long_to_read_is_left_out_of_training_and_counted(tmp_path):
     task = write_task(tmp_path, "t.jsonl", "What is 1 + 1?", LONG, "What is 1 + 2?")
     changes = ("stages.rl.task=" + json.dumps(task), "evaluation.tasks=[]", "stages.rl.reward=accuracy()")
@@ -98,6 +99,7 @@ def test_a_problem_too_long_to_read_is_left_out_of_training_and_counted(tmp_path
     assert {"0", "2"} <= set(drawn)
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_a_problem_too_long_to_read_is_refused_before_training(tmp_path):
     task = write_task(tmp_path, "u.jsonl", "What is 1 + 1?", LONG, split="test")
     with pytest.raises(UserError, match=r"a prompt of at most 482 tokens.*found \d+ tokens in problem '1' of jsonl"):
@@ -113,6 +115,7 @@ def test_a_source_with_nothing_to_read_ends_the_run_with_one_line(frozen):
         next(Readable(problems, frozen, Sampling(), Prompt()))
 
 
+@pytest.mark.slow
 def test_policy_version_counts_the_updates_of_all_stages(tmp_path):
     """Two of SFT, then three steps of two minibatches; `plain` starts from the base again."""
     folder, _ = run(tmp_path, "evaluation.tasks=[]")

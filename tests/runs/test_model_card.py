@@ -81,6 +81,7 @@ def test_its_example_runs(folder, capsys):
     assert 0 < int(counts) <= 60
 
 
+@pytest.mark.slow
 def test_a_card_that_an_interruption_left_out_is_written_later(folder):
     """The same command, after the process was ended between an evaluation and the card. A run that has not finished has
     a folder for its state."""

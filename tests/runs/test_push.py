@@ -162,6 +162,7 @@ def test_a_hub_without_the_interface(hub, checkpoint):
     push(hub, checkpoint, REPO, HF_ENDPOINT=f"{hub.url}/elsewhere", said=("404", "HF_ENDPOINT"))
 
 
+@pytest.mark.slow
 def test_private_means_private(hub, checkpoint):
     push(hub, checkpoint, "their-lab/secret", "--private")
     assert hub.repos["their-lab/secret"]["visibility"] == "private"

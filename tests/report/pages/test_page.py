@@ -255,6 +255,7 @@ def test_intervals_have_a_common_axis_with_round_numbers():
     Read(intervals_html([Estimate("nothing", 0.0, 0.0, 0.0)], " %"))
 
 
+@pytest.mark.slow
 def test_the_command(folder, tmp_path):
     done = run("report", folder)
     assert done.returncode == 0, done.stderr

@@ -143,6 +143,7 @@ def test_a_study_that_was_moved_goes_on(finished, tmp_path):
     assert fingerprint(second.weights(tmp_path / "there")) == fingerprint(second.weights(folder / "out"))
 
 
+@pytest.mark.slow
 def test_what_a_killed_study_had_begun_ends_with_it(tmp_path):
     process = processes.start(victim.pieces, tmp_path)
     lock = FileLock(tmp_path / "locks" / "long")
