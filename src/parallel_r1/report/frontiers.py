@@ -112,7 +112,7 @@ def within_figure(answers: Mapping[str, Mapping[str, Sequence[float]]], colored:
                 line = [0.0, *right, end], [0.0, *shares, shares[-1] if shares else 0.0]
                 color = PALETTE[numbers[stage] % len(PALETTE)] if stage in numbers else GREY
                 panel.step(*line, where="post", color=color, linestyle=greys.get(stage, "-"), label=stage)
-            panel.set_xlabel(f"within so many of its {label}" if cost == "total" else f"within a {label}")
+            panel.set_xlabel("within so many tokens in all" if cost == "total" else f"within a {label}")
         panels[0][0].set_ylabel("right")
         _percent(panels)
         handles, labels = panels[0][0].get_legend_handles_labels()
