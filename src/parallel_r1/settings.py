@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -58,3 +59,15 @@ class Section(BaseModel):
         name = ".".join([*above, key]) or "values"
         value = "" if isinstance(first["input"], dict) else f" = {first['input']!r:.60}"
         return UserError(f"a valid {cls.__name__}", f"{name}{value}", first["msg"].removeprefix("Value error, "))
+
+
+def flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested tables as one, with keys joined by dots.
+
+    Args:
+        above: put before every key.
+    """
+    entries: dict[str, Any] = {}
+    for name, value in table.items():
+        entries |= flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
+    return entries

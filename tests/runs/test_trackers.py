@@ -11,7 +11,7 @@ from parallel_r1.errors import UserError
 from parallel_r1.runs import trackers as tracking
 from parallel_r1.runs.curriculum import Curriculum
 from parallel_r1.runs.folder import RunFolder
-from parallel_r1.runs.trackers import Tracking, flat, values
+from parallel_r1.runs.trackers import Tracking, settings_of, values
 
 ROWS = [
     {"step": 1, "kind": "sft", "stage": "sft", "stage_step": 1, "loss": 2.5},
@@ -69,7 +69,7 @@ def test_the_names_that_trackers_show():
 
 
 def test_a_recipe_is_flat_for_trackers(tmp_path):
-    found = flat(make(tmp_path).model_dump(mode="json", exclude_none=True))
+    found = settings_of(make(tmp_path))
     assert found["name"] == "small"
     assert found["stages.rl.algorithm.minibatches"] == 2
     assert found["stages.sft.data.tasks.countdown-easy"] == 1.0

@@ -113,6 +113,15 @@ class Trace:
         spans = (span for span in self.spans if span.address == TRUNK and not span.aside)
         return tuple(token for span in spans for token in span.token_ids)
 
+    def trunk_text(self, texts: Sequence[str]) -> str:
+        """The text outside every path, tags included.
+
+        Args:
+            texts: text of every span; see `texts`.
+        """
+        pairs = zip(self.spans, texts, strict=True)
+        return "".join(text for span, text in pairs if span.address == TRUNK and not span.aside)
+
     @property
     def forks(self) -> int:
         """Number of forks, nested ones included."""

@@ -61,8 +61,8 @@ def compare(
 
         write_text(html, leaderboard(shown, lines, curves))
     if as_json:
-        for each in comparisons:
-            print_json({**each.to_json(), "speed": [one.to_json() for one in fast.get(each.task, ())]})
+        for comparison in comparisons:
+            print_json({**comparison.to_json(), "speed": [one.to_json() for one in fast.get(comparison.task, ())]})
         return
     for table in shown:
         print_table(console, table)

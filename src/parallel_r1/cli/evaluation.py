@@ -80,8 +80,6 @@ def evaluate(
         measured = session.judge_again(folder, settings)
     else:
         processes.start(shared_by, engine.device)
-        for _ in session.parts():  # problems that cannot be read are said before a model is loaded
-            pass
         policy = load_policy(model, engine)
         with EvaluationProgress(Console(stderr=True, quiet=not processes.is_first())) as progress:
             measured = session.run(policy, engine, folder, settings, progress)
@@ -93,7 +91,7 @@ def evaluate(
 
 def _show(measured: list[Measured], folder: EvaluationFolder, as_json: bool) -> None:
     if as_json:
-        print_json([{**each.result.to_json(), **_timed(each)} for each in measured])
+        print_json([{**one.result.to_json(), **_timed(one)} for one in measured])
         return
     from parallel_r1.report.tables import print_measured
 
@@ -108,8 +106,7 @@ def _timed(measured: Measured) -> dict[str, Any]:
 def _asked(tasks: list[str] | None, suite: str | None, samples: int | None) -> dict[str, int]:
     """Task -> answers to every problem."""
     if (tasks is None) == (suite is None):
-        found = "both" if suite else "neither"
-        raise UserError("--task or --suite", found, "give --task NAME, or --suite paper")
+        raise UserError("--task or --suite", "both" if suite else "neither", "give --task NAME, or --suite paper")
     if suite is None:
         assert tasks is not None
         return dict.fromkeys(tasks, samples or SAMPLES)

@@ -102,10 +102,10 @@ def compare(answers: Mapping[str, Sequence[Rollout]]) -> list[Comparison]:
             by_name = tasks.setdefault(members.problem.source, {other: {} for other in answers})
             by_name[name][members.problem.key] = members
     compared = [_compare_task(task, by_name) for task, by_name in tasks.items()]
-    if not any(each.problems for each in compared):
+    if not any(one.problems for one in compared):
         numbers = "; ".join(
-            f"{each.task} with {', '.join(f'{count} of {name}' for name, count in each.left_out.items())}"
-            for each in compared
+            f"{one.task} with {', '.join(f'{count} of {name}' for name, count in one.left_out.items())}"
+            for one in compared
         )
         raise UserError(
             "a problem that all have answers to",
@@ -125,9 +125,9 @@ def _compare_task(task: str, by_name: Mapping[str, Mapping[str, Group]]) -> Comp
     chosen = {name: [groups[key] for key in shared] for name, groups in by_name.items()}
     k = min(len(members.rollouts) for groups in chosen.values() for members in groups)
     entries = [_entry(name, groups, k) for name, groups in chosen.items()]
-    pairs = _pairs(entries)
+    differences = pairs(list(combinations([entry.result for entry in entries], 2)))
     board = sorted(entries, key=lambda entry: -entry.result.mean)
-    return Comparison(task, len(shared), left_out, tuple(board), tuple(pairs))
+    return Comparison(task, len(shared), left_out, tuple(board), tuple(differences))
 
 
 def _entry(name: str, groups: Sequence[Group], k: int) -> Entry:
@@ -137,16 +137,15 @@ def _entry(name: str, groups: Sequence[Group], k: int) -> Entry:
     return Entry(summarise(rollouts, name, k), len(rollouts), min(sizes), max(sizes), tuple(sorted(drawn)))
 
 
-def _pairs(entries: Sequence[Entry]) -> list[Pair]:
-    """Every two results on the same problems."""
-    twos = list(combinations(entries, 2))
-    differences = [first.result.differences(second.result) for first, second in twos]
+def pairs(twos: Sequence[tuple[Result, Result]]) -> list[Pair]:
+    """The differences between results on the same problems; their p-values are corrected for one another."""
+    differences = [first.differences(second) for first, second in twos]
     p_values = list(map(sign_flip_test, differences))
     return [
         Pair(
-            first.result.stage,
-            second.result.stage,
-            first.result.compare(second.result),
+            first.stage,
+            second.stage,
+            first.compare(second),
             p_value,
             corrected,
             problems_needed(values),
@@ -156,12 +155,12 @@ def _pairs(entries: Sequence[Entry]) -> list[Pair]:
     ]
 
 
-def _samples_needed(first: Entry, second: Entry, differences: Sequence[float]) -> int | None:
+def _samples_needed(first: Result, second: Result, differences: Sequence[float]) -> int | None:
     """Answers to every problem that the difference needs; None if a problem has one answer, which tells no spread."""
-    fewest = min(first.fewest, second.fewest)
-    if fewest < 2:
+    samples = min(first.samples, second.samples)
+    if samples < 2:
         return None
     # The unbiased estimate of the variance of a share p of k answers is p (1 - p) / (k - 1).
-    shares = [share for entry in (first, second) for share in entry.result.by_problem.values()]
-    noise = 2 * fmean(share * (1 - share) / (fewest - 1) for share in shares)
-    return samples_needed(differences, noise, fewest)
+    shares = [share for result in (first, second) for share in result.by_problem.values()]
+    noise = 2 * fmean(share * (1 - share) / (samples - 1) for share in shares)
+    return samples_needed(differences, noise, samples)

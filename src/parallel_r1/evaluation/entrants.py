@@ -9,8 +9,9 @@ from typing import Any
 
 from parallel_r1.answers.rollout import Rollout, group, read_jsonl
 from parallel_r1.errors import UserError
-from parallel_r1.evaluation.folder import EvaluationFolder, flat
+from parallel_r1.evaluation.folder import EvaluationFolder
 from parallel_r1.evaluation.frontier import Drawn, Frontier, Speed, frontier, speed
+from parallel_r1.settings import flat
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def _read_folder(name: str, folder: EvaluationFolder) -> Entrant:
         if len(rollouts) < asked:
             fix = "give the command of the evaluation again: it draws the others"
             raise UserError(f"{asked:,} answers in {file.path}", f"{len(rollouts):,}", fix)
-        known = measured.result.low, measured.result.high
-        drawn.setdefault(task, []).append(Drawn(rollouts, measured.budget, measured.alone, measured.loaded, known))
+        interval = measured.result.low, measured.result.high
+        drawn.setdefault(task, []).append(Drawn(rollouts, measured.budget, measured.alone, measured.loaded, interval))
     return Entrant(name, drawn, settings)
 
 

@@ -21,6 +21,7 @@ from parallel_r1.evaluation.answer_file import AnswerFile
 from parallel_r1.evaluation.measure import Result
 from parallel_r1.files import safe_name, write_json, written
 from parallel_r1.generation.settings import Budget, Engine, Sampling
+from parallel_r1.settings import flat
 from parallel_r1.tasks.base import Task
 from parallel_r1.tasks.datasets.splits import Split
 from parallel_r1.tasks.prompts import Prompt
@@ -28,9 +29,8 @@ from parallel_r1.tasks.prompts import Prompt
 SETTINGS, RESULTS, TIMES, LOCK = "settings.json", "results.json", "times.json", ".lock"
 EVALUATIONS = "evaluations"
 """The folder of evaluation folders: in the current folder, or in a run folder."""
-LABELS = ("model", "grader", "engine.rows")
-"""Settings that may differ when an evaluation goes on: where the model lies, the grader, which is checked apart, and
-how many answers are drawn at once."""
+LABELS = ("grader", "engine.rows")
+"""Settings that decide no answer: the grader, which is checked apart, and how many answers are drawn at once."""
 
 
 def settings_of(
@@ -73,7 +73,7 @@ def default_folder(settings: Mapping[str, Any]) -> Path:
     """`evaluations/MODEL-DIGEST`; for the checkpoint of a run inside the run folder, where `report` looks for it. The
     same command finds its folder again, and other settings have another."""
     model = Path(settings["model"])
-    decisive = {name: value for name, value in flat(settings).items() if name not in LABELS[1:]}
+    decisive = {name: value for name, value in flat(settings).items() if name not in LABELS}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
     if model.parent.name == "checkpoints" and (model.parents[1] / "recipe.toml").is_file():
         return model.parents[1] / EVALUATIONS / f"{safe_name(model.name)}-{digest}"
@@ -208,7 +208,9 @@ class EvaluationFolder:
         differing = [
             f"{name} = {now.get(name)!s:.80} instead of {before.get(name)!s:.80}"
             for name in {**before, **now}
-            if name not in LABELS and name.split(".")[0] not in ignored and before.get(name) != now.get(name)
+            if name not in (*LABELS, "model")
+            and name.split(".")[0] not in ignored
+            and before.get(name) != now.get(name)
         ]
         if differing:
             raise UserError(
@@ -229,7 +231,7 @@ class EvaluationFolder:
         nothing was."""
         write_json(self.path / SETTINGS, settings)
         if measured:
-            write_json(self.path / RESULTS, [each.to_json() for each in measured])
+            write_json(self.path / RESULTS, [one.to_json() for one in measured])
             (self.path / TIMES).unlink(missing_ok=True)
 
     def times(self) -> dict[str, float]:
@@ -253,14 +255,6 @@ class EvaluationFolder:
         """Let other processes in again."""
         self.lock.release(force=True)
         (self.path / LOCK).unlink(missing_ok=True)
-
-
-def flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested tables as one, with keys joined by dots."""
-    entries: dict[str, Any] = {}
-    for name, value in table.items():
-        entries |= flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
-    return entries
 
 
 def grader_digest(tasks: Sequence[Task]) -> str:
@@ -299,5 +293,5 @@ PUT_BACK = "put it back as it was; the answers beside it are whole"
 REMOVE = "remove it and give the command of the evaluation again: the answers beside it are whole"
 
 
-def _damaged(file: Path, found: str, fix: str) -> UserError:
-    return UserError(f"a whole file {file}", found, fix)
+def _damaged(file: Path, content: str, fix: str) -> UserError:
+    return UserError(f"a whole file {file}", content, fix)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from parallel_r1 import distributed as processes
@@ -26,8 +26,6 @@ from parallel_r1.tasks.prompts import Prompt
 
 ALL, SOME = 1_000_000, 200
 """Problems of a task where nobody says how many: all of a set of problems, so many of a task that makes them."""
-
-
 OnProgress = Callable[[str, int, int, int], None]
 """Called as `on_progress(name, kept, asked, number)` when so many answers were written: `name` says the task and the
 budget, `kept` is how many were there before, `asked` how many there will be."""
@@ -60,6 +58,9 @@ class Session:
     alone: int = 0
     split: Split = "test"
 
+    def __post_init__(self) -> None:
+        self.parts  # noqa: B018  problems that cannot be read are refused at once, before a model is loaded
+
     def settings(self, engine: Engine, find: Find = "strict") -> dict[str, Any]:
         """What decides which answers are drawn, but for the weights, and the grader that judges them."""
         asked = self.samples, self.problems, self.seed, find, self.sampling, self.prompt, engine
@@ -85,7 +86,7 @@ class Session:
                 settings or of other weights, or one that another process draws.
         """
         settings = settings | {"weights": digest(policy)}
-        for _, problems, _, sampling in self.parts():  # what cannot be asked is said before a folder is made
+        for _, problems, _, sampling in self.parts:  # prompts that are too long are refused before a folder is made
             requests_of(policy, problems, 1, sampling, self.seed, self.prompt)
         folder.open(settings)
         try:
@@ -95,13 +96,21 @@ class Session:
             folder.close()
         return measured
 
-    def parts(self) -> Iterator[tuple[Task, list[Problem], int | None, Sampling]]:
-        """Every task and budget, with the problems and the sampling."""
+    @cached_property
+    def parts(self) -> list[tuple[Task, list[Problem], int | None, Sampling]]:
+        """Every task and budget, with the problems and the sampling.
+
+        Raises:
+            UserError: the problems of a task cannot be read.
+        """
+        parts = []
         for task in self.tasks:
             most = self.problems or (ALL if isinstance(task, Mathematics) else SOME)
             problems = held_out(task, most, self.seed, self.split)
             for budget in self.budgets or (None,):
-                yield task, problems, budget, self.sampling if budget is None else scaled(self.sampling, budget)
+                sampling = self.sampling if budget is None else scaled(self.sampling, budget)
+                parts.append((task, problems, budget, sampling))
+        return parts
 
     def draw(
         self,
@@ -111,12 +120,12 @@ class Session:
         on_progress: OnProgress = lambda *_: None,
     ) -> list[Measured]:
         """Draw the answers that the folder does not have yet, and measure all."""
-        earlier = {(each.result.task, each.budget): each for each in folder.results()} if folder.is_finished else {}
+        earlier = {(one.result.task, one.budget): one for one in folder.results()} if folder.is_finished else {}
         measured = []
-        for task, problems, budget, sampling in self.parts():
+        for task, problems, budget, sampling in self.parts:
             file, samples = folder.answers(task.name, budget), self.samples[task.name]
             asked = samples * len(problems)
-            kept = len(file.read())
+            kept = len(set(file.columns("sample")[0]))
             processes.gather([])  # nobody writes before all have counted
             name = task.name if budget is None else f"{task.name}, critical path {budget}"
             started = time.perf_counter()
@@ -173,9 +182,9 @@ class Session:
 
     def _judge_again(self, folder: EvaluationFolder) -> list[Measured]:
         finished = folder.is_finished
-        before = {(each.result.task, each.budget): each for each in folder.results()} if finished else {}
+        before = {(one.result.task, one.budget): one for one in folder.results()} if finished else {}
         judged, measured = [], []
-        for task, problems, budget, sampling in self.parts():
+        for task, problems, budget, sampling in self.parts:
             file = folder.answers(task.name, budget)
             repeated = [problem for problem in problems for _ in range(self.samples[task.name])]
             answers = file.read()

@@ -119,14 +119,14 @@ def budget_table(measured: Sequence[Measured]) -> Table:
     """One task under several budgets: accuracy against what it costs."""
     rows = [
         (
-            str(each.budget),
-            _cell(each.result, "mean", percent),
-            f"{each.result.critical_path:.1f}",
-            f"{each.result.total:.1f}",
-            seconds(fmean(each.alone) if each.alone else None),
-            seconds(each.loaded),
+            str(one.budget),
+            _cell(one.result, "mean", percent),
+            f"{one.result.critical_path:.1f}",
+            f"{one.result.total:.1f}",
+            seconds(fmean(one.alone) if one.alone else None),
+            seconds(one.loaded),
         )
-        for each in measured
+        for one in measured
     ]
     first = measured[0].result
     title = f"{first.task}: {first.problems:,} problems, k = {first.samples}, by the budget of the critical path"
@@ -285,20 +285,20 @@ def comparison_report(
     """
     shown: list[Table] = []
     lines: list[str] = []
-    for each in comparisons:
-        shown += comparison_tables(each)
-        lines += remarks(each)
-        several, pairs = frontiers.get(each.task, ()), speeds.get(each.task, ())
+    for comparison in comparisons:
+        shown += comparison_tables(comparison)
+        lines += remarks(comparison)
+        several, pairs = frontiers.get(comparison.task, ()), speeds.get(comparison.task, ())
         if any(len(one.points) > 1 for one in several):
-            shown.append(frontier_table(each.task, several))
-        shown += speed_tables(each.task, pairs)
+            shown.append(frontier_table(comparison.task, several))
+        shown += speed_tables(comparison.task, pairs)
         if any(one.points[-1].budget for one in several):
             largest = ", ".join(f"{one.name} {one.points[-1].budget or '-'}" for one in several)
-            lines.append(f"{each.task}: the leaderboard and the pairs are at the largest budgets: {largest}")
+            lines.append(f"{comparison.task}: the leaderboard and the pairs are at the largest budgets: {largest}")
         if pairs and any(len(one.points) < 2 for one in several):
             lines.append(
-                f"{each.task}: under one budget the better model counts with all that it spends, so its speed at equal "
-                "accuracy is a lower bound; eval --budgets measures more"
+                f"{comparison.task}: under one budget the better model counts with all that it spends, so its speed at "
+                "equal accuracy is a lower bound; eval --budgets measures more"
             )
     return shown, [*lines, *settings]
 

@@ -131,8 +131,7 @@ def _trunk(rollout: Rollout, stop: Sequence[str]) -> str:
     """The text of an answer outside its paths, without the stop text that ended it; if its budget ended there, without
     the final answer that it cut."""
     trace = rollout.trace
-    spans = zip(trace.spans, rollout.texts, strict=True)
-    text = "".join(words for span, words in spans if span.address == TRUNK and not span.aside)
+    text = trace.trunk_text(rollout.texts)
     for end in stop:
         bare = text.removesuffix(end)
         if bare != text and final_answer(bare) is not None:  # a stop text may be the brace that closes a box

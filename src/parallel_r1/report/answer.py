@@ -37,8 +37,7 @@ class Answer:
     @property
     def trunk(self) -> str:
         """The text outside all paths, which is what a reader of the answer needs."""
-        pairs = zip(self.trace.spans, self.texts, strict=True)
-        return "".join(text for span, text in pairs if not span.address and not span.aside)
+        return self.trace.trunk_text(self.texts)
 
     @property
     def forks(self) -> int:

@@ -81,8 +81,7 @@ def frontier_figure(frontiers: Mapping[str, Sequence[Frontier]], colored: Sequen
             row[0].set_ylabel("mean@k")
             row[0].set_title(Path(task).name, loc="left")
         _percent(grid)
-        handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, ncols=min(3, len(labels)), loc="outside upper center")
+        _legend(figure, grid[0][0])
     return figure
 
 
@@ -115,9 +114,13 @@ def within_figure(answers: Mapping[str, Mapping[str, Sequence[float]]], colored:
             panel.set_xlabel("within so many tokens in all" if cost == "total" else f"within a {label}")
         panels[0][0].set_ylabel("right")
         _percent(panels)
-        handles, labels = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, ncols=min(3, len(labels)), loc="outside upper center")
+        _legend(figure, panels[0][0])
     return figure
+
+
+def _legend(figure: Figure, panel: Axes) -> None:
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=min(3, len(labels)), loc="outside upper center")
 
 
 def _percent(grid: Any) -> None:

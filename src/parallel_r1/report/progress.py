@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,17 +28,19 @@ def _bars(console: Console) -> Progress | None:
     )
 
 
-class RunProgress:
-    """Shows the metrics of a run: a bar per stage in a terminal, elsewhere a line every `every` steps."""
+class _Shown:
+    """What shows progress between `with` and the end of its block.
 
-    def __init__(self, console: Console, every: int = 10) -> None:
-        self.console, self.every = console, every
-        self.bars = _bars(console)
+    Attributes:
+        bars: the bars; None where lines are printed instead.
+        bar: the bar that grows.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.bars = console, _bars(console)
         self.bar: Any = None
-        self.stage = ""
-        self.started = time.monotonic()
 
-    def __enter__(self) -> RunProgress:
+    def __enter__(self) -> Self:
         if self.bars:
             self.bars.start()
         return self
@@ -46,6 +48,15 @@ class RunProgress:
     def __exit__(self, *_: object) -> None:
         if self.bars:
             self.bars.stop()
+
+
+class RunProgress(_Shown):
+    """Shows the metrics of a run: a bar per stage in a terminal, elsewhere a line every `every` steps."""
+
+    def __init__(self, console: Console, every: int = 10) -> None:
+        super().__init__(console)
+        self.every, self.stage = every, ""
+        self.started = time.monotonic()
 
     def __call__(self, row: dict[str, Any]) -> None:
         if row["kind"] in ("evaluation", "validation"):
@@ -89,25 +100,15 @@ def figures(row: dict[str, Any]) -> str:
     return f"{first}  parallel {row['parallel_ratio']:.2f}  {row['tokens_per_second']:,.0f} tokens/s"
 
 
-class EvaluationProgress:
+class EvaluationProgress(_Shown):
     """Shows how many answers of an evaluation are drawn: a bar per task in a terminal, elsewhere a line every `pause`
     seconds. Call it as `evaluation.session.OnProgress`."""
 
     def __init__(self, console: Console, pause: float = 10.0) -> None:
-        self.console, self.pause = console, pause
-        self.bars = _bars(console)
-        self.bar: Any = None
+        super().__init__(console)
+        self.pause = pause
         self.name, self.done, self.kept = "", 0, 0
         self.started = self.last = time.monotonic()
-
-    def __enter__(self) -> EvaluationProgress:
-        if self.bars:
-            self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bars:
-            self.bars.stop()
 
     def __call__(self, name: str, kept: int, asked: int, number: int) -> None:
         if name != self.name:
@@ -145,24 +146,15 @@ class StudyProgress:
         self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-class AskProgress:
+class AskProgress(_Shown):
     """Shows the responses of a teacher: a bar in a terminal, elsewhere a line every `every` responses."""
 
     def __init__(self, console: Console, total: int, every: int = 100) -> None:
-        self.console, self.total, self.every = console, total, every
+        super().__init__(console)
+        self.total, self.every = total, every
         self.started, self.done = time.monotonic(), 0
         self.first = 0.0  # seconds until the first response
-        self.bars = _bars(console)
-        self.bar: Any = self.bars.add_task("answers", total=total, figures="") if self.bars else None
-
-    def __enter__(self) -> AskProgress:
-        if self.bars:
-            self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bars:
-            self.bars.stop()
+        self.bar = self.bars.add_task("answers", total=total, figures="") if self.bars else None
 
     def __call__(self, collection: Collection) -> None:
         self.done += 1

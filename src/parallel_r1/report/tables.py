@@ -37,18 +37,18 @@ def print_results(console: Console, results: Sequence[Result], pairs: Sequence[t
 
 def print_measured(console: Console, measured: Sequence[Measured]) -> None:
     """Print an evaluation: all figures with intervals; under several budgets, a table of them per task; the speed."""
-    results = [each.result for each in measured]
-    by_task = {task: [each for each in measured if each.result.task == task] for task in tables.tasks(results)}
+    results = [one.result for one in measured]
+    by_task = {task: [one for one in measured if one.result.task == task] for task in tables.tasks(results)}
     largest = [part[-1] for part in by_task.values()]
-    for table in tables.figure_tables([each.result for each in largest]):
+    for table in tables.figure_tables([one.result for one in largest]):
         console.print(rich_table(table))
     for part in by_task.values():
         if part[0].budget is not None:
             console.print()
             print_table(console, tables.budget_table(part))
     console.print()
-    for each in largest:
-        lines = [tables.speed_line(each), tables.copies_line(each.result), tables.few_line(each.result)]
+    for one in largest:
+        lines = [tables.speed_line(one), tables.copies_line(one.result), tables.few_line(one.result)]
         for line in filter(None, lines):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
 

@@ -131,8 +131,8 @@ class RunSoFar:
     def _take(self, row: Row) -> None:
         kind = str(row.get("kind"))
         if missing := [key for key in NEEDED.get(kind, ()) if key not in row]:
-            found = f"a row of kind '{kind}' without {missing[0]}"
-            raise UserError(f"the metrics of a run in {self._tail.path}", found, "give another run folder")
+            row_is = f"a row of kind '{kind}' without {missing[0]}"
+            raise UserError(f"the metrics of a run in {self._tail.path}", row_is, "give another run folder")
         if kind in ("sft", "rl"):
             name, self.step = row["stage"], row["step"]
             self.current = self.stages.setdefault(name, StageSoFar(name, kind, row["stage_steps"]))
@@ -164,13 +164,13 @@ class RunSoFar:
         """Seconds that the rest of the run will take: its steps, and its evaluations if they take as long as those so
         far. None where a kind of stage has not begun, so that nobody knows its speed."""
         lefts = [self.left(stage) for stage in self.stages.values()]
-        known = [left for left in lefts if left is not None]
-        if len(known) < len(lefts):
+        estimates = [left for left in lefts if left is not None]
+        if len(estimates) < len(lefts):
             return None
         evaluated = {row["stage"] for row in self.evaluations}
         seconds = [row["seconds"] for row in self.evaluations if "seconds" in row]
         tasks = len({row["task"] for row in self.evaluations})
-        return sum(known) + (fmean(seconds) if seconds else 0.0) * tasks * len(self.stages.keys() - evaluated)
+        return sum(estimates) + (fmean(seconds) if seconds else 0.0) * tasks * len(self.stages.keys() - evaluated)
 
     @property
     def longest(self) -> float:

@@ -12,6 +12,7 @@ from parallel_r1.distributed import by_first
 from parallel_r1.errors import UserError, need
 from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.recipe import Recipe, Tracker
+from parallel_r1.settings import flat
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -73,7 +74,7 @@ class Tracking:
         with _named(name):
             tracker = self.build(name)
             tracker.start()
-            tracker.store_init_configuration(flat(self.recipe.model_dump(mode="json", exclude_none=True)))
+            tracker.store_init_configuration(settings_of(self.recipe))
             for row in self.run.metrics()[:-1] if name == "tensorboard" else ():  # the last is logged by the caller
                 tracker.log(values(row), step=row["step"])
         return tracker
@@ -110,15 +111,10 @@ def values(row: Row) -> dict[str, float]:
     return {f"{under}/{name}": value for name, value in numbers.items()}
 
 
-def flat(table: dict[str, Any], above: str = "") -> dict[str, str | int | float]:
-    """Flatten nested tables: keys are joined by dots, lists become JSON."""
-    entries: dict[str, str | int | float] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            entries |= flat(value, f"{above}{key}.")
-        else:
-            entries[above + key] = json.dumps(value) if isinstance(value, list) else value
-    return entries
+def settings_of(recipe: Recipe) -> dict[str, str | int | float]:
+    """The recipe as trackers take it: one table, with lists as JSON."""
+    values = flat(recipe.model_dump(mode="json", exclude_none=True))
+    return {name: json.dumps(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from parallel_r1.errors import UserError
 from parallel_r1.files import lone_surrogate
 from parallel_r1.registry import Registry, where
 from parallel_r1.tasks.datasets.splits import Split
-from parallel_r1.tasks.grading.extract import final_answer, without_cut_answer
+from parallel_r1.tasks.grading.extract import Find, final_answer, without_cut_answer
 
 T = TypeVar("T")
 Factory = TypeVar("Factory", bound=Callable[[], Any])
@@ -181,6 +181,11 @@ def statement_of(task: Task, problem: Problem) -> str:
     return problem.prompt.strip() if own is None else own(problem)
 
 
+def find_of(task: Task | None) -> Find:
+    """How a task locates final answers; strictly if it does not say, or cannot be loaded."""
+    return getattr(task, "find", "strict")
+
+
 def conclusion_of(task: Task | None, path: str, *, cut: bool) -> str | None:
     """The final answer that a path arrives at: the one that it writes, or else that of the task's method `conclusion`.
 
@@ -192,7 +197,7 @@ def conclusion_of(task: Task | None, path: str, *, cut: bool) -> str | None:
     Returns:
         "" if the path says that it has no answer, None if it does not come to an end.
     """
-    written = final_answer(without_cut_answer(path) if cut else path, getattr(task, "find", "strict"))
+    written = final_answer(without_cut_answer(path) if cut else path, find_of(task))
     own: Callable[[str], str | None] | None = getattr(task, "conclusion", None)
     if written or own is None:
         return written or None  # a mark with nothing behind it is no answer

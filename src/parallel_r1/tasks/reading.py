@@ -11,8 +11,8 @@ from parallel_r1.answers.shape import paths_of_rollout
 from parallel_r1.answers.syntax import FINAL_ANSWER, boxes
 from parallel_r1.errors import UserError
 from parallel_r1.registry import where
-from parallel_r1.tasks.base import Task, conclusion_of, verdicts
-from parallel_r1.tasks.grading.extract import Find, final_answer
+from parallel_r1.tasks.base import Task, conclusion_of, find_of, verdicts
+from parallel_r1.tasks.grading.extract import final_answer
 
 MOST = 16
 """Most places of an answer at which the right one is looked for."""
@@ -40,11 +40,6 @@ def with_readings(rollouts: Sequence[Rollout], trunks: Sequence[str], task: Task
         replace(rollout, reading=Reading(final, number in missed, late[number] and not rollout.correct))
         for number, (rollout, final) in enumerate(zip(rollouts, finals, strict=True))
     ]
-
-
-def find_of(task: Task) -> Find:
-    """How a task locates final answers."""
-    return getattr(task, "find", "strict")
 
 
 def _other_places(rollout: Rollout, trunk: str, final: str | None, task: Task) -> list[str]:

@@ -14,7 +14,6 @@ import numpy as np
 
 from parallel_r1.answers.rollout import Rollout
 from parallel_r1.answers.shape import self_bleu
-from parallel_r1.answers.trace import TRUNK
 from parallel_r1.evaluation.analysis.forks import ForkText, forks_of
 from parallel_r1.evaluation.analysis.paths import RIGHT, VERDICTS, Judge, agreement, stated, use
 from parallel_r1.evaluation.analysis.read import Piece, refusing, rollouts
@@ -119,7 +118,7 @@ def measure(piece: Piece, judge: Judge, sample: int | None) -> Part:
             answers.append({"step": piece.step, **_answer(rollout, own)})
         if sample is not None and len(sampled) > 2 * sample:
             sampled = heapq.nsmallest(sample, sampled)
-    judge.known.clear()
+    judge.judged.clear()
     if sample is not None:
         sampled = heapq.nsmallest(sample, sampled)
     return Part(piece.step, columns(answers, ANSWER), columns(rows, FORK), sampled, notes | judge.notes)
@@ -165,9 +164,7 @@ def _fork(
 
 def _trunk(rollout: Rollout) -> str:
     """The text of an answer outside its paths, without tags."""
-    spans = zip(rollout.trace.spans, rollout.texts, strict=True)
-    text = "".join(text for span, text in spans if span.address == TRUNK and not span.aside)
-    return rollout.trace.schema.without_tags(text)
+    return rollout.trace.schema.without_tags(rollout.trace.trunk_text(rollout.texts))
 
 
 def _answer(rollout: Rollout, forks: Rows) -> dict[str, Any]:

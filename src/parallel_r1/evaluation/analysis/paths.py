@@ -39,7 +39,7 @@ class Judge:
 
     def __init__(self) -> None:
         self.tasks: dict[str, Task | None] = {}
-        self.known: dict[tuple[Problem, str], bool | None] = {}
+        self.judged: dict[tuple[Problem, str], bool | None] = {}
         self.notes: set[str] = set()
 
     def task(self, name: str) -> Task | None:
@@ -69,12 +69,12 @@ class Judge:
         """Let the tasks judge conclusions, every one once, so that `verdict` knows them."""
         waiting: dict[str, list[tuple[Problem, str]]] = {}
         for problem, conclusion in dict.fromkeys(conclusions):
-            if conclusion and (problem, conclusion) not in self.known:
+            if conclusion and (problem, conclusion) not in self.judged:
                 waiting.setdefault(problem.source, []).append((problem, conclusion))
         for source, pairs in waiting.items():
             task = self.task(source)
             if task is not None:
-                self.known.update(zip(pairs, self._judged(task, pairs), strict=True))
+                self.judged.update(zip(pairs, self._judged(task, pairs), strict=True))
 
     def _judged(self, task: Task, pairs: Sequence[tuple[Problem, str]]) -> Sequence[bool | None]:
         """The verdicts of a task on final answers; None where its verifier fails, with a note."""
@@ -93,7 +93,7 @@ class Judge:
             return "unjudged"
         if not conclusion:
             return "undecided" if conclusion is None else "failed"
-        right = self.known[problem, conclusion]
+        right = self.judged[problem, conclusion]
         return "unjudged" if right is None else "right" if right else "wrong"
 
 

@@ -9,15 +9,14 @@ from parallel_r1.evaluation.frontier import Frontier
 from parallel_r1.report.frontiers import frontier_figure
 from parallel_r1.report.pages.page import Section, page, table_html
 from parallel_r1.report.pages.pictures import figure_html
-from parallel_r1.report.pages.sections import paragraph
+from parallel_r1.report.pages.sections import COST_TERMS, paragraph
 from parallel_r1.report.style import can_draw
 from parallel_r1.table import Table
 
 TERMS = (
     "p is that of a paired sign-flip test over problems, p (Holm) is corrected for all pairs of the task. Problems "
     "needed, answers needed: how many problems, or answers to each of these problems, find a difference of this size "
-    "with a probability of 80 %. s alone: seconds of an answer that is drawn alone; s loaded: of one among many. At "
-    "equal accuracy: the highest accuracy that both models reach."
+    f"with a probability of 80 %. {COST_TERMS}"
 )
 
 

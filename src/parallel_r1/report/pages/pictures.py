@@ -18,7 +18,7 @@ from parallel_r1.report.figures import figures, inline_svg
 from parallel_r1.report.frontiers import frontier_figure, within_figure
 from parallel_r1.report.pages.page import table_html
 from parallel_r1.report.pages.run import Run
-from parallel_r1.report.pages.sections import paragraph
+from parallel_r1.report.pages.sections import COST_TERMS, paragraph
 from parallel_r1.report.style import WIDTH, can_draw
 from parallel_r1.runs.folder import RunFolder
 
@@ -111,9 +111,8 @@ def _evaluations(run: Run) -> Iterator[str]:
     if curves:
         yield paragraph(
             "Evaluations of checkpoints under several budgets of the critical path (eval --budgets). They have "
-            "problems and numbers of answers of their own, so a figure may differ from the results above. s alone: "
-            "seconds of an answer that is drawn alone; s loaded: of one among many. At equal accuracy: the highest "
-            "accuracy that both reach.",
+            "problems and numbers of answers of their own, so a figure may differ from the results above. "
+            + COST_TERMS,
             "quiet",
         )
     for task, several in curves.items():

@@ -70,7 +70,7 @@ def verdicts_of(rollouts: Sequence[Rollout], judge: Judge) -> list[Verdicts]:
         {address: judge.verdict(rollout.problem, conclusion) for address, conclusion in paths.items()}
         for rollout, paths in zip(rollouts, concluded, strict=True)
     ]
-    judge.known.clear()
+    judge.judged.clear()
     return [{address: verdict for address, verdict in paths.items() if verdict in SHOWN} for paths in judged]
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import tomllib
 from html import escape
 
+from parallel_r1.evaluation.compare import pairs
 from parallel_r1.evaluation.measure import Result
-from parallel_r1.evaluation.statistics import holm, problems_needed, sign_flip_test
 from parallel_r1.evaluation.tables import chosen, p_text, percent, points, reasons_table, results_table, tasks
 from parallel_r1.report.pages.intervals import Estimate, intervals_html
 from parallel_r1.report.pages.page import table_html
 from parallel_r1.report.pages.run import Run
 from parallel_r1.table import Table
 from parallel_r1.training.settings import RL, SFT
+
+COST_TERMS = (
+    "s alone: seconds of an answer that is drawn alone; s loaded: of one among many. At equal accuracy: the highest "
+    "accuracy that both models reach."
+)
+"""What the columns of costs and speeds mean."""
 
 
 def paragraph(text: str, kind: str = "") -> str:
@@ -133,34 +139,30 @@ def results(run: Run) -> str | None:
 
 def comparisons(run: Run) -> str | None:
     """Pairs of stages that the recipe compares, paired by problem."""
-    pairs = run.recipe.compare if run.recipe else ()
+    wanted = run.recipe.compare if run.recipe else ()
     by_name = {(result.stage, result.task): result for result in run.results}
     parts = []
     for task in tasks(run.results):
-        both = [pair for pair in pairs if all((name, task) in by_name for name in pair)]
+        both = [pair for pair in wanted if all((name, task) in by_name for name in pair)]
         if both:
             parts.append(_pairs(task, [(by_name[ours, task], by_name[theirs, task]) for ours, theirs in both]))
     return "".join(parts) or None
 
 
-def _pairs(task: str, pairs: list[tuple[Result, Result]]) -> str:
-    differences = [ours.differences(theirs) for ours, theirs in pairs]
-    p_values = [sign_flip_test(one) for one in differences]
+def _pairs(task: str, twos: list[tuple[Result, Result]]) -> str:
     rows, estimates = [], []
-    for (ours, theirs), values, p, corrected in zip(pairs, differences, p_values, holm(p_values), strict=True):
-        difference = ours.compare(theirs)
-        needed = problems_needed(values)
-        name = f"{ours.stage} - {theirs.stage}"
+    for pair, (ours, theirs) in zip(pairs(twos), twos, strict=True):
+        name, difference = f"{pair.first} - {pair.second}", pair.difference
         rows.append(
             (
                 name,
                 points(difference.mean),
                 f"{points(difference.low)} .. {points(difference.high)}",
                 "-" if difference.relative is None else f"{100 * difference.relative:+.1f} %",
-                p_text(p),
-                p_text(corrected),
-                f"{len(values):,}",
-                "-" if needed is None else f"{needed:,}",
+                p_text(pair.p_value),
+                p_text(pair.corrected),
+                f"{len(ours.differences(theirs)):,}",
+                "-" if pair.needed is None else f"{pair.needed:,}",
             )
         )
         figures = (100 * difference.mean, 100 * difference.low, 100 * difference.high)
