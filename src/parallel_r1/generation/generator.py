@@ -12,6 +12,7 @@ from typing import Protocol
 from parallel_r1.answers.trace import Trace
 from parallel_r1.errors import UserError
 from parallel_r1.generation.backend import Counts
+from parallel_r1.generation.live import LiveBatch
 from parallel_r1.generation.request import OnToken, OnTrace, Request
 from parallel_r1.generation.settings import Engine
 from parallel_r1.models.policy import Policy
@@ -37,6 +38,11 @@ class Generator(Protocol):
         Raises:
             UserError: a request that can never be answered, such as an empty prompt. Raised before any generation.
         """
+        ...
+
+    def live(self, on_token: OnToken | None = None) -> LiveBatch:
+        """Start an empty batch, for a caller that adds requests one by one, such as a server. Its answers are numbered
+        from 0 in the order of `submit`. Close it before the weights change."""
         ...
 
     def cancel(self, index: int) -> None:

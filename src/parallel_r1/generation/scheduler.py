@@ -27,7 +27,7 @@ from typing import Any
 
 from parallel_r1.answers.syntax import Tags
 from parallel_r1.errors import UserError
-from parallel_r1.generation.backend import Backend
+from parallel_r1.generation.backend import Backend, Counts
 from parallel_r1.generation.distribution import decoding, sample
 from parallel_r1.generation.request import OnToken, Request
 from parallel_r1.generation.threads import Answer, Decode
@@ -36,7 +36,7 @@ from parallel_r1.generation.tree import Fork, Run, Thread
 
 @dataclass
 class Scheduler:
-    """The answers that wait and the answers being generated.
+    """The answers that wait and the answers being generated: a `LiveBatch` over a backend.
 
     Attributes:
         engine: the backend; it must hold no open answers.
@@ -69,13 +69,15 @@ class Scheduler:
     indices: Iterator[int] = field(default_factory=count)
 
     @property
+    def counts(self) -> Counts:
+        return self.engine.counts
+
+    @property
     def is_busy(self) -> bool:
-        """Whether an answer waits or is being generated."""
         return bool(self.arrived or self.queue or self.running)
 
     def submit(self, request: Request) -> Answer:
-        """Put one answer at the end of the queue, from the next step on. May be called at any moment, from `on_token`
-        and from other threads too.
+        """See `LiveBatch.submit`.
 
         Raises:
             UserError: an empty prompt; `memory` below the tokens of the prompt and the budget; stop texts without
@@ -120,9 +122,12 @@ class Scheduler:
             self.queue.append(answer)
 
     def cancel(self, answer: Answer) -> None:
-        """End an answer at the start of the next step. May be called at any moment, as `submit`. Does nothing if the
-        answer has ended by then."""
         self.cancelled.append(answer)
+
+    def close(self) -> None:
+        for answer in list(self.running):
+            self._close(answer)
+        self.engine.trim()
 
     def _cancel(self, answers: Sequence[Answer]) -> list[Answer]:
         """End some answers and remove them from the KV cache. Returns the ones that had not ended."""

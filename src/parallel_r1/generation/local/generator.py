@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from parallel_r1.answers.trace import Trace
 from parallel_r1.errors import UserError
 from parallel_r1.generation.backend import Counts
+from parallel_r1.generation.live import draw_all
 from parallel_r1.generation.local.capacity import blocks
 from parallel_r1.generation.local.engine import LocalEngine, compiled
 from parallel_r1.generation.local.packed import follow, with_packed
@@ -45,7 +46,7 @@ class LocalGenerator:
         self.model: PreTrainedModel
         self.forward: Callable[..., Any] | None
         self._choose_model()
-        self.scheduler: Scheduler | None = None
+        self.batch: Scheduler | None = None
         self.answers: list[Answer] = []
 
     def sync(self, policy: Policy) -> None:
@@ -77,26 +78,24 @@ class LocalGenerator:
     def traces(
         self, requests: Sequence[Request], *, on_token: OnToken | None = None, on_trace: OnTrace | None = None
     ) -> list[Trace]:
+        self.batch = batch = self.live(on_token)
+        try:
+            self.answers = [batch.submit(request) for request in requests]
+            return draw_all(batch, self.answers, self.policy.version, on_trace)
+        finally:
+            self.counts.add(batch.counts)
+            batch.close()
+            self.batch, self.answers = None, []
+
+    def live(self, on_token: OnToken | None = None) -> Scheduler:
         policy, settings = self.policy, self.settings
         self._follow()
         model, limit = self.model, settings.memory
         most = blocks(limit, model.config, model.dtype, model.device) if isinstance(limit, str) else None
         tokens = limit if isinstance(limit, int) else None
         engine = LocalEngine(model, forward=self.forward, most=most)
-        self.scheduler = scheduler = Scheduler(
-            engine, policy.tags, settings.rows, tokens, on_token=on_token, decode=policy.decode
-        )
-        try:
-            self.answers = [scheduler.submit(request) for request in requests]
-            while scheduler.is_busy:
-                for answer in scheduler.step():
-                    if on_trace:
-                        on_trace(answer.index, answer.trace(policy.version))
-            return [answer.trace(policy.version) for answer in self.answers]
-        finally:
-            self.counts.add(engine.counts)
-            self.scheduler, self.answers = None, []
+        return Scheduler(engine, policy.tags, settings.rows, tokens, on_token=on_token, decode=policy.decode)
 
     def cancel(self, index: int) -> None:
-        if self.scheduler is not None:
-            self.scheduler.cancel(self.answers[index])
+        if self.batch is not None:
+            self.batch.cancel(self.answers[index])

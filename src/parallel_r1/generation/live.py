@@ -1,0 +1,66 @@
+"""`LiveBatch`: answers that are generated side by side, to which others may be added while they grow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from parallel_r1.answers.trace import Trace
+from parallel_r1.generation.backend import Counts
+from parallel_r1.generation.request import OnTrace, Request
+from parallel_r1.generation.threads import Answer
+
+
+class LiveBatch(Protocol):
+    """A batch that answers join and leave while it runs. One thread alone calls `step` and `close`.
+
+    Attributes:
+        counts: work done so far.
+    """
+
+    @property
+    def counts(self) -> Counts: ...
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer waits or is being generated."""
+        ...
+
+    def submit(self, request: Request) -> Answer:
+        """Put one answer at the end of the queue, from the next step on. May be called at any moment, from `on_token`
+        and from other threads too.
+
+        Raises:
+            UserError: a request that can never be answered, such as one with an empty prompt.
+        """
+        ...
+
+    def cancel(self, answer: Answer) -> None:
+        """End an answer at the start of the next step. May be called at any moment, as `submit`. Does nothing if the
+        answer has ended by then."""
+        ...
+
+    def step(self) -> list[Answer]:
+        """Go on with the answers, by a token for each or by what the engine has ready. Returns the answers that have
+        ended since the last step."""
+        ...
+
+    def close(self) -> None:
+        """Give back all memory. Answers that have not ended never will."""
+        ...
+
+
+def draw_all(batch: LiveBatch, answers: Sequence[Answer], policy_version: int, on_trace: OnTrace | None) -> list[Trace]:
+    """Go on until all answers of a batch have ended.
+
+    Args:
+        answers: what was submitted, in order.
+
+    Returns:
+        Their traces, in the same order.
+    """
+    while batch.is_busy:
+        for answer in batch.step():
+            if on_trace:
+                on_trace(answer.index, answer.trace(policy_version))
+    return [answer.trace(policy_version) for answer in answers]
