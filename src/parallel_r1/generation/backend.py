@@ -27,6 +27,7 @@ class Counts:
     Attributes:
         prefilled: number of tokens read several at a time: prompts, the paths that `causal_join` reads again, and
             preempted answers.
+        cached: number of tokens that vLLM did not read again, because its prefix cache had them.
         decoded: number of tokens read one at a time, by `step`.
         kv: number of tokens in the KV cache now.
         peak_kv: largest number of tokens in the KV cache so far.
@@ -34,6 +35,7 @@ class Counts:
     """
 
     prefilled: int = 0
+    cached: int = 0
     decoded: int = 0
     kv: int = 0
     peak_kv: int = 0
@@ -42,6 +44,7 @@ class Counts:
     def add(self, other: Counts) -> None:
         """Add the work of another backend. The two did not run at the same time, so the larger peak counts."""
         self.prefilled += other.prefilled
+        self.cached += other.cached
         self.decoded += other.decoded
         self.kv += other.kv
         self.peak_kv = max(self.peak_kv, other.peak_kv)

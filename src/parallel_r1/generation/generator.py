@@ -65,9 +65,13 @@ def make_generator(policy: Policy, engine: Engine | None = None) -> Generator:
     Raises:
         UserError: something else in place of engine settings.
     """
-    from parallel_r1.generation.local.generator import LocalGenerator
-
     if engine is not None and not isinstance(engine, Engine):
         raise UserError("an Engine object", f"{engine!r:.60}", "give engine=pr.Engine(rows=..)")
+    engine = engine or Engine()
+    if engine.kind == "vllm":
+        from parallel_r1.generation.vllm.generator import VllmGenerator
 
-    return LocalGenerator(policy, engine or Engine())
+        return VllmGenerator(policy, engine)
+    from parallel_r1.generation.local.generator import LocalGenerator
+
+    return LocalGenerator(policy, engine)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from parallel_r1.answers.syntax import Tags
 from parallel_r1.answers.trace import Trace
+from parallel_r1.errors import UserError
 from parallel_r1.generation.backend import Counts
 from parallel_r1.generation.request import OnTrace, Request
-from parallel_r1.generation.threads import Answer
+from parallel_r1.generation.threads import Answer, Decode
 
 
 class LiveBatch(Protocol):
@@ -64,3 +66,28 @@ def draw_all(batch: LiveBatch, answers: Sequence[Answer], policy_version: int, o
             if on_trace:
                 on_trace(answer.index, answer.trace(policy_version))
     return [answer.trace(policy_version) for answer in answers]
+
+
+def check_request(request: Request, index: int, tags: Tags, decode: Decode | None) -> None:
+    """Refuse a request that no engine can answer.
+
+    Args:
+        index: names the request in the error.
+
+    Raises:
+        UserError: an empty prompt; stop texts without `decode`; numbers of paths that the tokenizer has no token for.
+    """
+    sampling = request.sampling
+    if not request.prompt_ids:
+        raise UserError("prompts of at least one token", f"prompt {index} is empty", "give it some text")
+    if sampling.stop and decode is None:
+        raise UserError("a decode function for stop texts", "none", "pass decode, such as policy.decode")
+    if sampling.least < sampling.most and not tags.schema.plan:
+        numbers = set(tags.counts.values())
+        lacking = [number for number in range(sampling.least, sampling.most + 1) if number not in numbers]
+        if lacking:
+            raise UserError(
+                f"a token for every number of paths from {sampling.least} to {sampling.most}",
+                f"none for {lacking[0]}",
+                "give a smaller range of paths",
+            )

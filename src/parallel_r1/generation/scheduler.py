@@ -29,6 +29,7 @@ from parallel_r1.answers.syntax import Tags
 from parallel_r1.errors import UserError
 from parallel_r1.generation.backend import Backend, Counts
 from parallel_r1.generation.distribution import decoding, sample
+from parallel_r1.generation.live import check_request
 from parallel_r1.generation.request import OnToken, Request
 from parallel_r1.generation.threads import Answer, Decode
 from parallel_r1.generation.tree import Fork, Run, Thread
@@ -80,12 +81,10 @@ class Scheduler:
         """See `LiveBatch.submit`.
 
         Raises:
-            UserError: an empty prompt; `memory` below the tokens of the prompt and the budget; stop texts without
-                `decode`.
+            UserError: see `check_request`; `memory` below the tokens of the prompt and the budget.
         """
         prompt, sampling, index = request.prompt_ids, request.sampling, next(self.indices)
-        if not prompt:
-            raise UserError("prompts of at least one token", f"prompt {index} is empty", "give it some text")
+        check_request(request, index, self.tags, self.decode)
         need = len(prompt) + sampling.budget.total
         if self.memory is not None and self.memory < need:
             raise UserError(
@@ -99,17 +98,6 @@ class Scheduler:
                 "too little in engine.memory",
                 "raise engine.memory or lower sampling.budget.total",
             )
-        if sampling.stop and self.decode is None:
-            raise UserError("a decode function for stop texts", "none", "pass decode, such as policy.decode")
-        if sampling.least < sampling.most and not self.tags.schema.plan:
-            numbers = set(self.tags.counts.values())
-            lacking = [number for number in range(sampling.least, sampling.most + 1) if number not in numbers]
-            if lacking:
-                raise UserError(
-                    f"a token for every number of paths from {sampling.least} to {sampling.most}",
-                    f"none for {lacking[0]}",
-                    "give a smaller range of paths",
-                )
         answer = Answer(index, request, self.tags, self.on_token, self.decode)
         self.arrived.append(answer)
         return answer
@@ -167,18 +155,10 @@ class Scheduler:
             answer = thread.answer
             if answer.finish:
                 ended[answer] = None
-            elif thread.feed or thread.then == "sample":
-                self.active.append(thread)
-            elif thread.then == "fork":
-                branches = self.engine.fork(thread.branch, len(thread.heads))
-                self.active.extend(answer.fork(thread, branches))
             else:
-                answer.open_paths -= 1
-                parent = thread.parent
-                assert parent is not None
-                parent.waiting -= 1
-                if parent.waiting == 0:
-                    joined.append(parent)
+                active, parent = answer.proceed(thread, self._fork)
+                self.active += active
+                joined += [parent] if parent else []
         self._join(joined)
         for answer in ended:
             self._close(answer)
@@ -186,6 +166,9 @@ class Scheduler:
         if not self.running and not self.queue:
             self.engine.trim()
         return [*cancelled, *ended]
+
+    def _fork(self, thread: Thread) -> Sequence[Any]:
+        return self.engine.fork(thread.branch, len(thread.heads))
 
     def _draw(self, threads: Sequence[Thread], logits: Any) -> None:
         """Sample the next token of every thread with nothing left to feed, in one call per distribution."""

@@ -134,19 +134,28 @@ class Engine(Section):
     """How the model is run. These settings change speed and memory; up to rounding, they do not change the answers.
 
     Attributes:
-        kind: "local" runs the model in this process.
+        kind: "local" runs the model that learns; "vllm" gives its weights to vLLM, in this process or on `servers`,
+            which draws the samplers causal_join and sequential.
+        servers: addresses of running vLLM servers, such as "http://10.0.0.7:8000". All calls of an answer go to one of
+            them. Empty: vLLM in this process.
+        weights: a folder that this process writes and the servers read, for new weights; a temporary one if None.
+        patience: how long to wait for a server that cannot be reached or has no room, in seconds.
         device: "cpu", "cuda", "cuda:1", or "auto" for CUDA if there is a GPU and the CPU otherwise.
         dtype: in which the model draws, "fp32" or "bf16"; "auto" for that of its weights. Weights in another one are
             copied for drawing. What is scored is then not quite what was sampled: training measures the mismatch.
         rows: largest number of answers generated at the same time.
         memory: the most that the KV cache may hold: a number of tokens; bytes, such as "20GB" or "512MiB"; a share of
             the device, such as "80%", of which it gets what weights and others have not taken; None for no limit. When
-            it is full, the answer that started last is removed, and its tokens are read again later.
+            it is full, the answer that started last is removed, and its tokens are read again later. vLLM takes 30 % of
+            the device for None, and counts its weights in a share.
         compile: run the model through `torch.compile`. Steps are faster, after half a minute or more of compiling;
             needs a C++ compiler.
     """
 
-    kind: Literal["local"] = "local"
+    kind: Literal["local", "vllm"] = "local"
+    servers: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+/?$")], ...] = ()
+    weights: str | None = None
+    patience: Annotated[float, Field(gt=0)] = 600
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     rows: Count = 256

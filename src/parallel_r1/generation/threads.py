@@ -48,6 +48,8 @@ class Answer:
         finish: why the answer ended; None while it goes on.
         broken: whether it ended because logits were NaN.
         shares: whether other answers read the same copy of its prompt in the KV cache.
+        reports: whether what draws it reports log-probabilities under the distribution that was sampled, and under the
+            raw policy.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Answer:
         self.total = self.forks = self.open_forks = self.open_paths = self.coming = 0
         self.finish: Finish | None = None
         self.broken = self.shares = False
+        self.reports = (True, True)
         self.trunk = Thread(self, None, TRUNK, None, 0, self.sampling.budget.critical_path, random.Random(self.seed))
         self.trunk.feed.append(self.prompt[-1])
 
@@ -210,6 +213,28 @@ class Answer:
             thread.heads = heads
         return allowed
 
+    def proceed(
+        self, thread: Thread, fork: Callable[[Thread], Sequence[Any]]
+    ) -> tuple[Sequence[Thread], Thread | None]:
+        """What follows when a thread has fed a token.
+
+        Args:
+            fork: starts a branch of the backend for every path of a fork.
+
+        Returns:
+            The threads that feed a token in the next step in its place, and its parent if it was the last of its paths
+            to end, which goes on after `join`.
+        """
+        if thread.feed or thread.then == "sample":
+            return [thread], None
+        if thread.then == "fork":
+            return self.fork(thread, fork(thread)), None
+        self.open_paths -= 1
+        parent = thread.parent
+        assert parent is not None
+        parent.waiting -= 1
+        return [], parent if parent.waiting == 0 else None
+
     def fork(self, thread: Thread, branches: Sequence[Any]) -> list[Thread]:
         """Start one path per branch from a thread whose last token has been fed."""
         paths, limit = [], self.path_limit(thread)
@@ -248,7 +273,16 @@ class Answer:
             defects = sorted([*defects, *_forks_as_text(runs)], key=lambda defect: defect.at)
         if self.broken:
             defects.append(Defect("broken-logits", len(token_ids), "the model's logits were not numbers"))
+        if self.reports != (True, True):
+            spans = tuple(self._reported(span) for span in spans)
         return Trace(self.prompt, spans, self.finish, sampler, policy_version, tuple(defects), self.tags.schema)
+
+    def _reported(self, span: Span) -> Span:
+        """A span with the log-probabilities that are known."""
+        sampled, raw = self.reports
+        return replace(
+            span, logprobs=span.logprobs if sampled else None, raw_logprobs=span.raw_logprobs if raw else None
+        )
 
 
 def _number(spans: Sequence[Span]) -> tuple[Span, ...]:

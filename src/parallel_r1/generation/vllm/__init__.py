@@ -1,0 +1,1 @@
+"""Answers that fork over vLLM: in this process, or on servers."""

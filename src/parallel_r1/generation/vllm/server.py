@@ -1,0 +1,340 @@
+"""vLLM servers: texts continued over HTTP, tokens in and tokens out, and new weights handed over.
+
+A connection may be lost at any moment, and a server may be killed and start again with its first weights. A text that
+was cut goes on from the tokens that arrived, so no path is lost and none is drawn twice. Before it does, the server is
+asked which weights it has, and gets those of the policy again if they are others. Every text that ends names the
+weights that drew it, so a restart that nobody noticed is an error and never a wrong answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import queue
+import tempfile
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from parallel_r1 import distributed
+from parallel_r1.errors import UserError
+from parallel_r1.generation.settings import Engine
+from parallel_r1.generation.vllm.client import Call, Piece
+from parallel_r1.generation.vllm.weights import write_weights
+from parallel_r1.models.policy import Policy
+
+GENERATE = "/inference/v1/generate"
+BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
+"""Statuses after which the same request is made again."""
+POLL = 0.2
+"""Longest wait of a `poll`, in seconds."""
+LONGEST_WAIT = 8.0
+"""Longest pause between two tries, in seconds, where the server does not say how long to wait."""
+SILENCE = 120.0
+"""So long a server may send nothing in the middle of a text, in seconds."""
+
+
+class _Again(Exception):
+    """A request failed in a way that may pass. `wait` is the pause that the server asks for, in seconds."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+@dataclass
+class _Server:
+    """A server.
+
+    Attributes:
+        address: without a slash at its end.
+        takes_weights: whether it takes new weights.
+        trusted: whether it has answered since it was last asked for its weights.
+        lock: held while it is asked.
+    """
+
+    address: str
+    takes_weights: bool = False
+    trusted: bool = False
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Servers:
+    """A `Client` that speaks to the servers of the settings. A thread of its own holds the connections.
+
+    Args:
+        policy: whose weights they have or get.
+        settings: their addresses, the folder for weights, the patience.
+
+    Raises:
+        UserError: a server cannot be reached, or is no vLLM.
+    """
+
+    processed = False
+    sleeps = False
+
+    def __init__(self, policy: Policy, settings: Engine) -> None:
+        self.settings = settings
+        self.servers = [_Server(address.rstrip("/")) for address in settings.servers]
+        self.arrived: queue.SimpleQueue[Piece | Exception] = queue.SimpleQueue()
+        self.running: dict[str, Future[None]] = {}
+        self.version: str | None = None
+        self.name = uuid.uuid4().hex[:8]
+        folder = tempfile.mkdtemp(prefix="parallel-r1-weights-") if settings.weights is None else settings.weights
+        (folder,) = distributed.gather([folder] if distributed.is_first() else [])
+        self.folder = Path(folder).resolve()
+        key = os.environ.get("VLLM_API_KEY")
+        self.http = httpx2.AsyncClient(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx2.Timeout(SILENCE, connect=10.0),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+        )
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, name="vllm-servers", daemon=True).start()
+        weakref.finalize(self, self.loop.call_soon_threadsafe, self.loop.stop)
+        self.longest = min(self._wait(self._ask_all(self._meet)))
+
+    def wake(self) -> None:
+        """A server may have started again since the last batch: ask every one for its weights."""
+        for server in self.servers:
+            server.trusted = False
+        if self.version is not None:
+            self._wait(self._ask_all(self._check_weights))
+
+    def sleep(self) -> None:
+        """Servers have their memory for themselves."""
+
+    def take(self, policy: Policy) -> None:
+        """Hand over the weights of a policy, through a folder. A collective call: every process must make it.
+
+        Raises:
+            UserError: weights that have changed, and a server that does not take new ones.
+        """
+        fixed = [server.address for server in self.servers if not server.takes_weights]
+        if fixed and policy.source is None:
+            raise UserError(
+                "vLLM servers that take new weights",
+                f"{fixed[0]}, which does not",
+                "start it with VLLM_SERVER_DEV_MODE=1, reachable for this run alone",
+            )
+        if fixed:  # it has the weights that it was started with; the generator measures whether they are the policy's
+            self.version = None
+            return
+        write_weights(policy, self.folder / "weights")
+        (self.version,) = distributed.gather([f"{self.name}/{policy.version}"] if distributed.is_first() else [])
+        if distributed.is_first():
+            self._wait(self._ask_all(self._push))
+        distributed.gather([None])  # nobody draws before all servers have the weights
+
+    def start(self, call: Call) -> None:
+        coroutine = self._continue(call)
+        self.running[call.key] = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+    def stop(self, key: str) -> None:
+        if running := self.running.pop(key, None):
+            running.cancel()
+
+    def poll(self) -> list[Piece]:
+        pieces: list[Piece] = []
+        try:
+            news = self.arrived.get(timeout=POLL)
+            while True:
+                if isinstance(news, Exception):
+                    raise news
+                pieces.append(news)
+                news = self.arrived.get_nowait()
+        except queue.Empty:
+            pass
+        for piece in pieces:
+            if piece.ended:
+                self.running.pop(piece.key, None)
+        return pieces
+
+    def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
+
+    async def _ask_all(self, question: Any) -> list[Any]:
+        """Ask all servers, each with patience."""
+        return list(await asyncio.gather(*(self._patiently(server, question) for server in self.servers)))
+
+    async def _patiently(self, server: _Server, question: Any) -> Any:
+        """Ask a server until it answers.
+
+        Raises:
+            UserError: it has not, for as long as the settings have patience.
+        """
+        end, tries = time.monotonic() + self.settings.patience, 0
+        while True:
+            try:
+                return await question(server)
+            except (_Again, httpx2.TransportError) as error:
+                await self._pause(server, error, tries, end)
+                tries += 1
+
+    async def _pause(self, server: _Server, error: Exception, tries: int, end: float) -> None:
+        """Wait before a request is made again.
+
+        Args:
+            tries: how often it has been made again.
+            end: when patience ends.
+        """
+        server.trusted = False
+        wait = getattr(error, "wait", 0.0) or min(0.25 * 2**tries, LONGEST_WAIT)
+        if time.monotonic() + wait > end:
+            raise UserError(
+                f"a vLLM server that answers at {server.address}",
+                f"none for {self.settings.patience:.0f} s ({str(error) or type(error).__name__})",
+                "see to the server and give the same command again, or raise engine.patience",
+            ) from error
+        await asyncio.sleep(wait)
+
+    async def _continue(self, call: Call) -> None:
+        """Continue a text to its end, however often the connection is lost."""
+        server = self.servers[call.home % len(self.servers)]
+        tokens: list[int] = []
+        end, tries = time.monotonic() + self.settings.patience, 0
+        try:
+            while True:
+                try:
+                    if not server.trusted:
+                        await self._check_weights(server)
+                    rest = replace(
+                        call,
+                        context=[*call.context, *tokens],
+                        most=call.most - len(tokens),
+                        seed=call.seed + len(tokens),
+                    )
+                    async for piece in self._stream(server, rest):
+                        tokens += piece.tokens
+                        self.arrived.put(piece)
+                        end, tries = time.monotonic() + self.settings.patience, 0
+                    return
+                except (_Again, httpx2.TransportError) as error:
+                    await self._pause(server, error, tries, end)
+                    tries += 1
+                    if tokens and (len(tokens) >= call.most or tokens[-1] in call.stops):
+                        self.arrived.put(Piece(call.key, ended=True, read=len(call.context)))  # its end was lost
+                        return
+        except Exception as error:
+            self.arrived.put(error)
+
+    async def _stream(self, server: _Server, call: Call) -> AsyncIterator[Piece]:
+        """The pieces of one request.
+
+        Raises:
+            _Again: it was cut, or the server has no room.
+        """
+        body = {
+            "request_id": f"{self.name}-{call.key}-{uuid.uuid4().hex[:8]}",
+            "token_ids": list(call.context),
+            "sampling_params": call.params,
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": False},
+        }
+        ended = False
+        usage: dict[str, Any] = {}
+        async with self.http.stream("POST", server.address + GENERATE, json=body) as response:
+            await _check(server, response)
+            async for line in response.aiter_lines():
+                data = line.removeprefix("data:").strip()
+                if not line.startswith("data:") or data == "[DONE]":
+                    continue
+                chunk = json.loads(data)
+                if "error" in chunk:
+                    raise _Again(str(chunk["error"]))
+                usage = chunk.get("usage") or usage
+                for choice in chunk.get("choices") or ():
+                    if choice.get("finish_reason") in ("abort", "error"):
+                        raise _Again("the server ended a text")
+                    self._check_version(server, choice.get("weight_versions"))
+                    ended |= choice.get("finish_reason") is not None
+                    yield Piece(call.key, choice.get("token_ids") or (), _logprobs(choice))
+        if not ended:
+            raise _Again("the connection was lost in the middle of a text")
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        yield Piece(call.key, ended=True, read=len(call.context), cached=cached)
+
+    def _check_version(self, server: _Server, spans: Sequence[dict[str, Any]] | None) -> None:
+        others = {span["version"] for span in spans or ()} - {self.version}
+        if self.version is not None and others:
+            raise UserError(
+                f"tokens of the weights {self.version} from {server.address}",
+                f"tokens of {', '.join(sorted(others))}",
+                "the server started again or serves another run; give the same command again",
+            )
+
+    async def _meet(self, server: _Server) -> int:
+        """Ask a server what it is. Returns the most tokens of prompt and answer that it takes."""
+        listed = await self._get(server, "/v1/models")
+        info = await self.http.get(server.address + "/weight_info")
+        server.takes_weights = info.status_code == 200
+        try:
+            return int(listed["data"][0]["max_model_len"])
+        except (KeyError, IndexError, TypeError) as error:
+            raise UserError(f"a vLLM server at {server.address}", "another one", "check engine.servers") from error
+
+    async def _check_weights(self, server: _Server) -> None:
+        """Make sure that a server has the weights of the policy; after a restart it gets them again."""
+        async with server.lock:
+            if server.trusted:
+                return
+            if self.version is not None:
+                info = await self._get(server, "/weight_info")
+                if info.get("weight_version") != self.version:
+                    await self._push(server)
+            server.trusted = True
+
+    async def _push(self, server: _Server) -> None:
+        """Have a server read the weights in the folder, and forget what it has read under others."""
+        assert self.version is not None
+        await self._post(server, "/pause?mode=abort&clear_cache=true")
+        path = str(self.folder / "weights")
+        await self._post(server, "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
+        await self._post(server, "/reset_prefix_cache")
+        await self._post(server, "/update_weight_version", {"new_version": self.version})
+        await self._post(server, "/resume")
+        server.trusted = True
+
+    async def _get(self, server: _Server, path: str) -> Any:
+        response = await self.http.get(server.address + path)
+        await _check(server, response)
+        return response.json()
+
+    async def _post(self, server: _Server, path: str, body: dict[str, Any] | None = None) -> None:
+        await _check(server, await self.http.post(server.address + path, json=body))
+
+
+async def _check(server: _Server, response: httpx2.Response) -> None:
+    """Refuse a response that is no success.
+
+    Raises:
+        _Again: the server has no room, or fails in a way that may pass.
+        UserError: it refuses the request.
+    """
+    status = response.status_code
+    if status == 200:
+        return
+    text = (await response.aread()).decode(errors="replace")
+    if status in BUSY and "reload_weights" not in text:
+        after = response.headers.get("Retry-After", "")
+        raise _Again(f"status {status}: {text:.120}", float(after) if after.replace(".", "", 1).isdecimal() else 0.0)
+    fix = {
+        401: "set the environment variable VLLM_API_KEY",
+        404: f"check engine.servers; it needs a vLLM that has {GENERATE}",
+    }.get(status, "see its log")
+    raise UserError(f"a vLLM server at {server.address} that takes this request", f"status {status}: {text:.300}", fix)
+
+
+def _logprobs(choice: dict[str, Any]) -> list[float]:
+    """The log-probabilities of the tokens of a choice; NaN where the server has none."""
+    rows = (choice.get("logprobs") or {}).get("content") or ()
+    return [float("nan") if row["logprob"] is None else float(row["logprob"]) for row in rows]
