@@ -99,6 +99,8 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[Any, str, dict[str, Any]]]]] = {
             "memory": (str, "Most that the KV cache holds: tokens, 20GB or 80%. Default: no limit.", {}),
             "compile": (bool, "Run the model through torch.compile.", {}),
             "dtype": (str, "In what the model draws: fp32, or bf16; auto is fp32.", {}),
+            "kind": (str, "What draws answers: local (this process), or vllm, here or on servers.", {}),
+            "servers": (list[str], "Address of a running vLLM server, for --engine vllm. Repeatable.", {}),
             "device": (str, "Where the model runs: auto (CUDA if there is one), cpu, cuda or cuda:1.", {}),
         },
     ),
@@ -114,6 +116,8 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[Any, str, dict[str, Any]]]]] = {
 """Parameter of a command -> title of its options in the help, and option -> type, help text, limits."""
 BUDGET = {"total": "total", "critical_path": "critical_path", "path_tokens": "path", "forks": "forks"}
 """Option -> field of `Budget`."""
+FLAGS = {"kind": "--engine", "servers": "--server"}
+"""Option -> its flag, where that is not its name."""
 
 
 def shared(
@@ -175,7 +179,7 @@ def _parameter(group: str, name: str, defaults: Mapping[str, Any]) -> inspect.Pa
     kind, text, limits = options[name]
     value = _default(group, name, defaults)
     shown = " ".join(value) if isinstance(value, tuple) else value
-    flags = [f"--{name.replace('_', '-')}"] if kind is bool else []
+    flags = [FLAGS.get(name, f"--{name.replace('_', '-')}")] if kind is bool or name in FLAGS else []
     default: Any = value if group == "engine" else None
     note: bool | str = value is not None if group == "engine" else str(shown) or "none"
     option = typer.Option(*flags, help=text, rich_help_panel=panel, show_default=note, **limits)

@@ -136,9 +136,17 @@ def forward(model: PreTrainedModel, token_ids: Int[Tensor, "b n"], sight: Sight,
     )
 
 
-def recompute(model: PreTrainedModel) -> None:
-    """Let the backward pass compute the activations of every layer again, which costs time and saves memory."""
-    model.activation_checkpointing_enable({"use_reentrant": False})
+def recompute(model: PreTrainedModel, on: bool = True) -> None:
+    """Let the backward pass compute the activations of every layer again, which costs time and saves memory; or, if not
+    `on`, keep them."""
+    named: Any = model
+    prefix = (
+        "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    )  # before transformers 5.20
+    if on:
+        getattr(named, f"{prefix}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(named, f"{prefix}_checkpointing_disable")()
 
 
 def attend(

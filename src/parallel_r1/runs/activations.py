@@ -29,7 +29,7 @@ def activation_bytes(model: PreTrainedModel, tokens: int, half: bool, recompute:
     try:
         return _saved_bytes(model, tokens, half) + whole // model.config.get_text_config().num_hidden_layers
     finally:
-        model.activation_checkpointing_disable()
+        attend.recompute(model, on=False)
 
 
 def _saved_bytes(model: PreTrainedModel, tokens: int, half: bool) -> int:

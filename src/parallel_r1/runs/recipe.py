@@ -65,6 +65,27 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def vllm_draws_every_stage(self) -> Recipe:
+        if self.engine.kind != "vllm":
+            return self
+        servers = self.engine.servers
+        if self.processes.count > 1 and not servers:
+            raise ValueError("engine.kind 'vllm' in several processes needs vLLM servers; name them in engine.servers")
+        for name, stage in self.stages.items():
+            sampling = stage.sampling
+            if sampling.sampler == "isolated":
+                raise ValueError(
+                    f"engine.kind 'vllm' draws the samplers causal_join and sequential; stages.{name}.sampling.sampler "
+                    "is isolated"
+                )
+            if servers and stage.kind == "rl" and (sampling.temperature != 1 or sampling.filters):
+                raise ValueError(
+                    f"a vLLM server reports log-probabilities under the raw policy; stages.{name} must sample it: "
+                    "temperature 1, without top_k, top_p and min_p"
+                )
+        return self
+
+    @model_validator(mode="after")
     def adapters_are_whole(self) -> Recipe:
         if self.model.lora is not None and self.processes.shard:
             raise ValueError("processes.shard and model.lora exclude each other: an adapter is small; leave one out")

@@ -74,10 +74,7 @@ class Learner:
         self.stage, self.shape, self.model = stage, shape, model
         shard = shard and processes.count() > 1
         self.learning = copy.deepcopy(self.model) if shard else self.model
-        if stage.recompute:
-            attend.recompute(self.learning)
-        else:
-            self.learning.activation_checkpointing_disable()
+        attend.recompute(self.learning, on=stage.recompute)
         self.skipped = 0  # updates in a row that were skipped
         self.scoring: Any = Scoring(self.learning, shape)
         if shard:

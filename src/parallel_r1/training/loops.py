@@ -166,7 +166,8 @@ def run_rl(
     reference = adapters.weights(policy.model) if "reference" in algorithm.needs else None
     generator = make_generator(policy, engine)
     drawn_in = policy.model.dtype if engine is None or engine.dtype == "auto" else dtype_of(engine.dtype)
-    exact = stage.is_exact and stage.precision == "fp32" and drawn_in == policy.model.dtype == torch.float32
+    repeats = engine is None or engine.kind == "local"
+    exact = repeats and stage.is_exact and stage.precision == "fp32" and drawn_in == policy.model.dtype == torch.float32
     born = policy.version
     done, taken = resume(policy, learner, state, moments)
     del state, moments  # they hold a copy of all that learns
@@ -333,11 +334,12 @@ def describe_spreads(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def describe_counts(mine: Counts) -> dict[str, int]:
-    """What the generators of all processes did in a step: tokens prefilled and decoded, the most KV entries held,
-    answers preempted."""
+    """What the generators of all processes did in a step: tokens prefilled and decoded, tokens that the prefix cache
+    of vLLM had, the most KV entries held, answers preempted."""
     counts = processes.gather([mine])
     return {
         "prefilled": sum(count.prefilled for count in counts),
+        **({"cached": cached} if (cached := sum(count.cached for count in counts)) else {}),
         "decoded": sum(count.decoded for count in counts),
         "peak_kv": max(count.peak_kv for count in counts),
         "preempted": sum(count.preempted for count in counts),

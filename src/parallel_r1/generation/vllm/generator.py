@@ -11,7 +11,7 @@ from parallel_r1.generation.request import OnToken, OnTrace, Request
 from parallel_r1.generation.settings import Engine
 from parallel_r1.generation.threads import Answer
 from parallel_r1.generation.vllm.batch import VllmBatch
-from parallel_r1.generation.vllm.in_process import InProcess
+from parallel_r1.generation.vllm.in_process import InProcess, in_process
 from parallel_r1.generation.vllm.server import Servers
 from parallel_r1.models.policy import Policy
 
@@ -70,13 +70,14 @@ class VllmGenerator:
     def _ready(self) -> InProcess | Servers:
         """The engine, awake and with the weights of the policy."""
         policy, wanted = self.policy, (id(self.policy.model), self.policy.version)
-        if self.engine is None:
-            servers = self.settings.servers
-            self.engine = Servers(policy, self.settings) if servers else InProcess(policy, self.settings)
+        if not self.settings.servers:
+            self.engine = in_process(policy, self.settings)
+        elif self.engine is None:
+            self.engine = Servers(self.settings)
         self.engine.wake()
-        if self.holds != wanted:
+        if self.holds != wanted or self.engine.owner is not self:
             self.engine.take(policy)
-            self.holds = wanted
+            self.holds, self.engine.owner = wanted, self
         return self.engine
 
     def _rest(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,20 +26,44 @@ SHARE = 0.3
 rest."""
 
 
+_running: InProcess | None = None
+"""The engine of this process: starting one takes long, and two do not fit on a device."""
+
+
+def in_process(policy: Policy, settings: Engine) -> InProcess:
+    """The engine of this process, started anew if it runs another architecture or with other settings."""
+    global _running
+    with tempfile.TemporaryDirectory() as folder:
+        write_config(policy, Path(folder))
+        wanted = (Path(folder) / "config.json").read_text(), settings
+        if _running is None or _running.runs != wanted:
+            if _running is not None:
+                _running.close()
+            _running = None  # so that none is left if the next one does not start
+            _running = InProcess(folder, policy, settings)
+            _running.runs = wanted
+    return _running
+
+
 class InProcess:
-    """A `Client` made of an `LLMEngine` of vLLM in this process.
+    """A `Client` made of an `LLMEngine` of vLLM in this process; `in_process` makes it.
 
     Args:
+        folder: with the configuration of the model.
         policy: whose architecture it runs; `take` hands the weights over.
         settings: memory, dtype, rows, and whether the model is compiled.
 
     Raises:
         UserError: vLLM is not installed, or this is one of several processes.
+
+    Attributes:
+        runs: the configuration and the settings that it was started with.
+        owner: the generator whose weights it has.
     """
 
     processed = True
 
-    def __init__(self, policy: Policy, settings: Engine) -> None:
+    def __init__(self, folder: str, policy: Policy, settings: Engine) -> None:
         if distributed.count() > 1:
             raise UserError(
                 "one process, in which vLLM can run",
@@ -48,7 +73,9 @@ class InProcess:
         model = policy.model
         self.longest = positions(model.config)
         self.sleeps = False
-        with tempfile.TemporaryDirectory() as folder, _untouched():
+        self.runs: tuple[str, Engine] | None = None
+        self.owner: object = None
+        with _untouched():
             try:
                 from vllm import EngineArgs
                 from vllm.platforms import current_platform
@@ -62,7 +89,6 @@ class InProcess:
 
             self.sleeps = current_platform.is_sleep_mode_available()
             dtype = model.dtype if settings.dtype == "auto" else dtype_of(settings.dtype)
-            write_config(policy, Path(folder))
             self.engine: Any = LLMEngine.from_engine_args(
                 EngineArgs(
                     model=folder,
@@ -71,6 +97,8 @@ class InProcess:
                     dtype=str(dtype).removeprefix("torch."),
                     enforce_eager=not settings.compile,
                     enable_prefix_caching=True,
+                    # On a CPU vLLM 0.32 fails when it reads a part of a text that has a seed.
+                    enable_chunked_prefill=not current_platform.is_cpu(),
                     enable_sleep_mode=self.sleeps,
                     logprobs_mode="processed_logprobs",
                     max_num_seqs=max(settings.rows, 256),
@@ -79,6 +107,10 @@ class InProcess:
                     **_memory(settings, policy, dtype),
                 )
             )
+
+    def close(self) -> None:
+        """Shut the engine down."""
+        self.engine.engine_core.shutdown()
 
     def take(self, policy: Policy) -> None:
         """Take over the weights of a policy, without a copy on disk. What was read under the old ones is forgotten."""
@@ -132,18 +164,23 @@ def _memory(settings: Engine, policy: Policy, dtype: torch.dtype) -> dict[str, A
 
 @contextmanager
 def _untouched() -> Iterator[None]:
-    """Give back what vLLM changes of the process while it starts: it takes no setting for running its engine in this
-    process but a variable of the environment, replaces `torch.set_num_threads`, and seeds torch."""
-    name, threads, setter = "VLLM_ENABLE_V1_MULTIPROCESSING", torch.get_num_threads(), torch.set_num_threads
-    before, state = os.environ.get(name), torch.get_rng_state()
-    os.environ[name] = "0"
+    """Start vLLM as this process needs it, and give back what it changes of the process. It takes no setting for
+    running its engine here and for being quiet but variables of the environment, replaces `torch.set_num_threads`, and
+    seeds torch."""
+    ours = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
+    before = {name: os.environ.get(name) for name in ours}
+    threads, setter, state = torch.get_num_threads(), torch.set_num_threads, torch.get_rng_state()
+    os.environ |= ours
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         torch.set_num_threads = setter
         torch.set_num_threads(threads)
         torch.set_rng_state(state)
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import queue
+import shutil
 import tempfile
 import threading
 import time
@@ -32,7 +34,9 @@ from parallel_r1.generation.vllm.client import Call, Piece
 from parallel_r1.generation.vllm.weights import write_weights
 from parallel_r1.models.policy import Policy
 
-GENERATE = "/inference/v1/generate"
+GENERATE, COMPLETIONS = "/inference/v1/generate", "/v1/completions"
+"""Tokens in, tokens out: the end point for it, which servers have with --enable-scale-out and which names the weights
+that drew a text; and the one that every server has."""
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 """Statuses after which the same request is made again."""
 POLL = 0.2
@@ -57,12 +61,16 @@ class _Server:
 
     Attributes:
         address: without a slash at its end.
+        model: the name of its model.
+        path: of the end point that continues texts.
         takes_weights: whether it takes new weights.
         trusted: whether it has answered since it was last asked for its weights.
         lock: held while it is asked.
     """
 
     address: str
+    model: str = ""
+    path: str = GENERATE
     takes_weights: bool = False
     trusted: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -72,7 +80,6 @@ class Servers:
     """A `Client` that speaks to the servers of the settings. A thread of its own holds the connections.
 
     Args:
-        policy: whose weights they have or get.
         settings: their addresses, the folder for weights, the patience.
 
     Raises:
@@ -82,8 +89,9 @@ class Servers:
     processed = False
     sleeps = False
 
-    def __init__(self, policy: Policy, settings: Engine) -> None:
+    def __init__(self, settings: Engine) -> None:
         self.settings = settings
+        self.owner: object = None
         self.servers = [_Server(address.rstrip("/")) for address in settings.servers]
         self.arrived: queue.SimpleQueue[Piece | Exception] = queue.SimpleQueue()
         self.running: dict[str, Future[None]] = {}
@@ -129,10 +137,13 @@ class Servers:
         if fixed:  # it has the weights that it was started with; the generator measures whether they are the policy's
             self.version = None
             return
-        write_weights(policy, self.folder / "weights")
-        (self.version,) = distributed.gather([f"{self.name}/{policy.version}"] if distributed.is_first() else [])
+        before = self.version
+        (self.version,) = distributed.gather([f"{self.name}-{policy.version}"] if distributed.is_first() else [])
+        write_weights(policy, self.folder / self.version)
         if distributed.is_first():
             self._wait(self._ask_all(self._push))
+            if before not in (None, self.version):
+                shutil.rmtree(self.folder / before, ignore_errors=True)
         distributed.gather([None])  # nobody draws before all servers have the weights
 
     def start(self, call: Call) -> None:
@@ -233,16 +244,13 @@ class Servers:
         Raises:
             _Again: it was cut, or the server has no room.
         """
-        body = {
-            "request_id": f"{self.name}-{call.key}-{uuid.uuid4().hex[:8]}",
-            "token_ids": list(call.context),
-            "sampling_params": call.params,
-            "stream": True,
-            "stream_options": {"include_usage": True, "continuous_usage_stats": False},
-        }
+        texts: dict[str, Any] = {"token_ids": list(call.context), "sampling_params": call.params}
+        if server.path == COMPLETIONS:
+            texts = {"prompt": list(call.context), "return_token_ids": True, **_for_completions(call)}
+        body = {"model": server.model, **texts, "stream": True, "stream_options": {"include_usage": True}}
         ended = False
         usage: dict[str, Any] = {}
-        async with self.http.stream("POST", server.address + GENERATE, json=body) as response:
+        async with self.http.stream("POST", server.address + server.path, json=body) as response:
             await _check(server, response)
             async for line in response.aiter_lines():
                 data = line.removeprefix("data:").strip()
@@ -275,9 +283,11 @@ class Servers:
     async def _meet(self, server: _Server) -> int:
         """Ask a server what it is. Returns the most tokens of prompt and answer that it takes."""
         listed = await self._get(server, "/v1/models")
-        info = await self.http.get(server.address + "/weight_info")
-        server.takes_weights = info.status_code == 200
+        server.takes_weights = (await self.http.get(server.address + "/weight_info")).status_code == 200
+        offered = await self.http.post(server.address + GENERATE, json={})  # refused for its lack of tokens, if at all
+        server.path = COMPLETIONS if offered.status_code in (403, 404, 405) else GENERATE
         try:
+            server.model = listed["data"][0]["id"]
             return int(listed["data"][0]["max_model_len"])
         except (KeyError, IndexError, TypeError) as error:
             raise UserError(f"a vLLM server at {server.address}", "another one", "check engine.servers") from error
@@ -297,7 +307,7 @@ class Servers:
         """Have a server read the weights in the folder, and forget what it has read under others."""
         assert self.version is not None
         await self._post(server, "/pause?mode=abort&clear_cache=true")
-        path = str(self.folder / "weights")
+        path = str(self.folder / self.version)
         await self._post(server, "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
         await self._post(server, "/reset_prefix_cache")
         await self._post(server, "/update_weight_version", {"new_version": self.version})
@@ -329,12 +339,19 @@ async def _check(server: _Server, response: httpx2.Response) -> None:
         raise _Again(f"status {status}: {text:.120}", float(after) if after.replace(".", "", 1).isdecimal() else 0.0)
     fix = {
         401: "set the environment variable VLLM_API_KEY",
-        404: f"check engine.servers; it needs a vLLM that has {GENERATE}",
+        404: "check engine.servers",
     }.get(status, "see its log")
     raise UserError(f"a vLLM server at {server.address} that takes this request", f"status {status}: {text:.300}", fix)
 
 
+def _for_completions(call: Call) -> dict[str, Any]:
+    """The sampling parameters of a call as `COMPLETIONS` takes them: without those that it has no field for."""
+    params = {name: value for name, value in call.params.items() if name not in ("detokenize", "stream_interval")}
+    return params | ({"logit_bias": {str(token): -100.0 for token in call.forbidden}} if call.forbidden else {})
+
+
 def _logprobs(choice: dict[str, Any]) -> list[float]:
     """The log-probabilities of the tokens of a choice; NaN where the server has none."""
-    rows = (choice.get("logprobs") or {}).get("content") or ()
-    return [float("nan") if row["logprob"] is None else float(row["logprob"]) for row in rows]
+    given = choice.get("logprobs") or {}
+    values = given.get("token_logprobs") or [row["logprob"] for row in given.get("content") or ()]
+    return [math.nan if value is None else float(value) for value in values]

@@ -7,6 +7,7 @@ keeps a packed copy. So vLLM gets the head as a matrix of its own, here and in f
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def write_weights(policy: Policy, folder: Path) -> None:
 
     weights = {name: weight.cpu().contiguous().clone() for name, weight in named_weights(policy, cut=False)}
     if distributed.is_first():
+        shutil.rmtree(folder, ignore_errors=True)
         with whole(folder) as new:
             _config(policy).save_pretrained(new)
             policy.tokenizer.save_pretrained(new)
