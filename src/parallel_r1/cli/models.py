@@ -22,6 +22,10 @@ def prepare(
         str, typer.Option(help="Embeddings of the tags: mean (of the pieces of their text), random, or keep.")
     ] = "mean",
     schema: options.SchemaName = "parallel-r1",
+    own_head: Annotated[
+        bool,
+        typer.Option("--own-head", help="Write a copy with tags for a vLLM server on a CPU that takes new weights."),
+    ] = False,
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
@@ -32,6 +36,9 @@ def prepare(
 
     one_of("--init", init, Init)
     quiet()
+    if own_head:
+        _write_for_vllm(model, out, as_json)
+        return
     prepared = make(model, out, init, seed, load_schema(schema))  # type: ignore[arg-type]
     if as_json:
         tokens, added = (prepared.tokens, prepared.added) if prepared else ({}, 0)
@@ -44,6 +51,21 @@ def prepare(
     console.print(f"tokens: {listed}", soft_wrap=True, highlight=False)
     console.print(f"rows: {init}; the model's tables have grown by {prepared.added}", highlight=False)
     console.print(f"wrote {out}", soft_wrap=True, highlight=False)
+
+
+def _write_for_vllm(model: str, out: Path, as_json: bool) -> None:
+    """Write a copy of a model that has its tags, with its head as a matrix of its own."""
+    from parallel_r1.errors import UserError
+    from parallel_r1.generation.vllm.weights import write_weights
+    from parallel_r1.models.policy import load
+
+    if out.exists():
+        raise UserError("a new folder for --out", f"{out}, which exists", "give another name, or remove it")
+    write_weights(load(model, device="cpu"), out)
+    if as_json:
+        print_json({"out": str(out)})
+    else:
+        console.print(f"wrote {out}", soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -90,6 +90,9 @@ class Client(Protocol):
     """Whether log-probabilities are those of the distribution that was sampled, whatever the settings. Otherwise they
     are those of the raw policy, or nobody knows."""
 
+    places: int
+    """Number of engines: a call goes to number `home` modulo this."""
+
     def start(self, call: Call) -> None:
         """Begin to continue a text."""
         ...

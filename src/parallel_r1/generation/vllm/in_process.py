@@ -62,6 +62,7 @@ class InProcess:
     """
 
     processed = True
+    places = 1
 
     def __init__(self, folder: str, policy: Policy, settings: Engine) -> None:
         if distributed.count() > 1:

@@ -31,7 +31,7 @@ from parallel_r1 import distributed
 from parallel_r1.errors import UserError
 from parallel_r1.generation.settings import Engine
 from parallel_r1.generation.vllm.client import Call, Piece
-from parallel_r1.generation.vllm.weights import write_weights
+from parallel_r1.generation.vllm.weights import HEAD, write_weights
 from parallel_r1.models.policy import Policy
 
 GENERATE, COMPLETIONS = "/inference/v1/generate", "/v1/completions"
@@ -41,8 +41,8 @@ BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 """Statuses after which the same request is made again."""
 POLL = 0.2
 """Longest wait of a `poll`, in seconds."""
-LONGEST_WAIT = 8.0
-"""Longest pause between two tries, in seconds, where the server does not say how long to wait."""
+FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0
+"""Pauses between two tries, in seconds, where the server does not say how long to wait; each is twice the last."""
 SILENCE = 120.0
 """So long a server may send nothing in the middle of a text, in seconds."""
 
@@ -64,6 +64,8 @@ class _Server:
         model: the name of its model.
         path: of the end point that continues texts.
         takes_weights: whether it takes new weights.
+        processed: see `Client`.
+        packs_head: whether it keeps a packed copy of a head that is tied to the embeddings; see `weights.py`.
         trusted: whether it has answered since it was last asked for its weights.
         lock: held while it is asked.
     """
@@ -72,6 +74,8 @@ class _Server:
     model: str = ""
     path: str = GENERATE
     takes_weights: bool = False
+    processed: bool = False
+    packs_head: bool = False
     trusted: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -86,7 +90,6 @@ class Servers:
         UserError: a server cannot be reached, or is no vLLM.
     """
 
-    processed = False
     sleeps = False
 
     def __init__(self, settings: Engine) -> None:
@@ -109,7 +112,9 @@ class Servers:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="vllm-servers", daemon=True).start()
         weakref.finalize(self, self.loop.call_soon_threadsafe, self.loop.stop)
+        self.places = len(self.servers)
         self.longest = min(self._wait(self._ask_all(self._meet)))
+        self.processed = all(server.processed for server in self.servers)
 
     def wake(self) -> None:
         """A server may have started again since the last batch: ask every one for its weights."""
@@ -133,6 +138,12 @@ class Servers:
                 "vLLM servers that take new weights",
                 f"{fixed[0]}, which does not",
                 "start it with VLLM_SERVER_DEV_MODE=1, reachable for this run alone",
+            )
+        if packed := [server.address for server in self.servers if server.packs_head]:
+            raise UserError(
+                "vLLM servers on a CPU whose model has a head of its own",
+                f"{packed[0]}, which would keep the old head",
+                "start it from a folder that `parallel-r1 prepare --own-head` wrote",
             )
         if fixed:  # it has the weights that it was started with; the generator measures whether they are the policy's
             self.version = None
@@ -199,7 +210,7 @@ class Servers:
             end: when patience ends.
         """
         server.trusted = False
-        wait = getattr(error, "wait", 0.0) or min(0.25 * 2**tries, LONGEST_WAIT)
+        wait = getattr(error, "wait", 0.0) or min(FIRST_WAIT * 2**tries, LONGEST_WAIT)
         if time.monotonic() + wait > end:
             raise UserError(
                 f"a vLLM server that answers at {server.address}",
@@ -284,6 +295,8 @@ class Servers:
         """Ask a server what it is. Returns the most tokens of prompt and answer that it takes."""
         listed = await self._get(server, "/v1/models")
         server.takes_weights = (await self.http.get(server.address + "/weight_info")).status_code == 200
+        if server.takes_weights:
+            await self._inspect(server)
         offered = await self.http.post(server.address + GENERATE, json={})  # refused for its lack of tokens, if at all
         server.path = COMPLETIONS if offered.status_code in (403, 404, 405) else GENERATE
         try:
@@ -291,6 +304,14 @@ class Servers:
             return int(listed["data"][0]["max_model_len"])
         except (KeyError, IndexError, TypeError) as error:
             raise UserError(f"a vLLM server at {server.address}", "another one", "check engine.servers") from error
+
+    async def _inspect(self, server: _Server) -> None:
+        """Ask a server that takes weights how it holds them, and which log-probabilities it reports."""
+        info = (await self._get(server, "/server_info?config_format=json"))["vllm_config"]
+        server.processed = info["model_config"]["logprobs_mode"] == "processed_logprobs"
+        if info["device_config"]["device"] == "cpu":
+            sums = await self._post(server, "/weight_checker", {"action": "checksum"})
+            server.packs_head = not any(name.endswith(HEAD) for name in sums["checksums"])
 
     async def _check_weights(self, server: _Server) -> None:
         """Make sure that a server has the weights of the policy; after a restart it gets them again."""
@@ -319,8 +340,10 @@ class Servers:
         await _check(server, response)
         return response.json()
 
-    async def _post(self, server: _Server, path: str, body: dict[str, Any] | None = None) -> None:
-        await _check(server, await self.http.post(server.address + path, json=body))
+    async def _post(self, server: _Server, path: str, body: dict[str, Any] | None = None) -> Any:
+        response = await self.http.post(server.address + path, json=body)
+        await _check(server, response)
+        return response.json() if response.content else None
 
 
 async def _check(server: _Server, response: httpx2.Response) -> None:
