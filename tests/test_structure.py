@@ -26,6 +26,7 @@ ORDER = [
     "evaluation",
     "runs",
     "report",
+    "serve",
     "api",
     "cli",
     "__main__",

@@ -23,6 +23,7 @@ from parallel_r1.cli import (
     recipes,
     report,
     runs,
+    serve,
     study,
     watch,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "recipes",
     "report",
     "runs",
+    "serve",
     "study",
     "watch",
 ]  # importing them is what registers their commands

@@ -179,6 +179,7 @@ def load_model(
             quantization_config=quantisation,
             attn_implementation=ATTENTION,
             output_loading_info=True,
+            use_safetensors=True,  # unpickling weights runs code
         )
     model, report = loaded
     missing = sorted(report["missing_keys"])

@@ -3,6 +3,7 @@ prompt with the beginning of text or in a chat template."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
@@ -203,7 +204,40 @@ def encode_prompt(
             f"messages before it ({roles})",
             'set prompt.form = "chat" (--form chat), or leave them out of the data',
         )
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    return _with_begin(tokenizer, tokenizer.encode(text, add_special_tokens=False))
+
+
+def encode_foreign(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    form: Form = "plain",
+    before: Sequence[Message] = (),
+    instruction: str = "",
+) -> list[int]:
+    """The ids of a prompt that a stranger wrote: as `encode_prompt`, but a tag or another special token in a message is
+    read as the characters that it is spelled with, so that nobody can write what only the template may write.
+
+    Args:
+        instruction: our own text before the last message.
+    """
+    texts = [*(said for _, said in before), text]
+    special = tokenizer.all_special_tokens
+    if not any(token in said for token in special for said in texts):
+        return encode_prompt(tokenizer, instruction + text, form, before)
+    marks = [f"\ue000{number}\ue001" for number in range(len(texts))]
+    messages = [(role, mark) for (role, _), mark in zip(before, marks, strict=False)]
+    last = instruction + marks[-1]
+    whole = _in_template(tokenizer, [*messages, ("user", last)]) if form == "chat" else last
+    ids: list[int] = []
+    for part in re.split("(\ue000\\d+\ue001)", whole):
+        foreign = part in marks
+        written = texts[marks.index(part)] if foreign else part
+        ids += tokenizer(written, add_special_tokens=False, split_special_tokens=foreign).input_ids
+    return _with_begin(tokenizer, ids)
+
+
+def _with_begin(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """The ids of a prompt after the beginning of text, once, if the tokenizer puts one before a text."""
     begin = _begin(tokenizer)
     if begin is None:
         return ids

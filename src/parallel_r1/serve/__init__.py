@@ -1,0 +1,1 @@
+"""A server with forks, its page, and a chat in the terminal."""
