@@ -29,6 +29,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chromium import browser, shots  # noqa: F401 - fixtures of tests/browser
 from hypothesis import HealthCheck, settings
 from transformers.utils import logging
 

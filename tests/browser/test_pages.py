@@ -3,11 +3,8 @@
 Screenshots are written to the folder that PARALLEL_R1_SCREENSHOTS names, or else to the folder of the test run.
 """
 
-import os
 import random
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from common import RECIPE, run
@@ -26,30 +23,6 @@ from parallel_r1.report.pages.token_texts import cutter
 from parallel_r1.report.pages.viewer import viewer_page
 
 pytestmark = pytest.mark.browser
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-
-
-@pytest.fixture(scope="module")
-def shots(tmp_path_factory):
-    folder = Path(os.environ.get("PARALLEL_R1_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    folder.mkdir(parents=True, exist_ok=True)
-    yield folder
-    print(f"\nscreenshots are in {folder}")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    path = shutil.which("chromium")
-    assert path, "chromium is not installed: run make test-browser"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -173,7 +173,7 @@ def usage_of(answers: Answers) -> dict[str, Any]:
     job = answers.jobs[0]
     began, step = job.began
     took: dict[str, Any] = {
-        "seconds": round(time.monotonic() - began, 4),
+        "seconds": round(job.ended - began, 4),
         "finish": traces[0].finish,
         "defects": [defect.kind for defect in traces[0].defects],
     }

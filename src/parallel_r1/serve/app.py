@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -21,12 +22,14 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from parallel_r1.errors import UserError, nearest
 from parallel_r1.generation.generator import Generator
+from parallel_r1.report import pages
 from parallel_r1.serve.answers import Answers, chunk_of, usage_of
 from parallel_r1.serve.metrics import Metrics
 from parallel_r1.serve.protocol import Asked, Chat, Completion, Reader
 from parallel_r1.serve.worker import Job, Worker
 
 STATIC = Path(__file__).parent / "static"
+LOOK = Path(pages.__file__).parent / "static" / "page.css"
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
 POLICY += "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 """Content-Security-Policy of the page: its own files alone, and no script in the page itself."""
@@ -162,6 +165,11 @@ def _add_pages(app: FastAPI, state: State) -> None:
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html", headers=headers)
 
+    @app.get("/static/page.css", include_in_schema=False)
+    async def look() -> FileResponse:
+        """The look that all our pages share."""
+        return FileResponse(LOOK, headers=headers)
+
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
     @app.get("/health")
@@ -241,21 +249,20 @@ async def _answer(state: State, asked: Asked, request: Request) -> Response:
 
 async def _until_over(state: State, jobs: Sequence[Job], request: Request) -> None:
     """Wait for the ends of jobs; cancel them when the client has gone or their time is over."""
-    end = time.monotonic() + state.options.seconds
     gone = asyncio.ensure_future(_gone(request))
+    ends = asyncio.ensure_future(_all_over(jobs))
     try:
-        for job in jobs:
-            while not job.is_over:
-                job.news.clear()
-                news = asyncio.ensure_future(job.news.wait())
-                waits = {news, gone} if not gone.done() else {news}
-                left = None if time.monotonic() > end or gone.done() else end - time.monotonic()
-                await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                news.cancel()
-                if gone.done() or time.monotonic() > end:
-                    _cancel(state, jobs)
+        await asyncio.wait({gone, ends}, timeout=state.options.seconds, return_when=asyncio.FIRST_COMPLETED)
+        _cancel(state, jobs)
+        await ends
     finally:
         gone.cancel()
+        ends.cancel()
+
+
+async def _all_over(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        await job.over.wait()
 
 
 async def _gone(request: Request) -> None:
@@ -267,7 +274,7 @@ async def _gone(request: Request) -> None:
 def _cancel(state: State, jobs: Sequence[Job]) -> None:
     assert state.worker is not None
     for job in jobs:
-        if not job.is_over:
+        if not job.over.is_set():
             state.worker.cancel(job)
 
 
@@ -286,18 +293,14 @@ async def _stream(state: State, answers: Answers, request: Request) -> AsyncIter
     end = time.monotonic() + state.options.seconds
     try:
         yield _event(chunk_of(answers, {"role": "assistant", "content": ""}))
-        while not job.is_over or job.tokens:
-            if not job.tokens and not job.is_over:
-                job.news.clear()
-                try:
-                    await asyncio.wait_for(job.news.wait(), max(0.01, end - time.monotonic()))
-                except TimeoutError:
-                    _cancel(state, [job])
-                    end = time.monotonic() + 60
+        while not job.over.is_set() or job.tokens:
+            job.news.clear()
+            if not job.over.is_set() and not job.tokens and not await _within(end - time.monotonic(), job.news):
+                _cancel(state, [job])
+                end = math.inf
             for delta in answers.new():
                 yield _event(chunk_of(answers, delta))
-            if not job.is_over:
-                await asyncio.sleep(FLUSH)
+            await _within(FLUSH, job.over)
         if job.failed:
             yield _event({"error": {"message": job.failed, "type": "server_error"}})
             return
@@ -311,6 +314,15 @@ async def _stream(state: State, answers: Answers, request: Request) -> AsyncIter
         yield "data: [DONE]\n\n"
     finally:
         _leave(state, [job])
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    """Wait for an event, but no longer than this. Returns whether it has come."""
+    try:
+        await asyncio.wait_for(event.wait(), None if seconds == math.inf else max(0.0, seconds))
+    except TimeoutError:
+        return False
+    return True
 
 
 def _event(value: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -44,7 +43,7 @@ class Metrics:
             self.first.observe(job.first[0] - job.began[0])
         if trace is None:
             return
-        self.seconds.observe(time.monotonic() - job.began[0])
+        self.seconds.observe(job.ended - job.began[0])
         self.forks.inc(trace.forks)
         for span in trace.spans:
             place = "given" if not span.sampled else "path" if span.address else "trunk"

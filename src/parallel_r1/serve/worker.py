@@ -30,6 +30,8 @@ class Job:
         trace: the answer once it has ended.
         failed: why there will be none.
         news: set when there are tokens, or the end.
+        over: set at the end.
+        ended: when the end came.
     """
 
     answer: Answer
@@ -39,10 +41,13 @@ class Job:
     trace: Trace | None = None
     failed: str | None = None
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: float = 0.0
 
-    @property
-    def is_over(self) -> bool:
-        return self.trace is not None or self.failed is not None
+    def end(self, trace: Trace | None, failed: str | None = None) -> None:
+        self.trace, self.failed, self.ended = trace, failed, time.monotonic()
+        self.news.set()
+        self.over.set()
 
 
 class Worker:
@@ -137,13 +142,10 @@ class Worker:
             job.tokens += tokens
             job.news.set()
         for index, trace in traces:
-            job = self.jobs.pop(index)
-            job.trace = trace
-            job.news.set()
+            self.jobs.pop(index).end(trace)
 
     def _fail(self, error: BaseException) -> None:
         for job in self.jobs.values():
-            job.failed = f"the engine failed: {type(error).__name__}"
-            job.news.set()
+            job.end(None, f"the engine failed: {type(error).__name__}")
         self.jobs.clear()
         self.on_crash(error)
