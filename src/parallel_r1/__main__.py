@@ -13,6 +13,7 @@ from rich.console import Console
 from parallel_r1.cli import (
     analysis,
     answers,
+    chat,
     checks,
     coldstart,
     compare,
@@ -34,6 +35,7 @@ from parallel_r1.registry import MISTAKES, plugin_error
 __all__ = [
     "analysis",
     "answers",
+    "chat",
     "checks",
     "coldstart",
     "compare",

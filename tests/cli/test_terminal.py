@@ -355,7 +355,7 @@ GENERATE = ("generate", PARALLEL, "-e", "--prompt", "Use 4, 9, 7, 13 to make 42.
 @pytest.mark.parametrize("width", [80, 200])
 def test_generate_grows_within_the_screen(width):
     with Terminal(*GENERATE, width=width, height=60) as terminal:
-        terminal.wait("fork 1 path 1")
+        terminal.wait("path 1")
         assert terminal.end() == 0
         assert terminal.fits()
         assert terminal.is_as_before()
@@ -365,14 +365,14 @@ def test_generate_grows_within_the_screen(width):
 @pytest.mark.slow
 def test_generate_shows_the_end_of_an_answer_that_is_higher_than_the_screen():
     with Terminal(*GENERATE, "--paths", "8", height=12) as terminal:
-        terminal.wait("fork 1 path 8", "╰")
-        assert "fork 1 path 1 " not in terminal.text
+        terminal.wait("path 8", "╰")
+        assert "path 1 " not in terminal.text
         assert terminal.end() == 0
         assert "critical path" in terminal.lines[-2]
         assert terminal.is_as_before()
         assert terminal.fits()
     everything = terminal.raw.decode()
-    assert [everything.count(f"fork 1 path {path}") > 0 for path in range(1, 9)] == [True] * 8
+    assert [everything.count(f"path {path}") > 0 for path in range(1, 9)] == [True] * 8
 
 
 @pytest.mark.slow
@@ -380,7 +380,7 @@ def test_generate_on_a_terminal_without_a_cursor():
     with Terminal(*GENERATE, height=60, TERM="dumb") as terminal:
         assert terminal.end() == 0
         assert ESCAPE not in terminal.raw
-        assert terminal.text.count("fork 1 path 2") == 1
+        assert terminal.text.count("path 2") == 1
 
 
 @pytest.mark.slow

@@ -181,5 +181,5 @@ def test_a_live_answer_shows_trunk_and_paths(frozen):
             for token in span.token_ids:
                 live(0, span.address, token, span.sampled)
     shown = console.export_text()
-    assert "fork 1 path 1" in shown
+    assert "path 1" in shown
     assert "Final Answer: 1" in shown

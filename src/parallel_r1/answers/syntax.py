@@ -79,6 +79,11 @@ class Tags:
         """Id of the tag after which the paths of a fork begin."""
         return self.ids[self.schema.opener]
 
+    @property
+    def first(self) -> int:
+        """Id of the first tag that the policy writes to open a fork."""
+        return next(token for token in (self.opening("fork"), self.opening("plan"), self.opener) if token is not None)
+
     def head(self, number: int, item: Sequence[int] = ()) -> tuple[int, ...]:
         """Ids at the start of a path, after its opening tag.
 

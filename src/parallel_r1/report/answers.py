@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.panel import Panel
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
@@ -136,12 +137,24 @@ class _End:
             yield Segment.line()
 
 
+NARROWEST = 24
+"""Fewest columns of a path that stands beside others."""
+
+
+@dataclass
+class _Growing:
+    """A fork while it is drawn: number -> what its path holds so far, tokens and forks of its own."""
+
+    number: int
+    paths: dict[int, list[Any]]
+
+
 class LiveAnswer:
-    """Shows one answer while it is drawn: the trunk, and below it a panel per path. Call it with every token."""
+    """Shows one answer while it is drawn: the trunk, and the paths of a fork side by side. Call it with every token."""
 
     def __init__(self, console: Console, decode: Callable[[Sequence[int]], str]) -> None:
         self.console, self.decode = console, decode
-        self.parts: list[tuple[Address, list[int]]] = []
+        self.trunk: list[Any] = []
         self.live = Live(console=console, refresh_per_second=20) if console.is_terminal else None
 
     def __enter__(self) -> LiveAnswer:
@@ -157,28 +170,45 @@ class LiveAnswer:
             self.console.print(self.view())
 
     def __call__(self, answer: int, address: Address, token: int, sampled: bool) -> None:
-        for other, tokens in reversed(self.parts):
-            if other == address:
-                tokens.append(token)
-                break
-            if len(other) < len(address) or address == TRUNK:
-                self.parts.append((address, [token]))
-                break
-        else:
-            self.parts.append((address, [token]))
+        place = self.trunk
+        for number, path in address:
+            if not place or not isinstance(place[-1], _Growing) or place[-1].number != number:
+                place.append(_Growing(number, {}))
+            place = place[-1].paths.setdefault(path, [])
+        if not place or isinstance(place[-1], _Growing):
+            place.append([])
+        place[-1].append(token)
         if self.live:
             self.live.update(_End(self.view()))
 
     def view(self) -> Group:
-        """The answer so far: text of the trunk, and a panel for every path."""
+        """The answer so far."""
+        return self._block(self.trunk, TRUNK, self.console.width)
+
+    def _block(self, place: list[Any], address: Address, width: int) -> Group:
+        """What a trunk or a path holds, in so many columns."""
         shown: list[Any] = []
-        for address, tokens in self.parts:
-            text = printable(self.decode(tokens))
-            if address == TRUNK:
-                shown.append(Text(text))
+        for part in place:
+            if isinstance(part, _Growing):
+                shown.append(self._fork(part, address, width))
             else:
-                name = " > ".join(f"fork {fork + 1} path {path + 1}" for fork, path in address)
-                shown.append(
-                    Panel(Text(text, colour(address)), title=name, title_align="left", border_style=colour(address))
-                )
+                shown.append(Text(printable(self.decode(part)), colour(address)))
         return Group(*shown)
+
+    def _fork(self, fork: _Growing, address: Address, width: int) -> Table:
+        """The paths of a fork: as many in a row as there is room for."""
+        across = max(1, min(len(fork.paths), width // NARROWEST))
+        rows = -(-len(fork.paths) // across)
+        across = -(-len(fork.paths) // rows)  # 4 and 4, not 5 and 3
+        table = Table.grid(expand=True)
+        for _ in range(across):
+            table.add_column(ratio=1)
+        panels = []
+        for path, place in sorted(fork.paths.items()):
+            inside = (*address, (fork.number, path))
+            name = f"path {path + 1}" if fork.number == 0 else f"fork {fork.number + 1} path {path + 1}"
+            block = self._block(place, inside, width // across - 4)
+            panels.append(Panel(block, title=name, title_align="left", border_style=colour(inside)))
+        for start in range(0, len(panels), across):
+            table.add_row(*panels[start : start + across])
+        return table

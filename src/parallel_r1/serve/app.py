@@ -27,6 +27,7 @@ from parallel_r1.serve.answers import Answers, chunk_of, usage_of
 from parallel_r1.serve.metrics import Metrics
 from parallel_r1.serve.protocol import Asked, Chat, Completion, Reader
 from parallel_r1.serve.worker import Job, Worker
+from parallel_r1.tasks.load import example_of
 
 STATIC = Path(__file__).parent / "static"
 LOOK = Path(pages.__file__).parent / "static" / "page.css"
@@ -74,6 +75,7 @@ class State:
     open: int = 0
     draining: bool = False
     jobs: set[Job] = field(default_factory=set)
+    example: str | None = None
 
     def drain(self) -> None:
         """Take no new requests."""
@@ -95,7 +97,8 @@ def make_app(
         generator: draws the answers.
         on_crash: called if the engine fails.
     """
-    state = State(options, reader, generator, on_crash)
+    task = reader.card.task if reader.card else None
+    state = State(options, reader, generator, on_crash, example=example_of(task) if task else None)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -191,6 +194,7 @@ def _add_pages(app: FastAPI, state: State) -> None:
             "sampler": base.sampler,
             "temperature": base.temperature,
             "form": state.reader.form,
+            "example": state.example,
         }
         shape |= {"budget": base.budget.model_dump(), "task": state.reader.card.task if state.reader.card else None}
         model = {

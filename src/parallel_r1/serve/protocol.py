@@ -239,10 +239,9 @@ class Reader:
 
     def _opening(self, asked: Asked, sampling: Sampling) -> Force | None:
         """Opens a fork as the first token, if the client wants one."""
-        tags = self.policy.tags
         if asked.parallel.mode != "parallel":
             return None
-        first = next(token for token in (tags.opening("fork"), tags.opening("plan"), tags.opener) if token is not None)
+        first = self.policy.tags.first
         return lambda address, size: first if not address and size == 0 else None
 
 

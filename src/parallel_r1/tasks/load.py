@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from parallel_r1.errors import UserError
 from parallel_r1.tasks import countdown, parts  # noqa: F401  they register their tasks
-from parallel_r1.tasks.base import TASKS, Task, check_task
+from parallel_r1.tasks.base import TASKS, Task, check_task, problem_stream
 from parallel_r1.tasks.grading.extract import Find
 from parallel_r1.tasks.math import load_mathematics
 
@@ -27,3 +28,12 @@ def load_task(name: str | Task, data_dir: Path | None = None, find: Find = "stri
     if name not in TASKS:
         return load_mathematics(name, data_dir, find)
     return TASKS[name]()
+
+
+def example_of(name: str) -> str | None:
+    """The first test problem of a task on one line; None if the task or its problems are not there."""
+    try:
+        problem = next(problem_stream(load_task(name), "test", 0), None)
+    except UserError:
+        return None
+    return " ".join(problem.prompt.split()) if problem else None

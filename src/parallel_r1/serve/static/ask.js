@@ -6,7 +6,6 @@ import { Tree, element } from "./tree.js";
 
 const $ = (id) => document.getElementById(id);
 const number = (id) => ($(id).value === "" ? undefined : Number($(id).value));
-const EXAMPLES = { "countdown-hard": "Use 3, 5, 7 to make 22.", "countdown-easy": "Use 3, 5, 7 to make 22." };
 let model = null;
 let stopping = null;
 let key = sessionStorage.getItem("key") ?? "";
@@ -27,8 +26,7 @@ async function meet() {
   $("paths").placeholder = model.parallel.paths;
   $("temperature").placeholder = model.parallel.temperature;
   $("latency").placeholder = model.parallel.budget.critical_path;
-  const example = EXAMPLES[model.parallel.task];
-  if (example && !$("question").value) $("question").value = example;
+  if (!$("question").value) $("question").value = model.parallel.example ?? "";
 }
 
 /** The request that the form describes. */
