@@ -9,7 +9,7 @@ An answer is a tree of threads (`threads.py`): its trunk, and one thread per ope
 3. feeds the next token of every active thread to the backend, which returns logits. A thread is active unless it waits
    for its paths;
 4. samples a token for every thread that has no given tokens left to feed, and lets the answer decide how the thread
-   goes on: sample, fork, or end;
+   goes on: sample, fork, or end; then lets the answers close paths because of what their siblings did;
 5. forks the threads that have just fed `<Parallel>`, ends the paths that have fed `</Path>`, and joins a fork when its
    last path has ended;
 6. removes the answers that have ended and returns them.
@@ -80,8 +80,8 @@ class Scheduler:
         """See `LiveBatch.submit`.
 
         Raises:
-            UserError: an empty prompt; `memory` below the tokens of the prompt and the budget; stop texts without
-                `decode`.
+            UserError: an empty prompt; `memory` below the tokens of the prompt and the budget; stop texts or
+                `branches.agree` without `decode`; spare paths in a schema with a plan.
         """
         prompt, sampling, index = request.prompt_ids, request.sampling, next(self.indices)
         if not prompt:
@@ -101,6 +101,14 @@ class Scheduler:
             )
         if sampling.stop and self.decode is None:
             raise UserError("a decode function for stop texts", "none", "pass decode, such as policy.decode")
+        if sampling.branches.agree is not None and self.decode is None:
+            raise UserError("a decode function for branches.agree", "none", "pass decode, such as policy.decode")
+        if sampling.branches.spare and self.tags.schema.plan:
+            raise UserError(
+                "a schema without a plan for branches.spare",
+                "one with a plan, which has no item for a spare path",
+                "leave spare out",
+            )
         if sampling.least < sampling.most and not self.tags.schema.plan:
             numbers = set(self.tags.counts.values())
             lacking = [number for number in range(sampling.least, sampling.most + 1) if number not in numbers]
@@ -160,6 +168,8 @@ class Scheduler:
         threads = self.active
         logits = self.engine.step([(thread.branch, thread.feed.popleft()) for thread in threads])
         self._draw(threads, logits)
+        for answer in self.running:
+            self.counts.closed += answer.prune()
         self.active = []
         ended: dict[Answer, None] = {}
         joined: list[Thread] = []

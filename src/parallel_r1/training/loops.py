@@ -334,11 +334,12 @@ def describe_spreads(groups: Sequence[Group]) -> dict[str, float]:
 
 def describe_counts(mine: Counts) -> dict[str, int]:
     """What the generators of all processes did in a step: tokens prefilled and decoded, the most KV entries held,
-    answers preempted."""
+    answers preempted, paths closed by `sampling.branches`."""
     counts = processes.gather([mine])
     return {
         "prefilled": sum(count.prefilled for count in counts),
         "decoded": sum(count.decoded for count in counts),
         "peak_kv": max(count.peak_kv for count in counts),
         "preempted": sum(count.preempted for count in counts),
+        "closed_paths": sum(count.closed for count in counts),
     }
