@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from test_scheduler import wild
 
+import parallel_r1 as pr
 from parallel_r1.answers.trace import EXACT_SCORER
 from parallel_r1.errors import UserError
 from parallel_r1.generation.control import concluded
@@ -200,3 +201,14 @@ def test_what_a_path_concludes_for_a_task():
     task = load_task("countdown-easy")
     assert concluded("3+4=7 no", task) == ""
     assert concluded("1 2 3", task) is None
+
+
+@pytest.mark.parametrize("branches", [Branches(spare=1), Branches(straggler=1.1), Branches(agree=1)], ids=str)
+def test_rl_learns_from_answers_whose_paths_were_closed(branches):
+    """What is scored is what was sampled, and the metrics count the closed paths."""
+    policy = pr.load("models/tiny-parallel")
+    budget = Budget(total=400, critical_path=60, path=30, forks=1)
+    sampling = Sampling(paths=7, budget=budget, branches=branches)
+    metrics = next(iter(pr.rl(policy, "countdown-hard", steps=1, problems=8, group=4, sampling=sampling))).metrics
+    assert metrics["closed_paths"] > 0 or branches.agree
+    assert metrics["mismatch"] < 1e-3

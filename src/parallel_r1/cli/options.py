@@ -262,8 +262,11 @@ def _validated(group: str, values: dict[str, Any]) -> BaseModel:
         return _section(group).model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:
+            found = first["msg"].removeprefix("Value error, ")
+            raise UserError(f"{group} options that fit together", found, "change or leave out one of them") from error
         back = {place: option for option, place in NESTED.items()}
-        place = [str(part) for part in first["loc"]] or ["branches"]
+        place = [str(part) for part in first["loc"]]
         name = back.get((place[0], place[-1])) or place[0]
         raise UserError(
             f"a valid --{name.replace('_', '-')}", repr(first["input"]), first["msg"].removeprefix("Value error, ")
