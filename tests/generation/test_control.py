@@ -203,12 +203,18 @@ def test_what_a_path_concludes_for_a_task():
     assert concluded("1 2 3", task) is None
 
 
+def reward_of_length(outcome):
+    """Differs between answers, also where no answer is right because the path that was has been closed."""
+    return len(outcome.trace.token_ids) / 400
+
+
 @pytest.mark.parametrize("branches", [Branches(spare=1), Branches(straggler=1.1), Branches(agree=1)], ids=str)
 def test_rl_learns_from_answers_whose_paths_were_closed(branches):
     """What is scored is what was sampled, and the metrics count the closed paths."""
     policy = pr.load("models/tiny-parallel")
     budget = Budget(total=400, critical_path=60, path=30, forks=1)
     sampling = Sampling(paths=7, budget=budget, branches=branches)
-    metrics = next(iter(pr.rl(policy, "countdown-hard", steps=1, problems=8, group=4, sampling=sampling))).metrics
+    steps = pr.rl(policy, "countdown-hard", reward_of_length, steps=1, problems=8, group=4, sampling=sampling)
+    metrics = next(iter(steps)).metrics
     assert metrics["closed_paths"] > 0 or branches.agree
     assert metrics["mismatch_max"] < 1e-3
