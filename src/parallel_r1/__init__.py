@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from parallel_r1.evaluation.measure import Result
     from parallel_r1.generation.generator import Generator, make_generator
     from parallel_r1.generation.request import Request
-    from parallel_r1.generation.settings import Budget, Engine, Sampling
+    from parallel_r1.generation.settings import Branches, Budget, Engine, Sampling
     from parallel_r1.models.policy import Policy, load
     from parallel_r1.report.answer import Answer
     from parallel_r1.tasks.base import Task, task
@@ -47,7 +47,7 @@ _MODULES = {
     "evaluation.measure": ("Result",),
     "generation.generator": ("Generator", "make_generator"),
     "generation.request": ("Request",),
-    "generation.settings": ("Budget", "Engine", "Sampling"),
+    "generation.settings": ("Branches", "Budget", "Engine", "Sampling"),
     "models.policy": ("Policy", "load"),
     "report.answer": ("Answer",),
     "tasks.base": ("Task", "task"),
@@ -62,6 +62,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [  # noqa: RUF022: by what a reader looks for
     "Answer",
+    "Branches",
     "Budget",
     "Engine",
     "Example",

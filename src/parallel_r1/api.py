@@ -23,7 +23,7 @@ from parallel_r1.evaluation.session import Session
 from parallel_r1.generation.generator import make_generator
 from parallel_r1.generation.request import Request
 from parallel_r1.generation.rollouts import check_length
-from parallel_r1.generation.settings import Budget, Engine, Sampling
+from parallel_r1.generation.settings import Branches, Budget, Engine, Sampling
 from parallel_r1.generation.training_card import departures, read_card
 from parallel_r1.models.policy import Policy
 from parallel_r1.models.tokens import Form, read_chat
@@ -66,7 +66,8 @@ def generate(
             the defaults of `Sampling` without a card.
         engine: rows, memory, compile, device; the defaults of `Engine` if None.
         on_token: called as `on_token(answer, address, token, sampled)` for every token, as it is sampled or given.
-        options: fields of `Sampling` and `Budget`, such as `paths=4` or `critical_path=64`; they win over `sampling`.
+        options: fields of `Sampling`, `Budget` and `Branches`, such as `paths=4` or `critical_path=64`; they win
+            over `sampling`.
 
     Returns:
         The answers, grouped by prompt in the order of `prompt`.
@@ -358,12 +359,13 @@ def _settings(
 
 
 def _changed(base: Sampling, options: dict[str, Any]) -> Sampling:
-    """`base` with fields of `Sampling` and `Budget` replaced by `options`."""
-    budget = options.get("budget", base.budget)
-    fields = budget.model_dump() if isinstance(budget, Budget) else dict(budget)
-    fields |= {name: value for name, value in options.items() if name in Budget.model_fields}
-    others = {name: value for name, value in options.items() if name not in Budget.model_fields}
-    return _section(Sampling, {**base.model_dump(), **others, "budget": fields})
+    """`base` with fields of `Sampling`, `Budget` and `Branches` replaced by `options`."""
+    sections: dict[str, Any] = {}
+    for name, section in (("budget", Budget), ("branches", Branches)):
+        whole = options.pop(name, getattr(base, name))
+        fields = whole.model_dump() if isinstance(whole, Section) else dict(whole)
+        sections[name] = fields | {key: options.pop(key) for key in list(options) if key in section.model_fields}
+    return _section(Sampling, {**base.model_dump(), **options, **sections})
 
 
 def _section(section: type[Any], values: dict[str, Any]) -> Any:

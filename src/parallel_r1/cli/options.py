@@ -90,6 +90,9 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[Any, str, dict[str, Any]]]]] = {
             "critical_path": (int, "Budget: the longest chain of tokens, the answer's latency.", {"min": 1}),
             "path_tokens": (int, "Budget: tokens of one path.", {"min": 1}),
             "forks": (int, "Budget: forks of an answer.", {"min": 0}),
+            "spare": (int, "Open so many more paths in a fork; close the rest once the others have ended.", {"min": 0}),
+            "straggler": (float, "Close paths over this many times the median length of those ended.", {"min": 1.0}),
+            "agree": (int, "Close the other paths once so many have the same conclusion.", {"min": 1}),
         },
     ),
     "engine": (
@@ -114,8 +117,12 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[Any, str, dict[str, Any]]]]] = {
     ),
 }
 """Parameter of a command -> title of its options in the help, and option -> type, help text, limits."""
-BUDGET = {"total": "total", "critical_path": "critical_path", "path_tokens": "path", "forks": "forks"}
-"""Option -> field of `Budget`."""
+NESTED = {
+    **{"total": ("budget", "total"), "critical_path": ("budget", "critical_path"), "path_tokens": ("budget", "path")},
+    "forks": ("budget", "forks"),
+    **{name: ("branches", name) for name in ("spare", "straggler", "agree")},
+}
+"""Option -> section of `Sampling` and field of that."""
 FLAGS = {"kind": "--engine", "servers": "--server"}
 """Option -> its flag, where that is not its name."""
 
@@ -181,7 +188,7 @@ def _parameter(group: str, name: str, defaults: Mapping[str, Any]) -> inspect.Pa
     shown = " ".join(value) if isinstance(value, tuple) else value
     flags = [FLAGS.get(name, f"--{name.replace('_', '-')}")] if kind is bool or name in FLAGS else []
     default: Any = value if group == "engine" else None
-    note: bool | str = value is not None if group == "engine" else str(shown) or "none"
+    note: bool | str = value is not None if group == "engine" else "none" if shown is None else str(shown) or "none"
     option = typer.Option(*flags, help=text, rich_help_panel=panel, show_default=note, **limits)
     annotation: Any = Annotated[kind if default is not None else kind | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -192,7 +199,8 @@ def _default(group: str, name: str, defaults: Mapping[str, Any]) -> Any:
     if name in defaults:
         return defaults[name]
     settings: Any = _section(group)()
-    return getattr(settings.budget, BUDGET[name]) if name in BUDGET else getattr(settings, name)
+    section, field = NESTED.get(name, (None, name))
+    return getattr(getattr(settings, section) if section else settings, field)
 
 
 def _section(group: str) -> type[BaseModel]:
@@ -226,8 +234,8 @@ def _settings(
                 if trained:
                     continue
                 value = _default(group, name, defaults)
-            target = base["budget"] if name in BUDGET else base
-            target[BUDGET.get(name, name)] = value
+            section, field = NESTED.get(name, (None, name))
+            (base.setdefault(section, {}) if section else base)[field] = value
         sections[group] = _validated(group, base)
     if card is not None and "sampling" in sections:
         from parallel_r1.generation.training_card import departures
@@ -258,8 +266,12 @@ def _validated(group: str, values: dict[str, Any]) -> BaseModel:
         return _section(group).model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        back = {key: option for option, key in BUDGET.items()}
-        name = back[str(first["loc"][1])] if first["loc"][0] == "budget" else str(first["loc"][0])
+        if not first["loc"]:
+            found = first["msg"].removeprefix("Value error, ")
+            raise UserError(f"{group} options that fit together", found, "change or leave out one of them") from error
+        back = {place: option for option, place in NESTED.items()}
+        place = [str(part) for part in first["loc"]]
+        name = back.get((place[0], place[-1])) or place[0]
         raise UserError(
             f"a valid --{name.replace('_', '-')}", repr(first["input"]), first["msg"].removeprefix("Value error, ")
         ) from error

@@ -222,7 +222,7 @@ def draw(
     prompt, generator = prompt or Prompt(), generator or make_generator(policy)
     if file is None:
         return answer(policy, task, problems, samples, sampling, seed, prompt=prompt, generator=generator, explain=True)
-    requests = requests_of(policy, problems, samples, sampling, seed, prompt)
+    requests = requests_of(policy, problems, samples, sampling, seed, prompt, task)
     rules = partial(judge, task=task, policy=policy, explain=True, **reading_rules(prompt, sampling))
     repeated = [problem for problem in problems for _ in range(samples)]
     return draw_to_file(generator, repeated, requests, rules, file, on_written)

@@ -32,6 +32,7 @@ class Counts:
         kv: number of tokens in the KV cache now.
         peak_kv: largest number of tokens in the KV cache so far.
         preempted: number of times that an answer was taken out of the KV cache before it had ended.
+        closed: number of paths that the control of branches ended (`settings.Branches`).
     """
 
     prefilled: int = 0
@@ -40,6 +41,7 @@ class Counts:
     kv: int = 0
     peak_kv: int = 0
     preempted: int = 0
+    closed: int = 0
 
     def add(self, other: Counts) -> None:
         """Add the work of another backend. The two did not run at the same time, so the larger peak counts."""
@@ -49,6 +51,7 @@ class Counts:
         self.kv += other.kv
         self.peak_kv = max(self.peak_kv, other.peak_kv)
         self.preempted += other.preempted
+        self.closed += other.closed
 
     def hold(self, tokens: int) -> None:
         """Count `tokens` more in the KV cache, or fewer if negative, and update the peak."""

@@ -75,13 +75,21 @@ def check_request(request: Request, index: int, tags: Tags, decode: Decode | Non
         index: names the request in the error.
 
     Raises:
-        UserError: an empty prompt; stop texts without `decode`; numbers of paths that the tokenizer has no token for.
+        UserError: an empty prompt; stop texts or `branches.agree` without `decode`; spare paths in a schema with a
+            plan; numbers of paths that the tokenizer has no token for.
     """
     sampling = request.sampling
     if not request.prompt_ids:
         raise UserError("prompts of at least one token", f"prompt {index} is empty", "give it some text")
-    if sampling.stop and decode is None:
-        raise UserError("a decode function for stop texts", "none", "pass decode, such as policy.decode")
+    for wanted, name in ((sampling.stop, "stop texts"), (sampling.branches.agree is not None, "branches.agree")):
+        if wanted and decode is None:
+            raise UserError(f"a decode function for {name}", "none", "pass decode, such as policy.decode")
+    if sampling.branches.spare and tags.schema.plan:
+        raise UserError(
+            "a schema without a plan for branches.spare",
+            "one with a plan, which has no item for a spare path",
+            "leave spare out",
+        )
     if sampling.least < sampling.most and not tags.schema.plan:
         numbers = set(tags.counts.values())
         lacking = [number for number in range(sampling.least, sampling.most + 1) if number not in numbers]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from parallel_r1.answers.trace import Address, Trace
+from parallel_r1.generation.control import Conclude, concluded
 from parallel_r1.generation.settings import Sampling
 
 Force = Callable[[Address, int], int | None]
@@ -28,9 +29,11 @@ class Request:
         sampling: the distribution to sample and the budget of the answer.
         seed: seed of this answer's random generators.
         force: replaces sampled tokens by given ones; see `Force`.
+        conclude: reads what a path concludes, for `Branches.agree`.
     """
 
     prompt_ids: Sequence[int]
     sampling: Sampling
     seed: str
     force: Force | None = None
+    conclude: Conclude = concluded

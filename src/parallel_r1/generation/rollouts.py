@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from parallel_r1 import distributed as processes
@@ -13,6 +14,7 @@ from parallel_r1.answers.rollout import Problem, Rollout
 from parallel_r1.answers.trace import TRUNK, Trace
 from parallel_r1.answers.visibility import latency
 from parallel_r1.errors import UserError
+from parallel_r1.generation.control import concluded
 from parallel_r1.generation.generator import Generator, make_generator
 from parallel_r1.generation.request import Request
 from parallel_r1.generation.settings import Sampling
@@ -168,7 +170,7 @@ def answer(
         UserError: a prompt and the longest answer to it do not fit into the model's positions.
     """
     prompt, generator = prompt or Prompt(), generator or make_generator(policy)
-    requests = requests_of(policy, problems, samples, sampling, seed, prompt)
+    requests = requests_of(policy, problems, samples, sampling, seed, prompt, task)
     repeated = [problem for problem in problems for _ in range(samples)]
     mine = processes.share(range(len(repeated)))
     traces = generator.traces([requests[i] for i in mine])
@@ -177,9 +179,18 @@ def answer(
 
 
 def requests_of(
-    policy: Policy, problems: Sequence[Problem], samples: int, sampling: Sampling, seed: int | str, prompt: Prompt
+    policy: Policy,
+    problems: Sequence[Problem],
+    samples: int,
+    sampling: Sampling,
+    seed: int | str,
+    prompt: Prompt,
+    task: Task | None = None,
 ) -> list[Request]:
     """The requests for `samples` answers to every problem, grouped by problem; the i-th has the seed "{seed}/{i}".
+
+    Args:
+        task: says what a path concludes; see `control.concluded`.
 
     Raises:
         UserError: a prompt and the longest answer to it do not fit into the model's positions.
@@ -188,7 +199,8 @@ def requests_of(
     for problem, ids in zip(problems, encoded, strict=True):
         check_length(policy, len(ids), sampling, f"'{problem.id}'")
     repeated = [ids for ids in encoded for _ in range(samples)]
-    return [Request(ids, sampling, f"{seed}/{i}") for i, ids in enumerate(repeated)]
+    conclude = partial(concluded, task=task)
+    return [Request(ids, sampling, f"{seed}/{i}", conclude=conclude) for i, ids in enumerate(repeated)]
 
 
 def reading_rules(prompt: Prompt, sampling: Sampling) -> dict[str, Any]:

@@ -9,7 +9,7 @@ An answer is a tree of threads (`threads.py`): its trunk, and one thread per ope
 3. feeds the next token of every active thread to the backend, which returns logits. A thread is active unless it waits
    for its paths;
 4. samples a token for every thread that has no given tokens left to feed, and lets the answer decide how the thread
-   goes on: sample, fork, or end;
+   goes on: sample, fork, or end; then lets the answers close paths because of what their siblings did;
 5. forks the threads that have just fed `<Parallel>`, ends the paths that have fed `</Path>`, and joins a fork when its
    last path has ended;
 6. removes the answers that have ended and returns them.
@@ -148,6 +148,8 @@ class Scheduler:
         threads = self.active
         logits = self.engine.step([(thread.branch, thread.feed.popleft()) for thread in threads])
         self._draw(threads, logits)
+        for answer in self.running:
+            self.counts.closed += answer.prune()
         self.active = []
         ended: dict[Answer, None] = {}
         joined: list[Thread] = []

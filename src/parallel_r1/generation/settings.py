@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from parallel_r1.answers.schemas import DEFAULT, MOST_PATHS, SCHEMAS
 from parallel_r1.answers.trace import Sampler
@@ -37,6 +37,24 @@ class Budget(Section):
     depth: Count = 1
 
 
+class Branches(Section):
+    """Which paths the runtime closes before the policy does; by default none. What a closed path has written stays in
+    the answer, and the summary reads it. A path whose own fork or summary is open is left until that has ended.
+
+    Attributes:
+        spare: every fork opens so many more paths than `Sampling.paths`, or as many of them as the budget has room for,
+            and once all but these have ended, it closes the others.
+        straggler: once at least half of the paths of a fork have ended, those longer than so many times the median
+            length of these are closed.
+        agree: once so many paths of a fork have ended with the same conclusion, the others are closed. A path that was
+            cut concludes nothing.
+    """
+
+    spare: Annotated[int, Field(ge=0)] = 0
+    straggler: Annotated[float, Field(ge=1)] | None = None
+    agree: Count | None = None
+
+
 class Sampling(Section):
     """The distribution that answers are sampled from, and how they may fork.
 
@@ -51,6 +69,7 @@ class Sampling(Section):
         min_p: keep tokens with at least this share of the largest probability.
         stop: texts that end the answer once the trunk contains one. The text stays in the answer.
         budget: limits of one answer.
+        branches: which paths the runtime closes early.
     """
 
     sampler: Sampler = "isolated"
@@ -61,6 +80,7 @@ class Sampling(Section):
     min_p: Share = 0.0
     stop: tuple[str, ...] = ()
     budget: Budget = Budget()
+    branches: Branches = Branches()
 
     @property
     def least(self) -> int:
@@ -73,6 +93,11 @@ class Sampling(Section):
         return self.paths if isinstance(self.paths, int) else self.paths[1]
 
     @property
+    def widest(self) -> int:
+        """The largest number of paths that a fork opens, with the spare ones."""
+        return self.most + self.branches.spare
+
+    @property
     def counts(self) -> bool:
         """Whether the policy writes the number of paths, where the schema has no plan."""
         return self.sampler != "sequential" and not isinstance(self.paths, int)
@@ -81,7 +106,7 @@ class Sampling(Section):
     def opens_forks(self) -> bool:
         """Whether an answer may have a well-formed fork, one with at least two paths that have text."""
         budget = self.budget
-        if self.sampler == "sequential" or self.most < 2 or budget.forks < 1:
+        if self.sampler == "sequential" or self.widest < 2 or budget.forks < 1:
             return False
         # <Parallel>, then in every path <Path>, a token and </Path>, then the join and a token of the summary.
         chain = 1 + PATH + JOIN + 1
@@ -120,6 +145,29 @@ class Sampling(Section):
                 f"must be a number from 1 to {MOST_PATHS}, or the smallest and the largest, such as [1, 8]"
             )
         return paths if isinstance(paths, int) else (pair[0], pair[1])
+
+    @model_validator(mode="after")
+    def branches_fit(self) -> Sampling:
+        branches = self.branches
+        if branches == Branches():
+            return self
+        if self.sampler == "sequential":
+            raise ValueError("branches needs paths: the sampler 'sequential' opens none")
+        if branches.spare and self.counts:
+            raise ValueError("branches.spare needs one number of paths: in a range the policy chooses how many open")
+        if self.widest > MOST_PATHS:
+            raise ValueError(f"paths and branches.spare must be at most {MOST_PATHS} together, not {self.widest}")
+        if branches.agree is not None and branches.agree > self.most:
+            raise ValueError(f"branches.agree must be at most {self.most}, the number of paths, not {branches.agree}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def leave_out_branches(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `branches` where they are off, so that recipes and cards stay equal to those of earlier versions."""
+        fields: dict[str, Any] = write(self)
+        if self.branches == Branches():
+            fields.pop("branches", None)
+        return fields
 
     @field_validator("stop")
     @classmethod

@@ -8,7 +8,8 @@ the schema of the answer names (`answers.schemas`):
    Where the policy chooses the number of paths, its plan has as many items, or a number follows the tag.
 2. The scheduler feeds the tag, forks the thread's branch, and calls `Answer.fork`: one thread per path, whose first
    tokens are the head of the path. The parent waits.
-3. A path ends when it samples its closing tag, or gets one because the budget is spent or it sampled a stop token.
+3. A path ends when it samples its closing tag, or gets one because the budget is spent, it sampled a stop token, or
+   `prune` closes it.
 4. When the last path has fed its closing tag, `Answer.join` gives the parent the join, and the parent goes on at the
    position after the longest path.
 
@@ -29,7 +30,9 @@ from typing import Any, TypeVar
 from parallel_r1.answers.parser import parse
 from parallel_r1.answers.syntax import Tags
 from parallel_r1.answers.trace import TRUNK, Defect, Finish, Span, Trace
+from parallel_r1.generation.control import closable
 from parallel_r1.generation.request import OnToken, Request
+from parallel_r1.generation.settings import Branches
 from parallel_r1.generation.tree import Fork, Run, Thread
 
 Decode = Callable[[Sequence[int]], str]
@@ -47,6 +50,7 @@ class Answer:
         coming: number of tokens of the heads of paths that have not got theirs yet.
         finish: why the answer ended; None while it goes on.
         broken: whether it ended because logits were NaN.
+        controlled: whether `prune` may close paths.
         shares: whether other answers read the same copy of its prompt in the KV cache.
         reports: whether what draws it reports log-probabilities under the distribution that was sampled, and under the
             raw policy.
@@ -62,6 +66,7 @@ class Answer:
     ) -> None:
         self.index, self.prompt, self.sampling, self.tags = index, tuple(request.prompt_ids), request.sampling, tags
         self.seed, self.force, self.on_token, self.decode = request.seed, request.force, on_token, decode
+        self.conclude, self.controlled = request.conclude, self.sampling.branches != Branches()
         self.total = self.forks = self.open_forks = self.open_paths = self.coming = 0
         self.finish: Finish | None = None
         self.broken = self.shares = False
@@ -106,6 +111,19 @@ class Answer:
                 thread.write(self.tags.tail)
                 thread.drawn = 0
 
+    def prune(self) -> int:
+        """Close the paths that the control of branches ends now; see `control`. To be called once all tokens of a step
+        have been accepted. Returns how many were closed."""
+        if not self.controlled or self.finish is not None:
+            return 0
+        paths = closable(self.trunk, self.conclude)
+        close = self.tags.closing("path")
+        assert close is not None
+        for path in paths:
+            path.write([close])
+            path.then, path.closed = "end", True
+        return len(paths)
+
     def opens(self, thread: Thread, token: int) -> bool:
         """Whether a token that a thread has just recorded opens a fork; then its heads and its prelude are set."""
         tags, least, most = self.tags, self.sampling.least, self.sampling.most
@@ -126,7 +144,11 @@ class Answer:
             thread.counting = self.may_fork(thread, self._heads(least), more=1)
             return False
         thread.prelude = 1
-        return self.may_fork(thread, self._heads(most))
+        # With as many spare paths as the budget has room for.
+        for thread.spare in range(self.sampling.branches.spare, -1, -1):
+            if self.may_fork(thread, self._heads(most + thread.spare)):
+                return True
+        return False
 
     def _heads(self, count: int, items: Sequence[Sequence[int]] = ()) -> list[tuple[int, ...]]:
         """What the runtime gives at the start of so many paths."""
@@ -244,7 +266,7 @@ class Answer:
             path = Thread(self, branch, address, thread, thread.length, limit, rng)
             path.write(head)
             paths.append(path)
-        thread.parts.append(Fork(paths, thread.prelude))
+        thread.parts.append(Fork(paths, thread.prelude, thread.spare))
         thread.waiting = len(paths)
         self.coming -= sum(map(len, thread.heads))
         return list(paths)

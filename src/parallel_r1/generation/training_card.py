@@ -121,6 +121,8 @@ def departures(card: TrainingCard, sampling: Sampling, prompt: Prompt) -> list[s
     elif sampling.paths != trained.paths and sampling.sampler != "sequential":
         before, now = (f"{each.least}" + f" .. {each.most}" * (each.least < each.most) for each in (trained, sampling))
         differing.append(f"{before} paths, not {now} (forks of another width than in training)")
+    elif sampling.widest > trained.widest:
+        differing.append(f"at most {trained.widest} paths, not {sampling.widest} (wider forks than in training)")
     if prompt.form != card.prompt.form:
         differing.append(f"prompt form {card.prompt.form}, not {prompt.form} (prompts unlike in training)")
     if prompt.instruction != card.prompt.instruction:

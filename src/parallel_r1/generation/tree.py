@@ -37,10 +37,12 @@ class Fork:
     Attributes:
         paths: its paths.
         prelude: number of tokens of the thread that announce it: its opening tag, or the whole plan.
+        spare: number of paths more than wanted; see `settings.Branches`.
     """
 
     paths: list[Thread]
     prelude: int
+    spare: int = 0
 
 
 @dataclass(eq=False)
@@ -61,6 +63,9 @@ class Thread:
         fork: number of the fork that it opened last or is about to open; -1 before the first.
         heads: of the paths of the fork that it is about to open.
         prelude: see `Fork`, of that fork.
+        spare: see `Fork`, of that fork.
+        closed: whether the control of branches ended it.
+        conclusion: what it concludes, "" for nothing; None while nobody has asked.
         counting: whether its next token is the number of paths.
         in_summary: whether it is in a summary.
         waiting: number of its paths that have not ended.
@@ -80,6 +85,9 @@ class Thread:
     fork: int = -1
     heads: list[tuple[int, ...]] = field(default_factory=list)
     prelude: int = 1
+    spare: int = 0
+    closed: bool = False
+    conclusion: str | None = None
     counting: bool = False
     in_summary: bool = False
     waiting: int = 0

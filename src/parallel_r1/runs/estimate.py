@@ -302,7 +302,7 @@ def cache_bytes(recipe: Recipe, stage: Stage, prompt: int, config: PretrainedCon
     drawn = [(stage.problems, stage.group)] if isinstance(stage, RL) else []
     drawn += [(stage.stop.problems, stage.stop.samples)] if stage.stop else []
     drawn += [(recipe.evaluation.problems, recipe.evaluation.samples_of(task)) for task in recipe.evaluation.tasks]
-    branches = 1 + (sampling.most if sampling.opens_forks else 0)
+    branches = 1 + (sampling.widest if sampling.opens_forks else 0)
     needed = []
     for problems, samples in drawn:
         answers = min(engine.rows, -(-problems * samples // recipe.processes.count))

@@ -47,6 +47,12 @@ def check(
         with _there(missing):
             sizes[task] = _count((task, settings.problems, settings.seed, "test"), counts)
     for name, stage in recipe.stages.items():
+        if schema is not None and schema.plan and stage.sampling.branches.spare:
+            raise UserError(
+                f"a schema without a plan for stages.{name}.sampling.branches.spare",
+                f"'{recipe.model.format}', which has no item for a spare path",
+                "leave spare out, or name another schema",
+            )
         if isinstance(stage, RL):
             check_reward(stage.reward, forks=stage.sampling.opens_forks)
             with _there(missing):

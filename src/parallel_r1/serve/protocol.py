@@ -47,6 +47,7 @@ class Parallel(Strict):
         forks: most forks.
         latency: most tokens on the critical path.
         budget: further limits.
+        spare, straggler, agree: which paths are closed early; see `Branches`.
     """
 
     output: Output = "final"
@@ -56,6 +57,9 @@ class Parallel(Strict):
     forks: Annotated[int, Field(ge=0, le=64)] | None = None
     latency: Annotated[int, Field(ge=1, le=MOST)] | None = None
     budget: Limits = Limits()
+    spare: Annotated[int, Field(ge=0, le=64)] | None = None
+    straggler: Annotated[float, Field(ge=1)] | None = None
+    agree: Annotated[int, Field(ge=1, le=64)] | None = None
 
 
 class StreamOptions(Strict):
@@ -213,6 +217,9 @@ class Reader:
             values["stop"] = tuple(stop)  # type: ignore[assignment]
         if parallel.mode == "sequential":
             values["sampler"] = "sequential"  # type: ignore[assignment]
+        closing = {name: getattr(parallel, name) for name in ("spare", "straggler", "agree")}
+        if any(value is not None for value in closing.values()):
+            values["branches"] = {name: value for name, value in closing.items() if value is not None}  # type: ignore[assignment]
         merged = base.model_dump() | {name: value for name, value in values.items() if value is not None}
         try:
             sampling = Sampling.model_validate(merged | {"budget": Budget.model_validate(budget)})

@@ -335,7 +335,7 @@ def describe_spreads(groups: Sequence[Group]) -> dict[str, float]:
 
 def describe_counts(mine: Counts) -> dict[str, int]:
     """What the generators of all processes did in a step: tokens prefilled and decoded, tokens that the prefix cache
-    of vLLM had, the most KV entries held, answers preempted."""
+    of vLLM had, the most KV entries held, answers preempted, paths closed by `sampling.branches`."""
     counts = processes.gather([mine])
     return {
         "prefilled": sum(count.prefilled for count in counts),
@@ -343,4 +343,5 @@ def describe_counts(mine: Counts) -> dict[str, int]:
         "decoded": sum(count.decoded for count in counts),
         "peak_kv": max(count.peak_kv for count in counts),
         "preempted": sum(count.preempted for count in counts),
+        "closed_paths": sum(count.closed for count in counts),
     }

@@ -132,7 +132,7 @@ class LocalEngine:
 
     def holds(self, prompt: int, sampling: Sampling) -> bool:
         budget = sampling.budget
-        need = most_blocks(prompt, budget.total, sampling.most, budget.depth)
+        need = most_blocks(prompt, budget.total, sampling.widest, budget.depth)
         return self.pool.most is None or need <= self.pool.most
 
     def _note(self, waiting: dict[Branch, list[int]], branch: Branch, tokens: Sequence[int]) -> None:

@@ -195,6 +195,7 @@ class VllmBatch:
                 # Of the most probable token vLLM reports the log-probability under the raw policy.
                 answer.accept(thread, token, (logprob if answer.sampling.temperature else 0.0, logprob))
         growing.active = []
+        self.counts.closed += answer.prune()
         if answer.finish:
             return
         joined = []
