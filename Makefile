@@ -73,7 +73,7 @@ bench: $(DONE)
 
 # vLLM needs an older transformers than the rest, so it has an environment of its own.
 test-vllm: .venv-vllm/.installed
-	OMP_NUM_THREADS=1 .venv-vllm/bin/pytest -m vllm tests/generation/vllm
+	OMP_NUM_THREADS=1 .venv-vllm/bin/pytest -m vllm tests/generation/with_vllm
 
 bench-vllm: $(DONE) .venv-vllm/.installed
 	$(BENCH)/against_vllm.py --compile --out $(RESULTS)
