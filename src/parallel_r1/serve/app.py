@@ -34,8 +34,8 @@ LOOK = Path(pages.__file__).parent / "static" / "page.css"
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
 POLICY += "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 """Content-Security-Policy of the page: its own files alone, and no script in the page itself."""
-FLUSH = 0.04
-"""Seconds for which tokens of a stream are put together, after the first one."""
+FLUSH, FLUSH_EACH = 0.02, 0.002
+"""Seconds for which tokens of a stream are put together, after the first one: at least, and for every open answer."""
 
 
 @dataclass
@@ -304,7 +304,7 @@ async def _stream(state: State, answers: Answers, request: Request) -> AsyncIter
                 end = math.inf
             for delta in answers.new():
                 yield _event(chunk_of(answers, delta))
-            await _within(FLUSH, job.over)
+            await _within(FLUSH + FLUSH_EACH * state.open, job.over)
         if job.failed:
             yield _event({"error": {"message": job.failed, "type": "server_error"}})
             return

@@ -14,6 +14,12 @@ CONTEXT = 8
 before it."""
 
 
+def concatenates(policy: Policy) -> bool:
+    """Whether the text of tokens is that of their bytes one after the other, so that no token needs those before it."""
+    backend = getattr(policy.tokenizer, "backend_tokenizer", None)
+    return type(getattr(backend, "decoder", None)).__name__ == "ByteLevel"
+
+
 class Decoder:
     """Text of a growing list of tokens.
 
@@ -23,6 +29,7 @@ class Decoder:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        self.context = 0 if concatenates(policy) else CONTEXT
         self.tokens: list[int] = []  # the last ones that were shown, and those that were not
         self.shown = 0
 
@@ -33,11 +40,13 @@ class Decoder:
             last: whether no more will come, so that an unfinished character is shown as it is.
         """
         self.tokens += tokens
-        before = self.policy.decode(self.tokens[: self.shown])
+        if len(self.tokens) == self.shown:
+            return ""
+        before = self.policy.decode(self.tokens[: self.shown]) if self.shown else ""
         text = self.policy.decode(self.tokens)
         if text.endswith(UNFINISHED) and not last:
             return ""
-        start = max(0, len(self.tokens) - CONTEXT)
+        start = max(0, len(self.tokens) - self.context)
         self.tokens, self.shown = self.tokens[start:], len(self.tokens) - start
         return text[len(before) :]
 
