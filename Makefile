@@ -54,6 +54,8 @@ bench: $(DONE)
 	$(BENCH)/engine.py --compile --out $(RESULTS)
 	$(BENCH)/forks.py --compile --out $(RESULTS) --model tiny
 	$(BENCH)/forks.py --compile --out $(RESULTS) --model 20m --paths 4 --case equal
+	$(BENCH)/alone.py --out $(RESULTS)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serve.py --out $(RESULTS)
 	$(BENCH)/growth.py --out $(RESULTS)
 	$(BENCH)/memory.py --out $(RESULTS)
 	$(BENCH)/scoring.py --out $(RESULTS)
@@ -77,6 +79,8 @@ test-vllm: .venv-vllm/.installed
 
 bench-vllm: $(DONE) .venv-vllm/.installed
 	$(BENCH)/against_vllm.py --compile --out $(RESULTS)
+	OMP_NUM_THREADS=$(THREADS) .venv-vllm/bin/python benchmarks/vllm_forks.py --out $(RESULTS)
+	OMP_NUM_THREADS=$(THREADS) .venv-vllm/bin/python benchmarks/vllm_forks.py --answers 8 --out $(RESULTS)
 	$(BIN)/python benchmarks/table.py $(RESULTS)
 
 base: $(DONE)

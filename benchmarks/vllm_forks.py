@@ -142,8 +142,9 @@ class Bench:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--paths", type=int, default=4)
+    parser.add_argument("--answers", type=int, default=ANSWERS, help="at a time")
     options = parser.parse_args()
-    answers = 4 if options.quick else ANSWERS
+    answers = 4 if options.quick else options.answers
     rows, times = [], {}
     for name in options.model:
         bench = Bench(name, answers, options.paths, options.seed)
@@ -151,7 +152,7 @@ def main() -> None:
         times[name] = took
         rows += [{"model": name, **ratio(took, *pair)} for pair in (("forks", "texts"), ("calls", "forks"))]
     shape = {"answers": answers, "prompt": PROMPT, "trunk": TRUNK, "path": PATH, "summary": SUMMARY}
-    report(options, "vllm_forks", "forks over vLLM", rows, times=times, shape=shape, paths=options.paths)
+    report(options, f"vllm_forks-{answers}", "forks over vLLM", rows, times=times, shape=shape, paths=options.paths)
 
 
 if __name__ == "__main__":

@@ -302,8 +302,8 @@ async def _stream(state: State, answers: Answers, request: Request) -> AsyncIter
             if not job.over.is_set() and not job.tokens and not await _within(end - time.monotonic(), job.news):
                 _cancel(state, [job])
                 end = math.inf
-            for delta in answers.new():
-                yield _event(chunk_of(answers, delta))
+            if new := "".join(_event(chunk_of(answers, delta)) for delta in answers.new()):
+                yield new
             await _within(FLUSH + FLUSH_EACH * state.open, job.over)
         if job.failed:
             yield _event({"error": {"message": job.failed, "type": "server_error"}})

@@ -100,9 +100,11 @@ class Servers:
         self.running: dict[str, Future[None]] = {}
         self.version: str | None = None
         self.name = uuid.uuid4().hex[:8]
-        folder = tempfile.mkdtemp(prefix="parallel-r1-weights-") if settings.weights is None else settings.weights
+        folder = settings.weights or tempfile.mkdtemp(prefix="parallel-r1-weights-")
         (folder,) = distributed.gather([folder] if distributed.is_first() else [])
         self.folder = Path(folder).resolve()
+        if settings.weights is None:
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         key = os.environ.get("VLLM_API_KEY")
         self.http = httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},

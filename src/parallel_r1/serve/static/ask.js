@@ -104,6 +104,7 @@ async function draw(body, runs, title) {
     if (!stopped) complain(error instanceof Problem ? error : new Problem(String(error)));
   } finally {
     clearInterval(tick);
+    tree.draw();
     stopping = null;
     run.classList.remove("running");
   }
@@ -203,6 +204,7 @@ function show(entry) {
   const { body, line } = place(runs, titles[entry.body.parallel.mode]);
   const tree = new Tree(body);
   for (const delta of entry.deltas) tree.take(delta);
+  tree.draw();
   figures(line, entry.counted);
   if (model) offer(article, runs, { ...entry.body, model: model.id }, entry.counted);
   article.scrollIntoView({ block: "nearest" });
