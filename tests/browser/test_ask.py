@@ -47,7 +47,7 @@ def page_of(browser, serving):
 def ready(page):
     page.locator("#model").filter(has_text="tiny").wait_for()
     page.locator("#options summary").click()
-    page.locator("#seed").fill("11")
+    page.locator("#seed").fill("2")
     return page
 
 
