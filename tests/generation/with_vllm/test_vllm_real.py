@@ -270,3 +270,48 @@ def test_a_whole_curriculum_both_ways(tmp_path):
         assert len(measured) == 10
         assert max(measured) <= 1e-3
     assert (there / "table.md").read_text() == (here / "table.md").read_text()
+
+
+def test_the_benchmark_of_forks_runs(tmp_path):
+    words = [sys.executable, "benchmarks/vllm_forks.py", "--quick", "--runs", "1", "--model", "tiny"]
+    subprocess.run([*words, "--out", str(tmp_path)], cwd=ROOT, check=True)
+    (report,) = tmp_path.iterdir()
+    compared = [row["compared"] for row in json.loads(report.read_text())["rows"]]
+    assert compared == ["forks / texts", "calls / forks"]
+
+
+def test_the_server_over_vllm(tmp_path):
+    """`parallel-r1 serve --engine vllm` in this environment: forks over HTTP, drawn by vLLM."""
+    from server_process import QUESTION, Serving
+
+    with Serving("--engine", "vllm", "--memory", "200MB", "--sampler", "causal_join") as running:
+        body = {"model": "tiny-parallel", "messages": [{"role": "user", "content": QUESTION}], "seed": 1}
+        body["parallel"] = {"mode": "parallel", "paths": 3, "output": "trace"}
+        asked = urllib.request.Request(
+            f"{running.address}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(asked) as answer:
+            said = json.load(answer)
+        assert said["usage"]["forks"] == 1
+        text = said["choices"][0]["message"]["content"]
+        assert text.startswith("<Parallel><Path>")
+        assert text.count("<Path>") >= 3
+        assert running.stop() == 0
+
+
+def test_an_evaluation_over_vllm(server, tmp_path):
+    """Through the command line, in this process and by a server: the same verdicts."""
+    words = [sys.executable, "-m", "parallel_r1", "eval", str(TRAINED), "--task", "countdown-easy", "--problems", "20"]
+    words += ["--samples", "2", "--sampler", "causal_join", "--engine", "vllm", "--json"]
+    results = [
+        subprocess.run([*words, *more], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        for more in (
+            ["--memory", "200MB", "--out", str(tmp_path / "a")],
+            ["--server", server.address, "--out", str(tmp_path / "b")],
+        )
+    ]
+    lines = [(tmp_path / name / "countdown-easy.jsonl").read_text().splitlines() for name in "ab"]
+    assert len(lines[0]) >= 40
+    keys = [[(row.get("correct"), row.get("total")) for row in map(json.loads, part)] for part in lines]
+    assert sorted(map(str, keys[0])) == sorted(map(str, keys[1]))
+    assert all("mean" in result for result in results)
