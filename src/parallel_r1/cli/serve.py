@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parallel_r1.cli import options
-from parallel_r1.cli.app import app, console, load_policy, quiet
+from parallel_r1.cli.app import app, console, quiet
 from parallel_r1.errors import UserError, need
 
 if TYPE_CHECKING:
@@ -51,14 +51,15 @@ def serve(
         raise UserError(f"an API key for the address {host}", "none", "give --api-key, or set PARALLEL_R1_API_KEY")
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         need(package, "which serves a model", "serve")
-    from parallel_r1.generation.generator import make_generator
     from parallel_r1.generation.training_card import read_card
+    from parallel_r1.models.policy import load_outline
     from parallel_r1.serve.app import Options
     from parallel_r1.serve.protocol import Caps, Reader
     from parallel_r1.serve.run import run
+    from parallel_r1.serve.worker import Worker
 
     quiet()
-    policy = load_policy(model, engine)
+    policy = load_outline(model)
     if sampler is None and engine.kind == "vllm":
         sampler = "causal_join"
     reader = Reader(
@@ -78,4 +79,4 @@ def serve(
     def started(address: str) -> None:
         console.print(f"serving {settings.name} at {address}", soft_wrap=True, highlight=False)
 
-    raise typer.Exit(run(make_generator(policy, engine), reader, settings, host, port, started))
+    raise typer.Exit(run(Worker(model, engine), reader, settings, host, port, started))

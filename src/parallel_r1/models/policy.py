@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -116,6 +116,26 @@ def load(
     tags = tags_of(tokenizer, model)
     check_vocabulary(tags, model.config.get_text_config().vocab_size, path)
     return Policy(model if model.device == place else model.to(place), tokenizer, tags, source=str(path))
+
+
+def load_outline(path: str | Path) -> Policy:
+    """Load a model without its weights: its tokenizer, tags and configuration, for a process that draws nothing.
+
+    Raises:
+        UserError: see `load`.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    tokenizer, folder = load_tokenizer(str(path)), resolve(str(path))
+    tag_ids(tokenizer)
+    with _loading(folder):
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        with suppress(OSError):  # not every model has one
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+    return Policy(model, tokenizer, tags_of(tokenizer, model), source=str(path))
 
 
 def tags_of(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Tags:

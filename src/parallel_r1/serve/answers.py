@@ -171,12 +171,11 @@ def usage_of(answers: Answers) -> dict[str, Any]:
         "forks": sum(trace.forks for trace in traces),
     }
     job = answers.jobs[0]
-    began, step = job.began
     took: dict[str, Any] = {
-        "seconds": round(job.ended - began, 4),
+        "seconds": round(job.ended - job.began, 4),
         "finish": traces[0].finish,
         "defects": [defect.kind for defect in traces[0].defects],
     }
     if job.first:
-        took |= {"first_token_seconds": round(job.first[0] - began, 4), "first_token_steps": job.first[1] - step}
+        took |= {"first_token_seconds": round(job.first[0] - job.began, 4), "first_token_steps": job.first[1]}
     return {"usage": usage, "parallel": took}

@@ -21,12 +21,11 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from parallel_r1.errors import UserError, nearest
-from parallel_r1.generation.generator import Generator
 from parallel_r1.report import pages
 from parallel_r1.serve.answers import Answers, chunk_of, usage_of
 from parallel_r1.serve.metrics import Metrics
 from parallel_r1.serve.protocol import Asked, Chat, Completion, Reader
-from parallel_r1.serve.worker import Job, Worker
+from parallel_r1.serve.worker import FAILED, Job, Worker
 from parallel_r1.tasks.load import example_of
 
 STATIC = Path(__file__).parent / "static"
@@ -68,10 +67,8 @@ class State:
 
     options: Options
     reader: Reader
-    generator: Generator
-    on_crash: Callable[[], None]
+    worker: Worker
     metrics: Metrics = field(default_factory=Metrics)
-    worker: Worker | None = None
     open: int = 0
     draining: bool = False
     jobs: set[Job] = field(default_factory=set)
@@ -83,29 +80,25 @@ class State:
 
     def end_all(self) -> None:
         """Cancel what still runs; clients get what there is."""
-        assert self.worker is not None
         for job in list(self.jobs):
             self.worker.cancel(job)
 
 
-def make_app(
-    generator: Generator, reader: Reader, options: Options, on_crash: Callable[[], None] = lambda: None
-) -> FastAPI:
+def make_app(worker: Worker, reader: Reader, options: Options, on_crash: Callable[[], None] = lambda: None) -> FastAPI:
     """The application.
 
     Args:
-        generator: draws the answers.
+        worker: draws the answers; it is closed with the application.
         on_crash: called if the engine fails.
     """
     task = reader.card.task if reader.card else None
-    state = State(options, reader, generator, on_crash, example=example_of(task) if task else None)
+    state = State(options, reader, worker, example=example_of(task) if task else None)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loop = asyncio.get_running_loop()
-        state.worker = Worker(generator, reader.policy.version, loop, lambda error: on_crash())
+        worker.start(asyncio.get_running_loop(), on_crash)
         yield
-        state.worker.close()
+        worker.close()
 
     app = FastAPI(title="parallel-r1", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.serving = state
@@ -118,9 +111,15 @@ def make_app(
     return app
 
 
-def error(status: int, message: str, kind: str = "invalid_request_error", **headers: str) -> JSONResponse:
+def _kind(status: int) -> str:
+    """OpenAI's word for what is wrong."""
+    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    return kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
+
+
+def error(status: int, message: str, **headers: str) -> JSONResponse:
     """An error as clients of OpenAI's API expect it."""
-    body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
+    body = {"error": {"message": message, "type": _kind(status), "param": None, "code": None}}
     return JSONResponse(body, status, headers=headers or None)
 
 
@@ -177,8 +176,7 @@ def _add_pages(app: FastAPI, state: State) -> None:
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        worker = state.worker
-        if worker is None or worker.crash is not None:
+        if state.worker.crashed:
             return JSONResponse({"status": "failed"}, 503)
         return JSONResponse({"status": "stopping" if state.draining else "ok"}, 503 if state.draining else 200)
 
@@ -220,22 +218,21 @@ def _add_completions(app: FastAPI, state: State) -> None:
 async def _answer(state: State, asked: Asked, request: Request) -> Response:
     """Answer a request: admit it, or say when to come again."""
     worker, options = state.worker, state.options
-    assert worker is not None
     if asked.model != options.name:
-        return error(404, f"expected model '{options.name}'; found '{asked.model:.80}'", "not_found_error")
+        return error(404, f"expected model '{options.name}'; found '{asked.model:.80}'")
     if asked.stream and asked.n > 1:
         return error(400, "n: a stream has one answer; leave stream or n out")
     if asked.parallel.branches and (not asked.stream or not isinstance(asked, Chat)):
         return error(400, "parallel.branches: branches come as the stream of a chat; give stream: true")
-    if worker.crash is not None:
-        return error(500, "the engine has failed; the server is stopping", "server_error")
+    if worker.crashed:
+        return error(*FAILED)
     if state.draining:
-        return error(503, "the server is stopping", "server_error", **{"Retry-After": "30"})
+        return error(503, "the server is stopping", **{"Retry-After": "30"})
     if state.open + asked.n > options.running + options.queue:
         state.metrics.outcome("busy")
-        return error(429, "as many requests wait as may; come again", "rate_limit_error", **{"Retry-After": "1"})
-    requests = [state.reader.read(asked, number) for number in range(asked.n)]
-    jobs = [worker.submit(one) for one in requests]
+        return error(429, "as many requests wait as may; come again", **{"Retry-After": "1"})
+    orders = [state.reader.read(asked, worker.number(), index) for index in range(asked.n)]
+    jobs = [worker.submit(order) for order in orders]
     answers = Answers(asked, jobs, state.reader.policy, f"{asked.__class__.__name__.lower()}-{uuid.uuid4().hex}")
     state.open += len(jobs)
     state.jobs.update(jobs)
@@ -245,7 +242,7 @@ async def _answer(state: State, asked: Asked, request: Request) -> Response:
         await _until_over(state, jobs, request)
         failed = next((job.failed for job in jobs if job.failed), None)
         if failed:
-            return error(500, failed, "server_error")
+            return error(*failed)
         return JSONResponse(answers.whole())
     finally:
         _leave(state, jobs)
@@ -276,7 +273,6 @@ async def _gone(request: Request) -> None:
 
 
 def _cancel(state: State, jobs: Sequence[Job]) -> None:
-    assert state.worker is not None
     for job in jobs:
         if not job.over.is_set():
             state.worker.cancel(job)
@@ -306,7 +302,8 @@ async def _stream(state: State, answers: Answers, request: Request) -> AsyncIter
                 yield new
             await _within(FLUSH + FLUSH_EACH * state.open, job.over)
         if job.failed:
-            yield _event({"error": {"message": job.failed, "type": "server_error"}})
+            status, message = job.failed
+            yield _event({"error": {"message": message, "type": _kind(status)}})
             return
         for delta in answers.rest():
             yield _event(chunk_of(answers, delta))
@@ -349,7 +346,7 @@ class Gate:
         if options.api_key is not None and private:
             shown = headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(shown.encode(), options.api_key.encode()):
-                response = error(401, "expected the API key of this server as a Bearer token", "authentication_error")
+                response = error(401, "expected the API key of this server as a Bearer token")
                 await response(scope, receive, send)
                 return
         if scope["method"] == "POST":

@@ -40,10 +40,10 @@ class Metrics:
         trace = job.trace
         self.outcome("failed" if job.failed else "gone" if trace is None else trace.finish)
         if job.first:
-            self.first.observe(job.first[0] - job.began[0])
+            self.first.observe(job.first[0] - job.began)
         if trace is None:
             return
-        self.seconds.observe(job.ended - job.began[0])
+        self.seconds.observe(job.ended - job.began)
         self.forks.inc(trace.forks)
         for span in trace.spans:
             place = "given" if not span.sampled else "path" if span.address else "trunk"
@@ -53,7 +53,6 @@ class Metrics:
         """The metrics in Prometheus' format."""
         worker = state.worker
         self.running.set(state.open)
-        if worker is not None:
-            self.steps.set(worker.steps)
-            self.kv.set(worker.counts.kv)
+        self.steps.set(worker.steps)
+        self.kv.set(worker.kv)
         return generate_latest(self.registry)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from parallel_r1.errors import UserError
 from parallel_r1.files import lone_surrogate
-from parallel_r1.generation.request import Force, Request
+from parallel_r1.generation.live import check_request
+from parallel_r1.generation.request import Request
 from parallel_r1.generation.rollouts import check_length
 from parallel_r1.generation.settings import Budget, Sampling
 from parallel_r1.generation.training_card import TrainingCard
 from parallel_r1.models.policy import Policy
 from parallel_r1.models.tokens import encode_foreign
+from parallel_r1.serve.engine import Order
 from parallel_r1.settings import Count
 
 Output = Literal["final", "trunk", "trace"]
@@ -162,8 +165,12 @@ class Reader:
         self.form = card.prompt.form if card else ("chat" if template else "plain")
         self.instruction = card.prompt.instruction if card else ""
 
-    def read(self, asked: Asked, number: int) -> Request:
-        """The request for answer `number` of those that a client asks for.
+    def read(self, asked: Asked, number: int, index: int) -> Order:
+        """The order for an answer.
+
+        Args:
+            number: of the order.
+            index: among the answers that this client asks for.
 
         Raises:
             UserError: values that exclude each other, or above what is allowed; a prompt that is empty or too long.
@@ -173,12 +180,10 @@ class Reader:
         if len(ids) > self.caps.prompt_tokens:
             raise UserError(f"a prompt of at most {self.caps.prompt_tokens} tokens", f"{len(ids)}", "shorten it")
         check_length(self.policy, len(ids), sampling)
-        seed = "random" if asked.seed is None else str(asked.seed)
-        if asked.seed is None:
-            import secrets
-
-            seed = secrets.token_hex(8)
-        return Request(ids, sampling, f"{seed}/{number}", self._opening(asked, sampling))
+        seed = secrets.token_hex(8) if asked.seed is None else str(asked.seed)
+        request = Request(ids, sampling, f"{seed}/{index}")
+        check_request(request, index, self.policy.tags, self.policy.decode)
+        return Order(number, ids, sampling, request.seed, asked.parallel.mode == "parallel")
 
     def prompt(self, asked: Asked) -> list[int]:
         """The tokens of the prompt. A tag in it is text."""
@@ -243,13 +248,6 @@ class Reader:
                 f"paths {sampling.most}, {sampling.budget!r}",
                 "raise the budget, or use mode 'auto'",
             )
-
-    def _opening(self, asked: Asked, sampling: Sampling) -> Force | None:
-        """Opens a fork as the first token, if the client wants one."""
-        if asked.parallel.mode != "parallel":
-            return None
-        first = self.policy.tags.first
-        return lambda address, size: first if not address and size == 0 else None
 
 
 def _text(text: str) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 import uvicorn
 
 from parallel_r1.errors import UserError
-from parallel_r1.generation.generator import Generator
 from parallel_r1.serve.app import Options, State, make_app
 from parallel_r1.serve.protocol import Reader
+from parallel_r1.serve.worker import Worker
 
 AFTER = 5
 """Seconds for sending what is left after all answers have been ended."""
@@ -55,9 +55,7 @@ class Server(uvicorn.Server):
             ending.cancel()
 
 
-def run(
-    generator: Generator, reader: Reader, options: Options, host: str, port: int, started: Callable[[str], None]
-) -> int:
+def run(worker: Worker, reader: Reader, options: Options, host: str, port: int, started: Callable[[str], None]) -> int:
     """Serve until a signal.
 
     Args:
@@ -70,7 +68,7 @@ def run(
         UserError: the address cannot be used.
     """
     holder: list[Server] = []
-    app = make_app(generator, reader, options, on_crash=lambda: holder[0].crash())
+    app = make_app(worker, reader, options, on_crash=lambda: holder[0].crash())
     config = uvicorn.Config(
         app,
         log_level="warning",

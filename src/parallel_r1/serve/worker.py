@@ -1,21 +1,22 @@
-"""One thread that generates for all users: requests join its batch while it runs, and leave it when they end."""
+"""The engine as the server sees it: jobs that are ordered, get their tokens, and end."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import atexit
+import multiprocessing
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from parallel_r1.answers.trace import Address, Trace
-from parallel_r1.generation.backend import Counts
-from parallel_r1.generation.generator import Generator
-from parallel_r1.generation.request import Request
-from parallel_r1.generation.threads import Answer
+from parallel_r1.answers.trace import Trace
+from parallel_r1.errors import UserError
+from parallel_r1.generation.settings import Engine
+from parallel_r1.serve.engine import Cancel, News, Order, Token, run_engine
 
-log = logging.getLogger(__name__)
+FAILED = (500, "the engine has failed; the server is stopping")
 
 
 @dataclass(eq=False)
@@ -23,129 +24,126 @@ class Job:
     """An answer that a user waits for.
 
     Attributes:
-        answer: in the batch.
-        began: when it was submitted, and at which step of the engine.
-        first: when its first token came, and at which step; None before.
-        tokens: (address, token, sampled) that the user has not got yet.
+        number: of its order.
+        began: when it was ordered.
+        first: when its first token came, and after how many steps of the engine; None before.
+        tokens: what the user has not got yet.
         trace: the answer once it has ended.
-        failed: why there will be none.
+        failed: why there will be none, and the status that says so.
         news: set when there are tokens, or the end.
         over: set at the end.
         ended: when the end came.
     """
 
-    answer: Answer
-    began: tuple[float, int]
+    number: int
+    began: float = field(default_factory=time.monotonic)
     first: tuple[float, int] | None = None
-    tokens: list[tuple[Address, int, bool]] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list)
     trace: Trace | None = None
-    failed: str | None = None
+    failed: tuple[int, str] | None = None
     news: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     ended: float = 0.0
 
-    def end(self, trace: Trace | None, failed: str | None = None) -> None:
+    def end(self, trace: Trace | None, failed: tuple[int, str] | None = None) -> None:
         self.trace, self.failed, self.ended = trace, failed, time.monotonic()
         self.news.set()
         self.over.set()
 
 
 class Worker:
-    """The engine thread.
+    """The process of the engine.
 
     Args:
-        generator: whose live batch it runs.
-        policy_version: of the weights.
-        loop: the event loop of the server, in which jobs get their tokens.
-        on_crash: called in the loop if the engine fails; nothing is generated any more.
+        path: of the model.
+        settings: of the engine.
+
+    Raises:
+        UserError: the model cannot be loaded, or cannot be drawn from with these settings.
+
+    Attributes:
+        steps: of the engine, so far.
+        kv: tokens in its KV cache.
+        crashed: whether it has ended by itself; nothing is drawn any more.
     """
 
-    def __init__(
-        self,
-        generator: Generator,
-        policy_version: int,
-        loop: asyncio.AbstractEventLoop,
-        on_crash: Callable[[BaseException], None],
-    ) -> None:
-        self.batch = generator.live(self._on_token)
-        self.policy_version, self.loop, self.on_crash = policy_version, loop, on_crash
+    def __init__(self, path: str, settings: Engine) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would share the threads of torch
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=run_engine, args=(theirs, path, settings), name="engine", daemon=True)
+        self.process.start()
+        theirs.close()
+        self.closing = False
+        atexit.register(self.close)  # whatever happens: the engine ends when its pipe is closed
+        try:
+            first = self.pipe.recv()
+        except EOFError as error:
+            raise UserError("an engine that starts", "one that ended", "see its messages above") from error
+        if isinstance(first, UserError):
+            raise first
         self.jobs: dict[int, Job] = {}
-        self.new: dict[int, list[tuple[Address, int, bool]]] = {}
-        self.steps = 0
-        self.counts = Counts()
-        self.crash: BaseException | None = None
-        self.stopping = False
-        self.wanted = threading.Condition()
-        self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self.thread.start()
+        self.orders = 0
+        self.steps = self.kv = 0
+        self.crashed = False
 
-    def submit(self, request: Request) -> Job:
-        """Add a request to the batch; called in the event loop.
+    def start(self, loop: asyncio.AbstractEventLoop, on_crash: Callable[[], None]) -> None:
+        """Begin to deliver what the engine sends, in this loop; `on_crash` is called if the engine ends by itself."""
+        self.loop, self.on_crash = loop, on_crash
+        threading.Thread(target=self._listen, name="news", daemon=True).start()
 
-        Raises:
-            UserError: see `LiveBatch.submit`.
-        """
-        with self.wanted:  # so that no token comes before its job is known
-            job = Job(self.batch.submit(request), (time.monotonic(), self.steps))
-            self.jobs[job.answer.index] = job
-            self.wanted.notify()
+    def submit(self, order: Order) -> Job:
+        """Order an answer; its engine joins it at the next step."""
+        job = self.jobs[order.number] = Job(order.number)
+        try:
+            self.pipe.send(order)
+        except OSError:
+            self.jobs.pop(order.number).end(None, FAILED)
         return job
+
+    def number(self) -> int:
+        """A number for the next order."""
+        self.orders += 1
+        return self.orders
 
     def cancel(self, job: Job) -> None:
         """End an answer at the next step. Its memory is free after that."""
-        with self.wanted:
-            self.batch.cancel(job.answer)
-            self.wanted.notify()
+        with suppress(OSError):
+            self.pipe.send(Cancel(job.number))
 
     def close(self) -> None:
-        """End the thread."""
-        with self.wanted:
-            self.stopping = True
-            self.wanted.notify()
-        self.thread.join(timeout=30)
+        """End the process."""
+        if self.closing:
+            return
+        self.closing = True
+        self.pipe.close()
+        self.process.join(timeout=10)
+        if self.process.is_alive():
+            self.process.kill()
 
-    def _on_token(self, index: int, address: Address, token: int, sampled: bool) -> None:
-        self.new.setdefault(index, []).append((address, token, sampled))
-
-    def _run(self) -> None:
+    def _listen(self) -> None:
         try:
             while True:
-                with self.wanted:
-                    while not self.batch.is_busy and not self.stopping:
-                        self.wanted.wait()
-                    if self.stopping:
-                        break
-                ended = self.batch.step()
-                self.steps += 1
-                self.counts = self.batch.counts
-                if self.new or ended:
-                    new, self.new = self.new, {}
-                    now, step = time.monotonic(), self.steps
-                    traces = [(answer.index, answer.trace(self.policy_version)) for answer in ended]
-                    self.loop.call_soon_threadsafe(self._deliver, new, traces, (now, step))
-            self.batch.close()
-        except BaseException as error:
-            log.exception("the engine failed")
-            self.crash = error
-            self.loop.call_soon_threadsafe(self._fail, error)
+                self.loop.call_soon_threadsafe(self._deliver, self.pipe.recv())
+        except (EOFError, OSError, TypeError):  # a pipe that is closed while it is read raises any of them
+            if not self.closing:
+                self.crashed = True
+                self.loop.call_soon_threadsafe(self._fail)
 
-    def _deliver(
-        self,
-        new: dict[int, list[tuple[Address, int, bool]]],
-        traces: list[tuple[int, Trace]],
-        at: tuple[float, int],
-    ) -> None:
-        """Give jobs what a step has brought; in the event loop."""
-        for index, tokens in new.items():
-            job = self.jobs[index]
-            job.first = job.first or at
+    def _deliver(self, news: News) -> None:
+        """Give jobs what a step has brought."""
+        self.steps, self.kv = news.step, news.kv
+        for number, tokens in news.tokens.items():
+            job = self.jobs[number]
+            job.first = job.first or (time.monotonic(), news.first[number])
             job.tokens += tokens
             job.news.set()
-        for index, trace in traces:
-            self.jobs.pop(index).end(trace)
+        for number, trace in news.ended.items():
+            self.jobs.pop(number).end(trace)
+        for number, error in news.refused.items():
+            self.jobs.pop(number).end(None, (400, str(error)))
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self) -> None:
         for job in self.jobs.values():
-            job.end(None, f"the engine failed: {type(error).__name__}")
+            job.end(None, FAILED)
         self.jobs.clear()
-        self.on_crash(error)
+        self.on_crash()
