@@ -79,4 +79,4 @@ def serve(
     def started(address: str) -> None:
         console.print(f"serving {settings.name} at {address}", soft_wrap=True, highlight=False)
 
-    raise typer.Exit(run(Worker(model, engine), reader, settings, host, port, started))
+    raise typer.Exit(run(lambda: Worker(model, engine), reader, settings, host, port, started))

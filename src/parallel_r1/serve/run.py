@@ -55,10 +55,18 @@ class Server(uvicorn.Server):
             ending.cancel()
 
 
-def run(worker: Worker, reader: Reader, options: Options, host: str, port: int, started: Callable[[str], None]) -> int:
+def run(
+    engine: Callable[[], Worker],
+    reader: Reader,
+    options: Options,
+    host: str,
+    port: int,
+    started: Callable[[str], None],
+) -> int:
     """Serve until a signal.
 
     Args:
+        engine: starts the engine, once the address is ours.
         started: called with the address once requests are taken.
 
     Returns:
@@ -67,8 +75,16 @@ def run(worker: Worker, reader: Reader, options: Options, host: str, port: int, 
     Raises:
         UserError: the address cannot be used.
     """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        raise UserError(f"a free address for --host and --port, {host}:{port}", str(error), "give another") from error
+    listening.listen(2048)
     holder: list[Server] = []
-    app = make_app(worker, reader, options, on_crash=lambda: holder[0].crash())
+    app = make_app(engine(), reader, options, on_crash=lambda: holder[0].crash())
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -79,14 +95,6 @@ def run(worker: Worker, reader: Reader, options: Options, host: str, port: int, 
     )
     server = Server(config, app.state.serving)
     holder.append(server)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        raise UserError(f"a free address for --host and --port, {host}:{port}", str(error), "give another") from error
-    listening.listen(2048)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}"
     _when_started(server, lambda: started(address))

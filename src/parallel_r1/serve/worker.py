@@ -116,7 +116,7 @@ class Worker:
             return
         self.closing = True
         self.pipe.close()
-        self.process.join(timeout=10)
+        self.process.join(timeout=2)
         if self.process.is_alive():
             self.process.kill()
 
