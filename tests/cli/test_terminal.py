@@ -385,7 +385,8 @@ def test_generate_on_a_terminal_without_a_cursor():
 
 @pytest.mark.slow
 def test_an_interrupted_generate_leaves_the_terminal_as_it_was():
-    with Terminal(*GENERATE, "--temperature", "5", height=30) as terminal:
+    slow = ("--sampler", "sequential", "--temperature", "9", "--total", "480", "--critical-path", "480")
+    with Terminal(*GENERATE, *slow, height=30) as terminal:
         terminal.wait("Use 4, 9, 7, 13")
         terminal.resize(60, 20)
         terminal.press("\x03")
