@@ -2,10 +2,10 @@
 
 `server` answers requests of 32 clients that each hold one stream; `engine` draws the same answers (the same prompts,
 settings and seeds, so the same tokens) in this process, 32 at a time. Both use one thread for the model; the event loop
-and the clients have the other core. Fixed before it was run: tokens/s of the engine / tokens/s of the server (asked: at most 1.05), the most
-engine steps from a request to its first token while rows are free (asked: 2), 200 clients at once with 32 rows (asked:
-all are answered; reported: longest time / median time), and the memory of the server after 10,000 requests against
-after 1,000 (asked: flat).
+and the clients have the other core. Fixed before it was run: tokens/s of the engine / tokens/s of the server (asked: at
+most 1.05), the most engine steps from a request to its first token while rows are free (asked: 2), 200 clients at once
+with 32 rows (asked: all are answered; reported: longest time / median time), and the memory of the server after 10,000
+requests against after 1,000 (asked: flat).
 """
 
 from __future__ import annotations
