@@ -21,8 +21,9 @@ from parallel_r1.generation.training_card import read_card
 from parallel_r1.runs.recipe_file import load_recipe
 
 FUNCTIONS = ["load", "generate", "evaluate", "sft", "rl", "train", "parity", "reward", "task", "algorithm"]
-CLASSES = ["Answer", "Budget", "Engine", "Example", "Generator", "Group", "Outcome", "Policy", "PolicyGradient"]
-CLASSES += ["Problem", "Prompt", "Request", "Result", "Reward", "Rollout", "Sample", "Sampling", "Span", "Step", "Task"]
+CLASSES = ["Answer", "Branches", "Budget", "Engine", "Example", "Generator", "Group", "Outcome", "Policy"]
+CLASSES += ["PolicyGradient", "Problem", "Prompt", "Request", "Result", "Reward", "Rollout", "Sample", "Sampling"]
+CLASSES += ["Span", "Step", "Task"]
 PUBLIC = {*FUNCTIONS, *CLASSES, "Trace", "UserError", "make_generator", "__version__"}
 PROMPT = "Use 3, 5, 7 to make 22.\n"
 SHORT = pr.Sampling(sampler="sequential", budget=pr.Budget(critical_path=30))
