@@ -262,6 +262,7 @@ class Servers:
             texts = {"prompt": list(call.context), "return_token_ids": True, **_for_completions(call)}
         body = {"model": server.model, **texts, "stream": True, "stream_options": {"include_usage": True}}
         ended = False
+        last: tuple[Sequence[int], Sequence[float]] = (), ()
         usage: dict[str, Any] = {}
         async with self.http.stream("POST", server.address + server.path, json=body) as response:
             await _check(server, response)
@@ -277,12 +278,15 @@ class Servers:
                     if choice.get("finish_reason") in ("abort", "error"):
                         raise _Again("the server ended a text")
                     self._check_version(server, choice.get("weight_versions"))
-                    ended |= choice.get("finish_reason") is not None
-                    yield Piece(call.key, choice.get("token_ids") or (), _logprobs(choice))
+                    tokens, logprobs = choice.get("token_ids") or (), _logprobs(choice)
+                    if choice.get("finish_reason") is None:
+                        yield Piece(call.key, tokens, logprobs)
+                    else:  # with what it took, which comes last: nobody may listen any more once the tokens are there
+                        ended, last = True, (tokens, logprobs)
         if not ended:
             raise _Again("the connection was lost in the middle of a text")
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        yield Piece(call.key, ended=True, read=len(call.context), cached=cached)
+        yield Piece(call.key, *last, ended=True, read=len(call.context), cached=cached)
 
     def _check_version(self, server: _Server, spans: Sequence[dict[str, Any]] | None) -> None:
         others = {span["version"] for span in spans or ()} - {self.version}
