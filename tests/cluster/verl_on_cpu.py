@@ -132,4 +132,3 @@ def _load_replica() -> Any:
 
 
 _install()
-

@@ -126,7 +126,7 @@ def test_isolated_sampling_names_its_alternatives():
 
 
 def test_memory_in_bytes_is_refused():
-    with pytest.raises(UserError, match="such as '60%'; found '20GB'"):
+    with pytest.raises(UserError, match=r"such as '60%'; found '20GB'"):
         keys_of("engine.memory='20GB'")
 
 
@@ -135,7 +135,7 @@ def test_overrides_leave_the_recipes_keys_alone():
     keys = keys_of(cluster=Cluster(overrides=free))
     assert keys["trainer.foo"] == "1"
     assert keys["actor_rollout_ref.rollout.tensor_model_parallel_size"] == "4"
-    with pytest.raises(UserError, match="--verl data.train_batch_size; say it in the recipe"):
+    with pytest.raises(UserError, match=r"--verl data\.train_batch_size; say it in the recipe"):
         keys_of(cluster=Cluster(overrides=("data.train_batch_size=3",)))
     with pytest.raises(UserError, match="KEY=VALUE of verl's configuration; found 'nonsense'"):
         keys_of(cluster=Cluster(overrides=("nonsense",)))

@@ -127,7 +127,9 @@ def test_nothing_is_lost_or_doubled_where_servers_fail(frozen, impatient):
     """5 % of the calls fail, 1 % never return, one in ten is cut, and the server restarts once: 400 answers at a time
     are to the last token those that nothing happened to."""
     reader = Reader(frozen.tags, SIZE, 1)
-    sampling = Sampling(sampler="causal_join", paths=3, temperature=0, budget=Budget(total=90, critical_path=60, path=20))
+    sampling = Sampling(
+        sampler="causal_join", paths=3, temperature=0, budget=Budget(total=90, critical_path=60, path=20)
+    )
     requests = requests_of(sampling, 400)
     server = Server(reader, errors=0.05, hangs=0.01, cuts=0.1, restart=700)
     drawn = by_calls(server, requests, call=2.0)
@@ -148,8 +150,8 @@ def test_all_paths_of_a_fork_are_drawn_at_once(frozen):
 
 
 def test_paths_can_be_closed(frozen):
-    budget = Budget(total=300, critical_path=150, path=60)
-    branches = Branches(spare=1, straggler=1.0)
+    budget = Budget(total=120, critical_path=60, path=40)
+    branches = Branches(spare=2)
     sampling = Sampling(sampler="causal_join", paths=3, temperature=0, budget=budget, branches=branches)
     closed = 0
     for seed in range(5):

@@ -11,7 +11,7 @@ import importlib.metadata
 from parallel_r1.errors import UserError
 
 VERSIONS = ("0.9.1",)
-"""The versions of verl that this plug-in was written for and tested with. Its interfaces move between patch releases."""
+"""The versions of verl that this plug-in was tested with. Interfaces of verl move between patch releases."""
 
 
 def check_version() -> str:

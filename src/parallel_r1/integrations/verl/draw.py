@@ -2,7 +2,7 @@
 
 The tree of the answer and its rules are those of every generator of this package (`generation.threads`); a call goes on
 for each thread that samples, all of them at once. A call is repeated when it fails or takes too long. That can neither
-lose nor double a token: a call names its whole context and its seed, and what it returned counts only once it has ended.
+lose nor double a token: a call names its whole context and its seed, and what it returns counts once it has ended.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ METRIC = "parallel_r1/"
 @EngineRegistry.register(
     model_type="language_model", backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"], vendor=VENDOR
 )
-class ForkJoinEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
+class ForkJoinEngine(FSDPEngineWithLMHead):
     """Scores rows of the agent loop of this package."""
 
     @cached_property
@@ -159,9 +159,9 @@ def _given(token_ids: Sequence[int]) -> Span:
     return Span(tuple(token_ids), (), False)
 
 
-def _sizes(nested: Any) -> list[int]:
-    sizes: list[int] = nested.offsets().diff().tolist()
-    return sizes
+def _sizes(column: Any) -> list[int]:
+    """Lengths of the rows of a column; verl stacks rows that happen to be equally long."""
+    return [len(row) for row in column.unbind()]
 
 
 def _listed(fields: Any, count: int) -> list[Any]:

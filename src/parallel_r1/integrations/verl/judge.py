@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parallel_r1.answers.rollout import Group, Rollout
-from parallel_r1.answers.visibility import latency
 from parallel_r1.training.rewards.base import apply_reward
 from parallel_r1.training.rewards.outcome import Reward
 
@@ -86,10 +85,11 @@ def figures(rollout: Rollout) -> dict[str, float]:
         "well_formed": float(trace.well_formed),
         "forks": float(trace.forks),
         "first_fork": trace.fork_at[0] / max(1, rollout.total) if trace.forks else -1.0,
-        "critical_path": float(latency(trace)),
+        "critical_path": float(rollout.critical_path),
         "total": float(rollout.total),
         "cut": float(trace.finish == "length"),
         "surprise": -sum(logprobs) / max(1, len(logprobs)),
+        "sampled": float(len(logprobs)),
     }
 
 

@@ -35,7 +35,7 @@ GROUPS = Groups()
 """The groups whose answers this process draws: verl has one object of the loop for every answer."""
 
 
-class ForkJoinLoop(AgentLoopBase):  # type: ignore[misc]
+class ForkJoinLoop(AgentLoopBase):
     """Draws one answer that may fork, and judges it.
 
     Args:
@@ -70,9 +70,7 @@ class ForkJoinLoop(AgentLoopBase):  # type: ignore[misc]
         problem, task = problem_from_json(info["problem"]), stage.validation if validates else stage.task
         prompt_ids = self._prompt(problem)
         seed = f"{stage.seed}/{step}/{info['split']}/{info['index']}/{number}"
-        request = Request(
-            prompt_ids, self._sampling(sampling_params), seed, conclude=partial(concluded, task=task)
-        )
+        request = Request(prompt_ids, self._sampling(sampling_params), seed, conclude=partial(concluded, task=task))
         began = time.perf_counter()
         drawn = await self._draw(request, key)
         seconds = time.perf_counter() - began
@@ -118,9 +116,7 @@ class ForkJoinLoop(AgentLoopBase):  # type: ignore[misc]
             more = output.extra_fields
             versions = (more.get("min_global_steps"), more.get("max_global_steps"))
             known = None if None in versions else (int(versions[0]), int(versions[1]))
-            return Continued(
-                output.token_ids, output.log_probs or [], int(more.get("num_cached_tokens") or 0), known
-            )
+            return Continued(output.token_ids, output.log_probs or [], int(more.get("num_cached_tokens") or 0), known)
 
         patience = Patience(stage.patience_call, stage.patience)
         return await draw(send, request, self.policy.tags, decode=self.policy.decode, patience=patience)
@@ -174,7 +170,7 @@ def params_of(call: Call) -> dict[str, Any]:
 @cache
 def _outline(tokenizer: Any, ends: tuple[int, ...], rows: int) -> Policy:
     """The tokenizer with its tags; there are no weights in this process."""
-    return Policy(None, tokenizer, tag_ids(tokenizer, ends, rows))  # type: ignore[arg-type]
+    return Policy(None, tokenizer, tag_ids(tokenizer, ends, rows))
 
 
 def _append(path: Path, values: dict[str, Any]) -> None:

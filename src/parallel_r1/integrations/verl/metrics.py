@@ -73,7 +73,9 @@ def describe(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     forked = [answer for answer in answers if answer["parallel"]]
     groups = [list(members) for _, members in groupby(answers, key=lambda answer: answer["group"])]
     terms = sorted({name for answer in answers for name in answer["terms"] or ()})
-    plain = ("forks", "critical_path", "total", "surprise", "cut")
+    sampled = sum(answer["sampled"] for answer in answers)
+    surprise = sum(answer["surprise"] * answer["sampled"] for answer in answers) / max(1.0, sampled)
+    plain = ("forks", "critical_path", "total", "cut")
     return {
         "reward": fmean(answer["reward"] for answer in answers),
         **{f"reward_{name}": fmean(answer["terms"].get(name, 0.0) for answer in answers) for name in terms},
@@ -81,6 +83,8 @@ def describe(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "parallel_ratio": len(forked) / len(answers),
         "well_formed": fmean(answer["well_formed"] for answer in forked) if forked else 1.0,
         **{name: fmean(answer[name] for answer in answers) for name in plain},
+        "surprise": surprise,
+        "sampled": sampled,
         **({"first_fork": fmean(answer["first_fork"] for answer in forked)} if forked else {}),
         "dead_groups": fmean(len({answer["reward"] for answer in members}) == 1 for members in groups),
         **{name: sum(answer[name] for answer in answers) for name in ("cached", "decoded", "closed_paths", "repeated")},

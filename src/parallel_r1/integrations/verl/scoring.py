@@ -1,8 +1,8 @@
 """Answers with forks in an engine that calls a model by itself: what goes into the model, and what comes out of it.
 
 The learner of this package asks the body of a model for hidden states. verl's engine calls the whole model, because
-FSDP gathers the weights around that call; so here the relation of who sees whom goes into that call, and the logits that
-come out are read where they predict a token.
+FSDP gathers the weights around that call; so here the relation of who sees whom goes into that call, and the logits are
+read where they predict a token.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The structure of an answer as plain numbers, which travel through verl beside its tokens.
 
-verl keeps an answer as one row: token ids, a mask of what was sampled, log-probabilities. Which token lies in which path
-it has no column for, so that goes into `extra_fields`, and is never read from the text again.
+verl keeps an answer as one row: token ids, a mask of what was sampled, log-probabilities. It has no column for which
+token lies in which path, so that goes into `extra_fields`, and is never read from the text again.
 """
 
 from __future__ import annotations

@@ -82,6 +82,7 @@ class Follower:
     def __init__(self, curriculum: Curriculum, name: str, stage: RL, folder: Path) -> None:
         self.curriculum, self.name, self.stage, self.folder = curriculum, name, stage, folder
         self.logged = 0
+        self.validated: dict[int, float] = {}
 
     def __call__(self) -> None:
         """Log the steps that are new."""
@@ -106,7 +107,10 @@ class Follower:
         if answers := metrics.rollouts(self.folder, f"step-{step}"):
             curriculum.run.save_rollouts(curriculum.step, answers)
         if (validation := metrics.validation(self.folder, step, self.name)) is not None:
-            curriculum.record({**validation, "stage_steps": stage.steps, "best_step": None, "waited": 0})
+            self.validated[step] = validation["mean"]
+            best = max(self.validated, key=self.validated.__getitem__)
+            more = {"stage_steps": stage.steps, "best_step": best, "waited": 0, "chooses": False}
+            curriculum.record({**validation, **more})
 
 
 def prepare(recipe: Recipe, name: str, policy: Policy, start: Path, folder: Path) -> Files:
