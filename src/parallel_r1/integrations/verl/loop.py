@@ -175,6 +175,11 @@ def _outline(tokenizer: Any, ends: tuple[int, ...], rows: int) -> Policy:
 
 def _append(path: Path, values: dict[str, Any]) -> None:
     """Append one line to a file that only this process writes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(json.dumps(values, ensure_ascii=False) + "\n")
+    line = json.dumps(values, ensure_ascii=False) + "\n"
+    try:
+        file = path.open("a", encoding="utf-8", errors="backslashreplace")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a", encoding="utf-8", errors="backslashreplace")
+    with file:
+        file.write(line)

@@ -242,6 +242,36 @@ def check_all(recipe: Recipe, cluster: Cluster) -> None:
     from parallel_r1.integrations.verl import plugin
 
     plugin.check()
+    check_resources(cluster)
+
+
+def check_resources(cluster: Cluster) -> None:
+    """Check that Ray runs where it must, and that there are as many GPUs as asked for.
+
+    Raises:
+        UserError: no Ray for several nodes, or fewer GPUs.
+    """
+    import ray
+    import torch
+
+    wanted = cluster.nodes * cluster.gpus
+    if os.environ.get("VERL_PLATFORM"):  # an accelerator that torch.cuda does not count
+        return
+    try:
+        ray.init(address="auto", logging_level=logging.ERROR)
+    except ConnectionError:
+        if cluster.nodes > 1:
+            raise UserError(
+                f"a Ray that runs on {cluster.nodes} nodes",
+                "none",
+                "ray start --head on the first node, ray start --address FIRST:6379 on the others",
+            ) from None
+        present = torch.cuda.device_count()
+    else:
+        present = int(ray.cluster_resources().get("GPU", 0))
+        ray.shutdown()
+    if present < wanted:
+        raise UserError(f"{wanted} GPUs", f"{present}", "lower --nodes or --gpus-per-node, or add nodes to Ray")
 
 
 def outline(recipe: Recipe) -> Policy:
