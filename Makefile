@@ -91,7 +91,7 @@ VERL_ON_CPU = OMP_NUM_THREADS=1 PYTHONPATH=tests/cluster VERL_PLATFORM=cpu VERL_
 	VERL_ENGINE_VENDOR=parallel_r1 RAY_USAGE_STATS_ENABLED=0 .venv-verl/bin/python
 
 test-cluster: .venv-verl/.installed
-	$(VERL_ON_CPU) -m pytest -m verl tests/cluster
+	$(VERL_ON_CPU) -m pytest -m verl tests/cluster tests/test_benchmarks.py
 
 bench-cluster: .venv-verl/.installed
 	$(VERL_ON_CPU) benchmarks/verl_loop.py --out $(RESULTS)

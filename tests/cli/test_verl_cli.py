@@ -1,4 +1,4 @@
-"""`train --engine verl` where verl is not installed: what it prints, and what it refuses before anything is launched."""
+"""`train --engine verl` where verl is not installed: what it prints, and what it refuses before a launch."""
 
 import json
 import shlex
