@@ -6,7 +6,7 @@ DONE := .venv/.installed
 # The tests start the command many times: the compiled modules are kept, whatever the shell says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test test-slow test-gpu test-browser test-vllm lint types bench bench-vllm base
+.PHONY: setup demo test test-slow test-gpu test-browser test-vllm test-cluster lint types bench bench-vllm bench-cluster base
 
 setup: $(DONE)
 
@@ -76,6 +76,25 @@ bench: $(DONE)
 # vLLM needs an older transformers than the rest, so it has an environment of its own.
 test-vllm: .venv-vllm/.installed
 	OMP_NUM_THREADS=1 .venv-vllm/bin/pytest -m vllm tests/generation/with_vllm
+
+# verl needs other versions of torch's companions than the rest. torchcodec, which it asks for, needs a CUDA build.
+.venv-verl/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/pip install --quiet torch==2.13.0
+	.venv-verl/bin/pip install --quiet "verl[verl-core]==0.9.1" transformers==5.9.0
+	.venv-verl/bin/pip uninstall --quiet --yes torchcodec
+	.venv-verl/bin/pip install --quiet --editable ".[data,rewards,plot]" beartype hypothesis pytest
+	@touch $@
+
+# A test shim lets verl's trainer run on a CPU; it is no claim that verl supports one.
+VERL_ON_CPU = OMP_NUM_THREADS=1 PYTHONPATH=tests/cluster VERL_PLATFORM=cpu VERL_USE_EXTERNAL_MODULES=verl_on_cpu \
+	VERL_ENGINE_VENDOR=parallel_r1 RAY_USAGE_STATS_ENABLED=0 .venv-verl/bin/python
+
+test-cluster: .venv-verl/.installed
+	$(VERL_ON_CPU) -m pytest -m verl tests/cluster tests/test_benchmarks.py
+
+bench-cluster: .venv-verl/.installed
+	$(VERL_ON_CPU) benchmarks/verl_loop.py --out $(RESULTS)
 
 bench-vllm: $(DONE) .venv-vllm/.installed
 	$(BENCH)/against_vllm.py --compile --out $(RESULTS)

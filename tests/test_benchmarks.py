@@ -101,3 +101,11 @@ def test_a_run_is_analysed(tmp_path):
 def test_vllm_can_be_measured(tmp_path):
     run("benchmarks/against_vllm.py", "--quick", "--runs", "1", "--model", "tiny", "--out", str(tmp_path))
     assert len(json.loads((tmp_path / "vllm-tiny.json").read_text())["rows"]) == 3
+
+
+@pytest.mark.verl
+def test_the_agent_loop_beside_verls(tmp_path):
+    run("benchmarks/verl_loop.py", "--quick", "--runs", "1", "--out", str(tmp_path))
+    (row,) = json.loads((tmp_path / "verl_loop.json").read_text())["rows"]
+    assert row["answers"] == 64
+    assert row["ratio"] > 0

@@ -28,6 +28,7 @@ ORDER = [
     "report",
     "serve",
     "api",
+    "integrations",
     "cli",
     "__main__",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from parallel_r1.files import write_text, written
 
 if TYPE_CHECKING:
     from parallel_r1.evaluation.measure import Result
+    from parallel_r1.integrations.verl.config import Cluster
     from parallel_r1.runs.estimate import Plan
     from parallel_r1.runs.folder import RunFolder
     from parallel_r1.runs.recipe import Recipe
@@ -50,13 +52,36 @@ def train(
     dry_run: Annotated[
         bool, typer.Option(help="Check the recipe without loading weights, print the plan and stop.")
     ] = False,
+    engine: Annotated[
+        Literal["own", "verl"], typer.Option(help="What runs the RL stages: this package, or verl on a cluster.")
+    ] = "own",
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes, with verl.")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus-per-node", min=1, help="GPUs in each node, with verl.")] = 1,
+    verl: Annotated[
+        list[str] | None,
+        typer.Option("--verl", metavar="KEY=VALUE", help="A key of verl that no recipe has. Repeatable."),
+    ] = None,
+    print_only: Annotated[
+        bool, typer.Option("--print", help="Print verl's configuration and launch commands, and stop.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Run all stages of a recipe."""
+    if engine == "own" and (print_only or verl or nodes > 1 or gpus > 1):
+        raise UserError("--engine verl", "an option that belongs to it", "add --engine verl, or leave the option out")
+    changes = _changes(overrides, track)
     if dry_run:
-        _plan(recipe, _changes(overrides, track), as_json)
+        _plan(recipe, changes, as_json)
+    elif engine == "own":
+        _run(recipe, out, changes, None, as_json)
     else:
-        _run(recipe, out, _changes(overrides, track), None, as_json)
+        from parallel_r1.integrations.verl.config import Cluster
+
+        cluster = Cluster(nodes, gpus, tuple(verl or ()))
+        if print_only:
+            _print_commands(recipe, out, changes, cluster, as_json)
+        else:
+            _run(recipe, out, changes, None, as_json, cluster)
 
 
 @app.command()
@@ -114,21 +139,57 @@ def _plan_json(planned: Plan, missing: list[Missing]) -> dict[str, Any]:
     return {**asdict(planned), "stages": stages, "missing": [str(error) for error in missing]}
 
 
-def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft", "rl"] | None, as_json: bool) -> None:
+def _print_commands(path: Path, out: Path | None, overrides: list[str], cluster: Cluster, as_json: bool) -> None:
+    """Print how verl would be launched for every RL stage of a recipe. verl need not be installed for it."""
+    from parallel_r1.integrations.verl import config
+    from parallel_r1.integrations.verl.train import commands
+    from parallel_r1.runs.recipe_check import check
+    from parallel_r1.runs.recipe_file import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    check(recipe, [])
+    config.check(recipe)
+    folder = out or Path("runs") / recipe.name
+    launches = dict(commands(recipe, cluster, folder))
+    if as_json:
+        print_json(launches)
+        return
+    for name, lines in launches.items():
+        console.print(f"# stage {name}", *lines, sep="\n", soft_wrap=True, highlight=False, markup=False)
+
+
+def _run(
+    path: Path,
+    out: Path | None,
+    overrides: list[str],
+    kind: Literal["sft", "rl"] | None,
+    as_json: bool,
+    cluster: Cluster | None = None,
+) -> None:
     """Run the stages of a recipe: all, or only the sft or rl stages. With `as_json` the only output is one object at
-    the end, with the run folder and the results of every stage."""
+    the end, with the run folder and the results of every stage.
+
+    Args:
+        cluster: where verl runs the RL stages; this process does if None.
+    """
     from parallel_r1.runs.recipe_file import load_recipe
 
     recipe = load_recipe(path, overrides)
     if kind is not None:
         recipe = recipe.only(kind)
     from parallel_r1.report.progress import RunProgress
-    from parallel_r1.runs.curriculum import build_policy, train
+    from parallel_r1.runs.curriculum import Curriculum, build_policy, train
     from parallel_r1.runs.folder import RunFolder
     from parallel_r1.runs.recipe_check import check
     from parallel_r1.runs.trackers import Tracking
 
     quiet()
+    make: Any = Curriculum
+    if cluster is not None:
+        from parallel_r1.integrations.verl.train import VerlCurriculum, check_all
+
+        check_all(recipe, cluster)
+        make = partial(VerlCurriculum, cluster=cluster)
     processes.start(recipe.processes.count, recipe.engine.device)
     console.quiet = as_json or not processes.is_first()
     check(recipe)
@@ -143,7 +204,7 @@ def _run(path: Path, out: Path | None, overrides: list[str], kind: Literal["sft"
             progress(row)
             tracking(row)
 
-        results = train(recipe, policy, run, on_row)
+        results = train(recipe, policy, run, on_row, make)
     if processes.is_first():
         _conclude(recipe, run, results)
     run.finish()

@@ -315,8 +315,9 @@ def tasks(results: Sequence[Result]) -> list[str]:
 
 
 def chosen(metrics: Sequence[dict[str, Any]]) -> list[str]:
-    """One sentence per stage with a stop rule: the step whose weights it handed over."""
-    last = {row["stage"]: row for row in metrics if row["kind"] == "validation"}
+    """One sentence per stage with a stop rule: the step whose weights it handed over. Validations of verl choose no
+    weights."""
+    last = {row["stage"]: row for row in metrics if row["kind"] == "validation" and row.get("chooses", True)}
     return [
         f"{stage}: the weights are those of step {row['best_step']}, the best on {row['problems']} validation problems "
         f"of {row['task']}; it ended after step {row['stage_step']} of {row['stage_steps']}"

@@ -290,7 +290,13 @@ def _load(recipe: Recipe, path: str, start: Path | None = None) -> Policy:
     return policy
 
 
-def train(recipe: Recipe, policy: Policy, run: RunFolder, on_row: Observer) -> list[Result]:
+def train(
+    recipe: Recipe,
+    policy: Policy,
+    run: RunFolder,
+    on_row: Observer,
+    make: Callable[[Recipe, RunFolder, Observer], Curriculum] = Curriculum,
+) -> list[Result]:
     """Train every stage of a recipe from the weights of its start, and evaluate the result. Stages and evaluations that
     are finished in the run folder are not repeated, so an interrupted run resumes. Every process calls this;
     `RunFolder` lets only the first one write.
@@ -300,6 +306,7 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, on_row: Observer) -> l
         policy: from `build_policy`.
         run: the folder for all output.
         on_row: called with every row of metrics as it is logged.
+        make: what runs the stages: this process, or a subclass that hands them to an engine.
 
     Returns:
         The evaluations in the order of the stages, the base model first.
@@ -313,7 +320,7 @@ def train(recipe: Recipe, policy: Policy, run: RunFolder, on_row: Observer) -> l
     for stage in recipe.stages.values():
         if isinstance(stage, SFT):
             coldstart.check_lengths(stage.data, policy, stage.prompt)
-    curriculum = Curriculum(recipe, run, on_row)
+    curriculum = make(recipe, run, on_row)
     learning = sum(weight.numel() for weight in adapters.learning(policy.model).values())
     run.check_space(space(recipe, models.parameter_count(policy.model), learning))
     first = next(iter(recipe.stages))

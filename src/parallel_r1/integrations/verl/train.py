@@ -1,0 +1,281 @@
+"""The stages of a recipe with verl: RL stages by its unmodified trainer, everything else by this package."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.filesize import decimal
+
+from parallel_r1 import models
+from parallel_r1.errors import UserError
+from parallel_r1.files import whole
+from parallel_r1.integrations.verl import check_version, metrics
+from parallel_r1.integrations.verl.config import Cluster, Files, arguments, check, environment, lines, overrides
+from parallel_r1.integrations.verl.stage import check_prompts, write_stage
+from parallel_r1.models.checks import positions
+from parallel_r1.models.policy import Policy, load_outline
+from parallel_r1.runs.checkpoint import card_of
+from parallel_r1.runs.curriculum import Curriculum, Observer, load_checkpoint
+from parallel_r1.runs.folder import RunFolder
+from parallel_r1.runs.recipe import Recipe
+from parallel_r1.training.settings import RL
+
+log = logging.getLogger(__name__)
+WORKER = re.compile(r"^(\x1b\[\d+m)*\([^)]*pid=[^)]*\)(\x1b\[0m)? ?")
+"""What Ray puts before a line of a worker."""
+EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt)(: |\(|$)")
+PAUSE = 1.0
+"""Seconds between two looks at what verl has logged."""
+
+
+class VerlCurriculum(Curriculum):
+    """A curriculum whose RL stages run in verl.
+
+    Attributes:
+        cluster: where verl runs.
+    """
+
+    def __init__(self, recipe: Recipe, run: RunFolder, on_row: Observer, cluster: Cluster) -> None:
+        super().__init__(recipe, run, on_row)
+        self.cluster = cluster
+
+    def learn(self, name: str, policy: Policy) -> Policy:
+        """Take the steps of a stage; verl takes those of an RL stage and goes on from its last saved state."""
+        stage = self.recipe.stages[name]
+        if not isinstance(stage, RL):
+            return super().learn(name, policy)
+        folder = (self.run.path / "verl" / name).resolve()
+        start = self._start(name, policy)
+        files = prepare(self.recipe, name, policy, start, folder)
+        keys = overrides(self.recipe, name, files, self.cluster)
+        check_space(folder, policy)
+        follower = Follower(self, name, stage, folder)
+        launch(keys, environment(stage, metrics.next_launch(folder)), follower)
+        version = policy.version + stage.updates
+        del policy
+        merged = merge(files, stage.steps)
+        learnt = models.load(merged, device=self.recipe.engine.device)
+        learnt.version = version
+        self.run.save_checkpoint(name, learnt, None, card_of(self.recipe, name, version))
+        shutil.rmtree(merged)
+        return load_checkpoint(self.recipe, self.run.checkpoint(name))
+
+    def _start(self, name: str, policy: Policy) -> Path:
+        """The folder of the weights that a stage starts from."""
+        return self.run.checkpoint(self.recipe.start_of(name)).resolve()
+
+
+class Follower:
+    """Logs the steps of a running stage as verl takes them."""
+
+    def __init__(self, curriculum: Curriculum, name: str, stage: RL, folder: Path) -> None:
+        self.curriculum, self.name, self.stage, self.folder = curriculum, name, stage, folder
+        self.logged = 0
+        self.validated: dict[int, float] = {}
+
+    def __call__(self) -> None:
+        """Log the steps that are new."""
+        found = metrics.steps(self.folder)
+        for step in sorted(found):
+            if step <= self.logged or "training/global_step" not in found[step]:
+                continue
+            self._log(step, found[step])
+            self.logged = step
+
+    def _log(self, step: int, data: Mapping[str, Any]) -> None:
+        curriculum, stage = self.curriculum, self.stage
+        if not any(key.startswith("actor/parallel_r1/") for key in data):
+            raise UserError(
+                "metrics of parallel_r1 from the engine of every node",
+                "none: an engine of verl's own scored the answers",
+                "install parallel-r1 in the environment of verl on every node",
+            )
+        curriculum.step += 1
+        row = metrics.row(self.folder, step, data)
+        curriculum.record({"stage": self.name, "kind": "rl", "stage_steps": stage.steps, **row})
+        if answers := metrics.rollouts(self.folder, f"step-{step}"):
+            curriculum.run.save_rollouts(curriculum.step, answers)
+        if (validation := metrics.validation(self.folder, step, self.name)) is not None:
+            self.validated[step] = validation["mean"]
+            best = max(self.validated, key=self.validated.__getitem__)
+            more = {"stage_steps": stage.steps, "best_step": best, "waited": 0, "chooses": False}
+            curriculum.record({**validation, **more})
+
+
+def prepare(recipe: Recipe, name: str, policy: Policy, start: Path, folder: Path) -> Files:
+    """Write the files of a stage and check them.
+
+    Raises:
+        UserError: prompts and answers that do not fit.
+    """
+    files = write_stage(recipe, name, policy, start, folder)
+    check_prompts(files, positions(policy.model.config), recipe.stages[name].sampling.budget.total)
+    return files
+
+
+def check_space(folder: Path, policy: Policy) -> None:
+    """Check that verl's saved states fit on the disk: weights and two moments in fp32, three times.
+
+    Raises:
+        UserError: they do not.
+    """
+    needed = 3 * 3 * 4 * models.parameter_count(policy.model)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{decimal(needed)} free for verl's saved states", f"{decimal(free)} at {folder}", "give another --out"
+        )
+
+
+def launch(keys: Mapping[str, Any], variables: Mapping[str, str], follow: Callable[[], None]) -> None:
+    """Run verl's trainer to its end, and call `follow` from time to time.
+
+    Raises:
+        UserError: it ended with an error; names its log.
+    """
+    words = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments(keys, variables)]
+    output = Path(variables["VERL_FILE_LOGGER_PATH"]).with_suffix(".log")
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            words,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **variables},
+            preexec_fn=_end_with_parent,
+        )
+    try:
+        while process.poll() is None:
+            time.sleep(PAUSE)
+            follow()
+    except BaseException:
+        stop(process)
+        raise
+    follow()
+    if process.returncode:
+        raise UserError(
+            "a run of verl to its end",
+            f"exit code {process.returncode}: {first_error(output)}",
+            f"see {output}; the same command goes on from the last saved state",
+        )
+
+
+def stop(process: subprocess.Popen[bytes], patience: float = 30.0) -> None:
+    """End verl's trainer; Ray ends the workers with it."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process with its parent, even one that is killed (Linux; nothing elsewhere)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def first_error(output: Path) -> str:
+    """The first exception in a log of verl and its workers; what follows from it comes later."""
+    with output.open(encoding="utf-8", errors="replace") as file:
+        lines = (WORKER.sub("", line).strip() for line in file)
+        found = next((line for line in lines if EXCEPTION.match(line)), "no exception in its log")
+    return found[:300]
+
+
+def merge(files: Files, step: int) -> Path:
+    """The weights after a step as one Hugging Face folder, merged from the shards by verl.
+
+    Raises:
+        UserError: verl's merger failed.
+    """
+    target = files.folder / "merged"
+    source = files.states / f"global_step_{step}" / "actor"
+    words = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(source)]
+    with whole(target) as part:
+        done = subprocess.run([*words, "--target_dir", str(part)], capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(
+                f"weights that verl can merge in {source}",
+                (done.stderr or done.stdout).strip().splitlines()[-1][:300],
+                "look whether the disk is full; the same command tries again",
+            )
+        for name in ("generation_config.json", "tokenizer_config.json"):
+            original = files.model / name
+            if original.is_file():
+                shutil.copy(original, part / name)
+    return target
+
+
+def commands(recipe: Recipe, cluster: Cluster, folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """The launch command of every RL stage, as lines of a shell script, without anything being written.
+
+    Args:
+        folder: of the run.
+    """
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, RL):
+            files = Files((folder / "verl" / name).resolve(), folder / "checkpoints" / recipe.start_of(name), 0, 0)
+            variables = environment(stage, files.folder / "verl-1.jsonl")
+            yield name, list(lines(arguments(overrides(recipe, name, files, cluster), variables)))
+
+
+def check_all(recipe: Recipe, cluster: Cluster) -> None:
+    """Check all that can be checked before anything is launched: the version of verl, the plug-in, the recipe.
+
+    Raises:
+        UserError: the first mistake.
+    """
+    check(recipe)
+    check_version()
+    from parallel_r1.integrations.verl import plugin
+
+    plugin.check()
+    check_resources(cluster)
+
+
+def check_resources(cluster: Cluster) -> None:
+    """Check that Ray runs where it must, and that there are as many GPUs as asked for.
+
+    Raises:
+        UserError: no Ray for several nodes, or fewer GPUs.
+    """
+    import ray
+    import torch
+
+    wanted = cluster.nodes * cluster.gpus
+    if os.environ.get("VERL_PLATFORM"):  # an accelerator that torch.cuda does not count
+        return
+    try:
+        ray.init(address="auto", logging_level=logging.ERROR)
+    except ConnectionError:
+        if cluster.nodes > 1:
+            raise UserError(
+                f"a Ray that runs on {cluster.nodes} nodes",
+                "none",
+                "ray start --head on the first node, ray start --address FIRST:6379 on the others",
+            ) from None
+        present = torch.cuda.device_count()
+    else:
+        present = int(ray.cluster_resources().get("GPU", 0))
+        ray.shutdown()
+    if present < wanted:
+        raise UserError(f"{wanted} GPUs", f"{present}", "lower --nodes or --gpus-per-node, or add nodes to Ray")
+
+
+def outline(recipe: Recipe) -> Policy:
+    """The model of a recipe without weights."""
+    if recipe.model.path is None:
+        raise UserError("model.path for verl", "an architecture with random weights", "train it first, then name it")
+    return load_outline(recipe.model.path)

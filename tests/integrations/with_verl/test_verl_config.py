@@ -1,0 +1,172 @@
+"""A stage of a recipe as verl's configuration, and what is refused."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from parallel_r1.errors import UserError
+from parallel_r1.integrations import verl
+from parallel_r1.integrations.verl.config import (
+    MODES,
+    Cluster,
+    Files,
+    arguments,
+    check,
+    environment,
+    lines,
+    overrides,
+    text,
+)
+from parallel_r1.runs.recipe_file import load_recipe
+
+DEMO = ROOT / "recipes/tiny/demo.toml"
+JOINED = "defaults.sampling.sampler='causal_join'"
+
+
+def keys_of(*changes, stage="hard", cluster=None, recipe=DEMO, prompt=20, validated=0):
+    loaded = load_recipe(recipe, [JOINED, *changes])
+    check(loaded)
+    files = Files(Path("/shared/run/verl/hard"), Path("/shared/run/checkpoints/easy"), prompt, validated)
+    return overrides(loaded, stage, files, cluster or Cluster())
+
+
+def test_a_recipe_of_a_laptop_becomes_verls_configuration():
+    keys = keys_of("save_every=7", cluster=Cluster(4, 8))
+    expected = {
+        "data.train_files": "/shared/run/verl/hard/train.parquet",
+        "data.train_batch_size": 24,
+        "data.max_prompt_length": 20,
+        "data.max_response_length": 400,
+        "data.shuffle": False,
+        "actor_rollout_ref.model.path": "/shared/run/checkpoints/easy",
+        "actor_rollout_ref.model.use_remove_padding": False,
+        "+actor_rollout_ref.model.override_config.attn_implementation": "parallel_r1",
+        "actor_rollout_ref.actor.optim.lr": 1e-4,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": 24,
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 1024,
+        "actor_rollout_ref.rollout.n": 8,
+        "actor_rollout_ref.rollout.max_model_len": 420,
+        "actor_rollout_ref.rollout.dtype": "float32",
+        "algorithm.rollout_correction.rollout_is": "null",
+        "trainer.total_training_steps": 30,
+        "trainer.nnodes": 4,
+        "trainer.n_gpus_per_node": 8,
+        "trainer.save_freq": 7,
+        "trainer.test_freq": -1,
+    }
+    assert {key: keys[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "value"),
+    [
+        ("defaults.precision='bf16'", "actor_rollout_ref.rollout.dtype", "bfloat16"),
+        ("defaults.recompute=true", "actor_rollout_ref.model.enable_gradient_checkpointing", True),
+        ("defaults.micro_tokens=100", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu", 420),
+        ("stages.hard.scorer='causal'", "actor_rollout_ref.model.use_remove_padding", True),
+        ("stages.hard.algorithm.minibatches=4", "actor_rollout_ref.actor.ppo_mini_batch_size", 6),
+        ("stages.hard.algorithm.clip_high=0.28", "actor_rollout_ref.actor.clip_ratio_high", 0.28),
+        ("stages.hard.algorithm.std='none'", "algorithm.norm_adv_by_std_in_grpo", False),
+        ("stages.hard.algorithm.correction=2.0", "algorithm.rollout_correction.rollout_is", "token"),
+        ("stages.hard.algorithm.average='constant'", "actor_rollout_ref.actor.loss_scale_factor", 400),
+        ("stages.hard.algorithm.entropy=0.01", "actor_rollout_ref.actor.entropy_coeff", 0.01),
+        ("stages.hard.algorithm={ name = 'gspo' }", "actor_rollout_ref.actor.policy_loss.loss_mode", "gspo"),
+        ("engine.memory='60%'", "actor_rollout_ref.rollout.gpu_memory_utilization", 0.6),
+        ("engine.rows=64", "actor_rollout_ref.rollout.max_num_seqs", 64),
+        ("engine.dtype='bf16'", "actor_rollout_ref.rollout.dtype", "bfloat16"),
+        ("tracking=['wandb']", "trainer.logger", ["console", "file", "wandb"]),
+    ],
+)
+def test_every_setting_has_its_key(change, key, value):
+    assert keys_of(change)[key] == value
+    assert keys_of().get(key) != value
+
+
+def test_the_mean_of_the_loss_is_named(monkeypatch):
+    for ours, theirs in MODES.items():
+        assert keys_of(f"stages.hard.algorithm.average='{ours}'")["actor_rollout_ref.actor.loss_agg_mode"] == theirs
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("defaults.sampling.sampler='isolated'", "stages.hard.sampling.sampler"),
+        ("defaults.sampling.top_k=5", "stages.hard.sampling"),
+        ("stages.hard.stop={ patience = 2 }", "stages.hard.stop"),
+        ("defaults.packing=true", "stages.hard.packing"),
+        ("stages.hard.algorithm={ name = 'rloo' }", "stages.hard.algorithm.name"),
+        ("stages.hard.algorithm.refill=1", "stages.hard.algorithm.refill"),
+        ("stages.hard.algorithm.truncated=false", "stages.hard.algorithm.truncated"),
+        ("stages.hard.algorithm.kl=0.1", "stages.hard.algorithm.kl"),
+        ("stages.hard.algorithm.std='batch'", "stages.hard.algorithm.std"),
+        ("stages.hard.algorithm.split=true", "stages.hard.algorithm.split"),
+        ("stages.hard.optimizer.carry=true", "stages.hard.optimizer.carry"),
+        ("stages.hard.optimizer.tags=10", "stages.hard.optimizer.tags"),
+        ("stages.hard.optimizer.embeddings='used'", "stages.hard.optimizer.embeddings"),
+        ("model.lora={ rank = 8 }", "model.lora"),
+        ("processes.count=2", "processes.count"),
+        ("processes.shard=true", "processes.shard"),
+        ("engine.compile=true", "engine.compile"),
+        ("engine.kind='vllm'", "engine.kind"),
+    ],
+)
+def test_what_verl_cannot_honour_is_refused_by_name(change, key):
+    with pytest.raises(UserError, match="a recipe that verl can run") as caught:
+        keys_of(change)
+    assert f"{key}: " in caught.value.fix
+
+
+def test_isolated_sampling_names_its_alternatives():
+    with pytest.raises(UserError) as caught:
+        keys_of("defaults.sampling.sampler='isolated'")
+    for words in ("sampler = 'causal_join'", "scorer 'replay'", "scorer = 'isolated'", "--engine own"):
+        assert words in caught.value.fix
+
+
+def test_memory_in_bytes_is_refused():
+    with pytest.raises(UserError, match=r"such as '60%'; found '20GB'"):
+        keys_of("engine.memory='20GB'")
+
+
+def test_overrides_leave_the_recipes_keys_alone():
+    free = ("trainer.foo=1", "actor_rollout_ref.rollout.tensor_model_parallel_size=4")
+    keys = keys_of(cluster=Cluster(overrides=free))
+    assert keys["trainer.foo"] == "1"
+    assert keys["actor_rollout_ref.rollout.tensor_model_parallel_size"] == "4"
+    with pytest.raises(UserError, match=r"--verl data\.train_batch_size; say it in the recipe"):
+        keys_of(cluster=Cluster(overrides=("data.train_batch_size=3",)))
+    with pytest.raises(UserError, match="KEY=VALUE of verl's configuration; found 'nonsense'"):
+        keys_of(cluster=Cluster(overrides=("nonsense",)))
+
+
+def test_the_command_can_be_pasted_into_a_shell():
+    stage = load_recipe(DEMO, [JOINED]).stages["hard"]
+    words = arguments(keys_of(), environment(stage, Path("/shared/a b.jsonl")))
+    script = "\n".join(lines(words))
+    assert shlex.split(script.replace("\\\n", " ")) == ["python", "-m", "verl.trainer.main_ppo", *words]
+    assert '+ray_kwargs.ray_init.runtime_env.env_vars.PARALLEL_R1_SCORER="replay"' in words
+    assert environment(stage, Path("x"))["VERL_ENGINE_VENDOR"] == "parallel_r1"
+
+
+def test_values_are_written_as_hydra_reads_them():
+    assert [text(value) for value in (True, None, 1e-06, [1, 2.5], {"a": "b"})] == [
+        "True",
+        "null",
+        "1e-06",
+        "[1,2.5]",
+        "{a:b}",
+    ]
+
+
+@pytest.mark.parametrize(("version", "says"), [(None, "no verl in this environment"), ("0.9.2", "verl 0.9.2")])
+def test_another_version_of_verl_is_refused_by_name(monkeypatch, version, says):
+    def installed(name):
+        if version is None:
+            raise verl.importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(verl.importlib.metadata, "version", installed)
+    with pytest.raises(UserError, match=rf"verl 0\.9\.1; found {says}"):
+        verl.check_version()
