@@ -2,8 +2,8 @@
 
 Both loops are built and run as verl's worker does it, for the same problems, against the same stub of a server, which
 returns the same tokens after the time that a GPU would take (10 ms a token). Ours also verifies and rewards. Fixed
-before it was run: 1,000 answers of 128 tokens, 256 at a time; seconds of ours / seconds of verl's (asked: at most 1.05),
-and the processor time that an answer takes beside the waiting.
+before it was run: 1,000 answers of 128 tokens, 256 at a time; seconds of ours / seconds of verl's (asked: at most
+1.05), and the processor time that an answer takes beside the waiting.
 
 Needs verl 0.9.1 (`make test-cluster` makes its environment).
 """
