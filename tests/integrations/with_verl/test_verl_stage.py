@@ -103,6 +103,16 @@ def test_one_answer_that_fails_lets_its_group_go():
     assert all("another answer of the group failed: no server" in str(error) for error in asyncio.run(run()))
 
 
+def test_an_answer_that_fails_first_lets_those_go_that_come_later():
+    async def run():
+        groups = Groups()
+        groups.fail("g", ConnectionError("no server"))
+        calls = [groups.reward("g", number, judged("p", True), 3, parse_reward("accuracy()"), 1) for number in (0, 1)]
+        return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
+
+    assert all("another answer of the group failed: no server" in str(error) for error in asyncio.run(run()))
+
+
 def test_a_reward_that_fails_is_said_to_the_whole_group():
     def broken(outcome):
         raise ZeroDivisionError("mine")

@@ -51,7 +51,7 @@ class Groups:
         """
         group = self.waiting.setdefault(key, Waiting())
         group.members[number] = rollout
-        if len(group.members) == size:
+        if len(group.members) == size and not group.rewarded.done():
             del self.waiting[key]
             try:
                 order = sorted(group.members)
@@ -64,9 +64,8 @@ class Groups:
         return (await group.rewarded)[number]
 
     def fail(self, key: str, error: BaseException) -> None:
-        """Let the other answers of a group go, because one of them will never come."""
-        if key in self.waiting:
-            self._fail(self.waiting.pop(key), error)
+        """Let the other answers of a group go, those that are still to come too, because one will never come."""
+        self._fail(self.waiting.setdefault(key, Waiting()), error)
 
     @staticmethod
     def _fail(group: Waiting, error: BaseException) -> None:
@@ -84,7 +83,7 @@ def figures(rollout: Rollout) -> dict[str, float]:
         "parallel": float(trace.forks > 0),
         "well_formed": float(trace.well_formed),
         "forks": float(trace.forks),
-        "first_fork": trace.fork_at[0] / max(1, rollout.total) if trace.forks else -1.0,
+        **({"first_fork": trace.fork_at[0] / rollout.total} if trace.forks else {}),
         "critical_path": float(rollout.critical_path),
         "total": float(rollout.total),
         "cut": float(trace.finish == "length"),

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
+import uuid
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -31,6 +31,8 @@ from parallel_r1.integrations.verl.structure import FIELD, columns, pack
 from parallel_r1.models.policy import Policy
 from parallel_r1.models.tokens import tag_ids
 
+PROCESS = uuid.uuid4().hex[:8]
+"""In the names of the files that this process writes: processes of two nodes may have the same number."""
 GROUPS = Groups()
 """The groups whose answers this process draws: verl has one object of the loop for every answer."""
 
@@ -124,7 +126,7 @@ class ForkJoinLoop(AgentLoopBase):
     def _write(self, rollout: Rollout, split: str, step: int, index: int, number: int, drawn: Drawn) -> None:
         """Append an answer to the files of this process: its figures in training; all of it in validation, and from
         time to time in training."""
-        stage, end, key = self.stage, f"{step}.{os.getpid()}.jsonl", {"group": index, "number": number}
+        stage, end, key = self.stage, f"{step}.{PROCESS}.jsonl", {"group": index, "number": number}
         trains = split == "train"
         if trains:
             counts = drawn.counts
