@@ -28,7 +28,8 @@ class Outline:
     Attributes:
         prompt: tokens of the prompt.
         parts: trunk and forks in turn, beginning and ending with a trunk part. A trunk part may have 0 tokens, a path
-            has at least 1. What follows a fork is its summary and the trunk after it. Tokens that the runtime gives count like drawn ones.
+            has at least 1. What follows a fork is its summary and the trunk after it. Tokens that the runtime gives
+            count like drawn ones.
     """
 
     prompt: int
@@ -65,22 +66,18 @@ def outline(prompt: int, parts: Sequence[Any], where: str) -> Outline:
     Raises:
         UserError: something else is written there.
     """
-    ours: list[Part] = []
-    for part in parts if isinstance(parts, list | tuple) else [None]:
+    ours: list[Any] = [0]
+    for part in parts:
         fork = isinstance(part, list | tuple) and len(part) > 0
         numbers, least = (part, 1) if fork else ([part], 0)
         if any(type(number) is not int or number < least for number in numbers):
-            raise UserError(
-                "an answer as trunk tokens and forks, such as [32, [48, 40], 24]", f"{where}: {part!r}", "correct it"
-            )
-        if fork == (len(ours) % 2 == 0):  # a trunk part is missing, or two follow each other
-            if fork:
-                ours.append(0)
-            else:
-                ours[-1] += part
-                continue
-        ours.append(tuple(part) if fork else part)
-    return Outline(prompt, (*ours, 0) if len(ours) % 2 == 0 else tuple(ours))
+            expected = "an answer as trunk tokens and forks, such as [32, [48, 40], 24]"
+            raise UserError(expected, f"{where}: {part!r}", "correct it")
+        if fork:
+            ours += [tuple(part), 0]
+        else:
+            ours[-1] += part
+    return Outline(prompt, tuple(ours))
 
 
 def outline_of(trace: Trace) -> Outline:
@@ -113,7 +110,9 @@ def read_outlines(files: Sequence[Path]) -> list[Outline]:
     outlines = []
     for file in files:
         if not file.is_file():
-            raise UserError("a file of answers for --rollouts", f"no file {file}", "give runs/NAME/rollouts/step-N.jsonl")
+            raise UserError(
+                "a file of answers for --rollouts", f"no file {file}", "give runs/NAME/rollouts/step-N.jsonl"
+            )
         outlines += [outline_of(rollout.trace) for rollout in read_jsonl(file)]
     if not outlines:
         raise UserError("answers in the files of --rollouts", "none", "give a file that has some")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from parallel_r1.errors import UserError
+from parallel_r1.generation.settings import Engine
 from parallel_r1.runs.activations import activation_bytes
 from parallel_r1.runs.recipe import Recipe
 from parallel_r1.runs.scale import memory as room
@@ -27,6 +28,8 @@ Mode = Literal["colocated", "separate"]
 others learn from those of the last."""
 MOST = 0.9
 """What comes after this share of the answers has ended is waiting for stragglers."""
+OFF = 0.3
+"""How far all efficiencies may be off in the range of hours."""
 BOTTLENECKS = {
     "bandwidth": "decode bandwidth",
     "arithmetic": "arithmetic",
@@ -54,46 +57,78 @@ class Options:
 
     gpus: tuple[int, ...]
     gpu: GPU
-    assumed: Assumptions = Assumptions()
+    assumed: Assumptions = field(default_factory=Assumptions)
     routing: Routing = "sticky"
     mode: Mode = "colocated"
     share: float = 0.5
     config: Path | None = None
     outlines: tuple[Outline, ...] = ()
-    lengths: Lengths = Lengths()
+    lengths: Lengths = field(default_factory=Lengths)
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class Point:
-    """A stage on a number of GPUs. Seconds are of one step.
+class Times:
+    """Seconds of one step.
 
     Attributes:
-        problem: what does not fit, and what to lower; None if all does. Then there are no times.
-        parts: seconds by bottleneck; they sum to `seconds`. `stragglers`: servers have nothing to draw, or a tenth of
-            the answers is left. `network`: handing over weights, and gathering them where that outlasts the arithmetic.
+        rollout, score, update, sync: of its phases; what else there is takes `Assumptions.step_fixed`.
+        parts: seconds by bottleneck; they sum to `step`. `stragglers`: servers have nothing to draw, or a tenth of the
+            answers is left. `network`: handing over weights, and gathering them where that outlasts the arithmetic.
         unlimited: seconds of the rollout if memory were no limit.
-        read: tokens that servers read in a step: prompts, and paths again.
-        simulated: seconds that the simulation took.
+        tokens, read: tokens that servers draw and read; what they read are prompts, and paths after joins.
+    """
+
+    rollout: float
+    score: float
+    update: float
+    sync: float
+    parts: dict[str, float]
+    unlimited: float
+    tokens: int
+    read: int
+
+    @property
+    def step(self) -> float:
+        """Seconds of the step."""
+        return sum(self.parts.values())
+
+    @property
+    def bottleneck(self) -> str:
+        """What most of the step waits for, or memory if the lack of it costs more than that."""
+        seconds = {**self.parts, "memory": self.rollout - self.unlimited}
+        return max(seconds, key=lambda part: seconds[part])
+
+
+@dataclass(frozen=True)
+class Point:
+    """A stage on a number of GPUs.
+
+    Attributes:
+        problem: what does not fit, and what to lower; None if all does.
+        times: None if it does not fit.
+        hours: of all steps.
+        fast, slow: the same if all efficiencies were higher or lower by `OFF`, and all overheads lower or higher.
+        simulated: seconds that the simulations of this point took.
     """
 
     gpus: int
     servers: int
     memory: Memory
     problem: str | None
-    seconds: float = 0.0
-    rollout: float = 0.0
-    score: float = 0.0
-    update: float = 0.0
-    sync: float = 0.0
+    times: Times | None = None
     hours: float = 0.0
-    gpu_hours: float = 0.0
-    tokens_per_second: float = 0.0
-    read: int = 0
-    unlimited: float = 0.0
-    bottleneck: str = "memory"
-    parts: dict[str, float] | None = None
+    fast: float = 0.0
+    slow: float = 0.0
     simulated: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, with the sums."""
+        row = {**asdict(self), "memory": room.to_json(self.memory), "gpu_hours": self.gpus * self.hours}
+        if self.times is not None:
+            more = {"step": self.times.step, "bottleneck": self.times.bottleneck}
+            row["times"] = {**row["times"], **more, "tokens_per_second": self.times.tokens / self.times.step}
+        return row
 
 
 @dataclass(frozen=True)
@@ -130,6 +165,7 @@ class Forecast:
 
     recipe: str
     options: Options
+    engine: Engine
     shape: Shape
     stages: tuple[StageForecast, ...]
 
@@ -137,21 +173,25 @@ class Forecast:
         """Every assumption: name, value, source."""
         options = self.options
         rows = [(name, f"{value:g}", REASONS[name]) for name, value in options.assumed.model_dump().items()]
+        rows.append(("rows", f"{self.engine.rows:,}", "the recipe's engine.rows: calls that a server draws at once"))
+        rows.append(
+            ("memory", str(self.engine.memory or "-"), "the recipe's engine.memory: keys and values of a server")
+        )
         rows.append(("routing", options.routing, "a choice: --routing"))
         rows.append(("mode", options.mode, "a choice: --mode"))
         if options.mode == "separate":
             rows.append(("draw_share", f"{options.share:g}", "a choice: --draw-share"))
         if not options.outlines:
             values = options.lengths.model_dump().items()
-            rows += [(f"lengths.{name}", f"{value:g}", "a guess: --lengths, or --rollouts of a run") for name, value in values]
+            rows += [
+                (f"lengths.{name}", f"{value:g}", "a guess: --lengths, or --rollouts of a run")
+                for name, value in values
+            ]
         return rows
 
     def to_json(self) -> dict[str, Any]:
         """Everything, with times in seconds and sizes in bytes."""
-        stages = [asdict(stage) for stage in self.stages]
-        for stage, full in zip(stages, self.stages, strict=True):
-            for point, at in zip(stage["points"], full.points, strict=True):
-                point["memory"] = room.to_json(at.memory)
+        stages = [{**asdict(stage), "points": [point.to_json() for point in stage.points]} for stage in self.stages]
         return {
             "recipe": self.recipe,
             "gpu": asdict(self.options.gpu),
@@ -169,6 +209,20 @@ def forecast(recipe: Recipe, options: Options) -> Forecast:
     Raises:
         UserError: no RL stage, no configuration of the model, or a stage that fits on none of the numbers of GPUs.
     """
+    stages = rl_stages(recipe)
+    with fake_model(recipe, options.config) as model:
+        shape = shape_of(model, recipe)
+        activations = cache(partial(activation_bytes, model))
+        made = tuple(_stage(recipe, name, stage, shape, activations, options) for name, stage in stages.items())
+    return Forecast(recipe.name, options, recipe.engine, shape, made)
+
+
+def rl_stages(recipe: Recipe) -> dict[str, RL]:
+    """The RL stages of a recipe.
+
+    Raises:
+        UserError: it has none.
+    """
     stages = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, RL)}
     if not stages:
         raise UserError(
@@ -176,11 +230,7 @@ def forecast(recipe: Recipe, options: Options) -> Forecast:
             f"stages {', '.join(recipe.stages)}, none of them",
             "give another recipe: what SFT needs is in `train --dry-run`",
         )
-    with fake_model(recipe, options.config) as model:
-        shape = shape_of(model, recipe)
-        activations = cache(partial(activation_bytes, model))
-        made = tuple(_stage(recipe, name, stage, shape, activations, options) for name, stage in stages.items())
-    return Forecast(recipe.name, options, shape, made)
+    return stages
 
 
 def layout_of(options: Options, gpus: int) -> Layout | None:
@@ -211,7 +261,8 @@ def _stage(
         where = f"it fits on {fits:,} GPUs" if fits else "no number of GPUs is enough"
         most = points[-1]
         raise UserError(
-            f"stages.{name} to fit on {most.gpus:,} {options.gpu.name.upper()}", str(most.problem).split(";")[0],
+            f"stages.{name} to fit on {most.gpus:,} {options.gpu.name.upper()}",
+            str(most.problem).split(";")[0],
             f"{where};{str(most.problem).partition(';')[2]}",
         )
     chains = [answer.critical_path for answer in answers]
@@ -241,7 +292,9 @@ def _notes(name: str, stage: RL, needs: Needs, points: Sequence[Point], options:
     if sampling.branches.spare or sampling.branches.agree:
         notes.append("branches.spare and branches.agree are not modelled: all paths are drawn to their end")
     if stage.algorithm.refill:
-        notes.append(f"algorithm.refill is not counted: with it a step draws up to {1 + stage.algorithm.refill} times as much")
+        notes.append(
+            f"algorithm.refill is not counted: with it a step draws up to {1 + stage.algorithm.refill} times as much"
+        )
     if stage.stop is not None:
         notes.append("validations are not counted")
     if any(point.problem for point in points):
@@ -261,44 +314,38 @@ def _point(
     """
     assumed, layout = options.assumed, layout_of(options, gpus)
     if layout is None:
+        rest = " and leave some to learn" if options.mode == "separate" else ""
         raise UserError(
-            f"GPUs that make servers of {assumed.gpus_per_server}" + (" and leave some to learn" if options.mode == "separate" else ""),
+            f"GPUs that make servers of {assumed.gpus_per_server}{rest}",
             f"{gpus}",
             "change --gpus, --draw-share or --assume gpus_per_server",
         )
-    servers = layout.drawing // assumed.gpus_per_server
-    memory = room.memory(needs, layout)
-    problem = room.shortage(needs, memory)
+    at = room.memory(needs, layout)
+    problem, servers = room.shortage(needs, at), layout.drawing // assumed.gpus_per_server
     if problem is not None:
-        return Point(gpus, servers, memory, problem)
-    costs, engine = server_costs(options.gpu, needs.shape, assumed), needs.recipe.engine
-    sampling = stage.sampling
-    cluster = Cluster(servers, engine.rows, memory.tokens, options.routing, straggler=sampling.branches.straggler)
+        return Point(gpus, servers, at, problem)
+    straggler = stage.sampling.branches.straggler
+    cluster = Cluster(servers, needs.recipe.engine.rows, at.tokens, options.routing, straggler=straggler)
     start = time.perf_counter()
-    drawn = simulate(answers, cluster, costs)
-    roomy = Cluster(servers, engine.rows, 2**62, options.routing, straggler=sampling.branches.straggler)
-    unlimited = simulate(answers, roomy, costs).seconds if drawn.waits else drawn.seconds
-    took = time.perf_counter() - start
-    seconds = learning.seconds(needs, layout)
-    sync = sync_seconds(needs.shape, options.gpu, assumed, layout)
-    parts = _parts(drawn, servers, seconds, sync, assumed.step_fixed, layout)
-    step = sum(parts.values())
-    lost = {**parts, "memory": drawn.seconds - unlimited}
-    return Point(
-        *(gpus, servers, memory, None, step),
-        rollout=drawn.seconds,
-        score=seconds["score"],
-        update=seconds["update"],
-        sync=sync,
-        hours=step * stage.steps / 3600,
-        gpu_hours=gpus * step * stage.steps / 3600,
-        tokens_per_second=drawn.tokens / step,
-        read=drawn.read,
-        unlimited=unlimited,
-        bottleneck=max(lost, key=lambda part: lost[part]),
-        parts=parts,
-        simulated=took,
+    times, fast, slow = (
+        _times(answers, cluster, replace(needs, assumed=assumed.scaled(factor)), learning, layout)
+        for factor in (1.0, 1 + OFF, 1 - OFF)
     )
+    took = time.perf_counter() - start
+    hours, least, most = (one.step * stage.steps / 3600 for one in (times, fast, slow))
+    return Point(gpus, servers, at, None, times, hours, least, most, took)
+
+
+def _times(answers: Sequence[Outline], cluster: Cluster, needs: Needs, learning: Learning, layout: Layout) -> Times:
+    """The times of a step."""
+    costs = server_costs(needs.gpu, needs.shape, needs.assumed)
+    drawn = simulate(answers, cluster, costs)
+    roomy = replace(cluster, capacity=2**62)
+    unlimited = simulate(answers, roomy, costs).seconds if drawn.waits else drawn.seconds
+    learnt = learning.seconds(needs, layout)
+    sync = sync_seconds(needs.shape, needs.gpu, needs.assumed, layout)
+    parts = _parts(drawn, cluster.servers, learnt, sync, needs.assumed.step_fixed, layout)
+    return Times(drawn.seconds, learnt["score"], learnt["update"], sync, parts, unlimited, drawn.tokens, drawn.read)
 
 
 def _parts(

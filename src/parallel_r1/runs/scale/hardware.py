@@ -112,6 +112,24 @@ class Assumptions(Section):
     weight_bytes: Count = 4
     gpus_per_server: Count = 1
 
+    def scaled(self, factor: float) -> Assumptions:
+        """The same with all efficiencies multiplied by a factor, at most 1, and all overheads divided by it."""
+        shares = {name: min(1.0, factor * getattr(self, name)) for name in EFFICIENCIES}
+        return self.model_copy(update=shares | {name: getattr(self, name) / factor for name in OVERHEADS})
+
+
+EFFICIENCIES = (
+    "decode_bandwidth",
+    "decode_arithmetic",
+    "prefill_arithmetic",
+    "score_arithmetic",
+    "train_arithmetic",
+    "link_share",
+    "parallel_share",
+)
+OVERHEADS = ("step_overhead", "row_overhead", "sync_overhead", "step_fixed")
+"""The assumptions that are shares of a published figure, and those that are seconds."""
+
 
 REASONS = {
     "decode_bandwidth": "assumed: share of the data sheet's bandwidth in a decode step",

@@ -108,7 +108,7 @@ def needs_of(
 def scores_copies(stage: RL) -> bool:
     """Whether the paths are read a second time where an answer is scored: under `replay`, and for a stage that verl
     draws with `causal_join` in place of `isolated`."""
-    return stage.scorer in ("replay", "isolated") and stage.sampling.opens_forks
+    return stage.sampling.opens_forks and (stage.scorer == "replay" or (stage.is_exact and stage.scorer == "isolated"))
 
 
 def memory(needs: Needs, layout: Layout) -> Memory:
@@ -159,7 +159,9 @@ def shortage(needs: Needs, at: Memory) -> str | None:
     if at.learning > at.limit:
         gigabytes = f"learning needs {at.learning / 1e9:.1f} of {at.limit / 1e9:.1f} GB a GPU"
         if at.activations + at.logits + at.gathered > at.limit // 2:
-            advice = "lower micro_tokens or sampling.budget" + ("" if needs.stage.recompute else ", set recompute = true")
+            advice = "lower micro_tokens or sampling.budget" + (
+                "" if needs.stage.recompute else ", set recompute = true"
+            )
             return f"{gigabytes}; {advice}"
         return f"{gigabytes}; use more GPUs, or lower micro_tokens"
     if at.tokens < needs.longest:

@@ -1,14 +1,15 @@
 """The rollout of one RL step on servers with continuous batching, as a simulation of discrete events.
 
 Between two events all rows of a server draw a token in every decode step, so the sum of the steps has a closed form
-(`Costs.steps`) and no loop runs over tokens. An event is the end of a call: then a fork opens, a join is complete, or an
-answer ends, and the calls that follow are queued on servers.
+(`Costs.steps`) and no loop runs over tokens. An event is the end of a call: then a fork opens, a join is complete, or
+an answer ends, and the calls that follow are queued on servers.
 
 What happens at the boundary between two decode steps of a server, in this order: calls that have all their tokens end;
 forks are cut off (`Cluster.straggler`); calls that the ends lead to are queued; queued calls are admitted one after
 the other, those of answers that have begun before new answers, as long as a row is free and the keys and values of the
-whole call fit; each reads the part of its text that the server does not hold, while all rows wait. A call that is queued
-while the server draws or reads is admitted at the next boundary; after reading there is one before the next step.
+whole call fit; each reads the part of its text that the server does not hold, while all rows wait. A call that is
+queued while the server draws or reads is admitted at the next boundary; after reading there is one before the next
+step.
 """
 
 from __future__ import annotations
@@ -344,9 +345,7 @@ class Simulation:
                     self._queue(_Call(answer, None, answer.context, part, part), time)
                     return
             else:
-                answer.paths = [
-                    _Call(answer, path, answer.context, length, length) for path, length in enumerate(part)
-                ]
+                answer.paths = [_Call(answer, path, answer.context, length, length) for path, length in enumerate(part)]
                 for call in answer.paths:
                     self._queue(call, time)
                 return
