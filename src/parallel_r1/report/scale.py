@@ -77,6 +77,7 @@ def _row(point: Point) -> tuple[str, ...]:
 def print_check(console: Console, check: Check) -> None:
     """Print the fitted constants, and predicted / measured of every case."""
     constants = f"{1000 * check.fixed:.3f} ms + {1000 * check.per_row:.4f} ms a row"
+    constants += f" + {1e6 * check.per_token:.4f} us a token seen" if check.per_token else ""
     console.print(f"a decode step takes {constants} (fitted)", highlight=False)
     rows = [(one.case, f"{one.predicted:.4g}", f"{one.measured:.4g}", f"{one.ratio:.3f}") for one in check.comparisons]
     console.print(rich_table(Table(("case", "predicted s", "measured s", "predicted / measured"), rows)))

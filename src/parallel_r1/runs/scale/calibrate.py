@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,10 +27,12 @@ class StepTime(Section):
 
     Attributes:
         batch: rows of the step, each of which got one token.
+        context: tokens that all rows together saw, or the mean of that over several steps; None if unknown.
         seconds: of the step.
     """
 
     batch: Count
+    context: Annotated[float, Field(ge=0)] | None = None
     seconds: Positive
 
 
@@ -59,7 +62,8 @@ class Measured(Section):
     """The file of `--check`.
 
     Attributes:
-        steps: timed decode steps with at least two sizes of batch.
+        steps: timed decode steps with at least two sizes of batch. If all of them have a context, the time that a
+            step takes for every token that is seen is fitted too.
         read_seconds_per_token: to read a token of a prompt, or of a path after a join; 0 leaves it out.
         rollout: a rollout on the same servers; None if only the steps are fitted.
     """
@@ -93,11 +97,13 @@ class Check:
     """The fitted constants of a decode step in seconds, and every comparison.
 
     Attributes:
+        fixed, per_row, per_token: a step takes fixed + per_row * batch + per_token * context.
         tokens, read: tokens that the simulated rollout drew and read; 0 without a rollout.
     """
 
     fixed: float
     per_row: float
+    per_token: float
     comparisons: tuple[Comparison, ...]
     tokens: int = 0
     read: int = 0
@@ -108,30 +114,32 @@ class Check:
         return {**asdict(self), "comparisons": rows}
 
 
-def fit_step(steps: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """The constants `fixed` and `per_row` of seconds = fixed + per_row * batch, both at least 0, with the least sum of
-    squared relative errors.
-
-    Args:
-        steps: (batch, seconds) of timed steps.
+def fit_step(steps: Sequence[StepTime]) -> tuple[float, float, float]:
+    """The constants of seconds = fixed + per_row * batch + per_token * context, none below 0, with the least sum of
+    squared relative errors. Without contexts `per_token` is 0.
 
     Raises:
-        UserError: all have the same batch.
+        UserError: all steps have the same batch.
     """
-    batch, seconds = np.array(steps, dtype=float).T
-    if len(set(batch)) < 2:
-        raise UserError("timed steps with at least two sizes of batch", f"only {batch[0]:.0f}", "time another size")
-    columns = np.stack([1 / seconds, batch / seconds], axis=1)
-    ones = np.ones(len(seconds))
-    fixed, per_row = np.linalg.lstsq(columns, ones, rcond=None)[0]
-    if fixed < 0 or per_row < 0:  # the best of the two edges
-        edges = []
-        for column in (0, 1):
-            value = columns[:, column] @ ones / (columns[:, column] @ columns[:, column])
-            edges.append((float(((columns[:, column] * value - 1) ** 2).sum()), column, float(value)))
-        _, column, value = min(edges)
-        fixed, per_row = (value, 0.0) if column == 0 else (0.0, value)
-    return float(fixed), float(per_row)
+    if len({step.batch for step in steps}) < 2:
+        raise UserError("timed steps with at least two sizes of batch", f"only {steps[0].batch}", "time another size")
+    contexts = [step.context for step in steps]
+    known = (
+        [0.0 if context is None else context for context in contexts] if None not in contexts else [0.0] * len(steps)
+    )
+    rows = [(1.0, step.batch, context) for step, context in zip(steps, known, strict=True)]
+    columns = np.array(rows) / np.array([[step.seconds] for step in steps])
+    best, least = np.zeros(3), np.inf
+    for kept in product((False, True), repeat=3):  # of all ways to leave constants out, the best without one below 0
+        if not any(kept):
+            continue
+        values = np.zeros(3)
+        values[list(kept)] = np.linalg.lstsq(columns[:, list(kept)], np.ones(len(steps)), rcond=None)[0]
+        error = float(((columns @ values - 1) ** 2).sum())
+        if values.min() >= 0 and error < least:
+            best, least = values, error
+    fixed, per_row, per_token = map(float, best)
+    return fixed, per_row, per_token
 
 
 def read_measured(path: Path) -> Measured:
@@ -163,12 +171,18 @@ def check(measured: Measured, stage: RL, saved: Sequence[Outline] = ()) -> Check
     Raises:
         UserError: the rollout has no answers, or some of another form.
     """
-    steps = [(step.batch, step.seconds) for step in measured.steps]
-    fixed, per_row = fit_step(steps)
-    compared = [Comparison(f"step of {batch}", fixed + per_row * batch, seconds) for batch, seconds in steps]
+    fixed, per_row, per_token = constants = fit_step(measured.steps)
+    compared = [
+        Comparison(
+            f"step of {step.batch}" + (f" that see {step.context:,.0f}" if step.context is not None else ""),
+            fixed + per_row * step.batch + per_token * (step.context or 0.0),
+            step.seconds,
+        )
+        for step in measured.steps
+    ]
     timed = measured.rollout
     if timed is None:
-        return Check(fixed, per_row, tuple(compared))
+        return Check(*constants, tuple(compared))
     answers = list(saved)
     if timed.answers is not None:
         answers = [outline(timed.prompt, parts, f"answer {number}") for number, parts in enumerate(timed.answers, 1)]
@@ -182,6 +196,7 @@ def check(measured: Measured, stage: RL, saved: Sequence[Outline] = ()) -> Check
         rereads=stage.sampling.sampler != "isolated",
         straggler=stage.sampling.branches.straggler,
     )
-    drawn = simulate(answers, cluster, Costs(fixed=fixed, per_row=per_row, prefill=measured.read_seconds_per_token))
+    reading = measured.read_seconds_per_token
+    drawn = simulate(answers, cluster, Costs(held=per_token, fixed=fixed, per_row=per_row, prefill=reading))
     compared.append(Comparison(f"rollout of {len(answers):,} answers", drawn.seconds, timed.seconds))
-    return Check(fixed, per_row, tuple(compared), drawn.tokens, drawn.read)
+    return Check(*constants, tuple(compared), drawn.tokens, drawn.read)
