@@ -28,7 +28,7 @@ from parallel_r1.runs.scale.calibrate import Measured, check
 from parallel_r1.training.settings import RL
 
 PATHS, PROMPT, LONGER = 4, 64, 512
-SHORT, LONG = 16, 80
+SHORT, LONG = 16, 64
 """Tokens of plain answers; the difference of their times is that of the steps alone."""
 SAMPLERS: tuple[Sampler, ...] = ("isolated", "causal_join")
 
@@ -87,9 +87,9 @@ def main() -> None:
         subject = policy(name)
         without_tags(subject, subject.tags)
         torch.manual_seed(options.seed)
-        batches = [1, 4] if options.quick else [1, 4, 16, 64]
+        batches = [1, 4] if options.quick else [1, 4, 16, 32]
         sizes = (3, 4, 3) if options.quick else (32, 48, 24)
-        counts = (2,) if options.quick else (2, 8, 16)
+        counts = (2,) if options.quick else (2, 8)
         forms = {count: plan(count, *sizes, PATHS, True, options.seed) for count in counts}
         times = alternate(ways_of(subject, batches, forms, options.seed), options.runs)
         median = {way: statistics.median(seconds) for way, seconds in times.items()}
