@@ -74,7 +74,7 @@ def test_the_simulation_is_checked_against_a_measurement(small, tmp_path):
     done = run("plan", small, "--check", file)
     assert done.returncode == 0, done.stderr
     assert "2.000 ms + 1.0000 ms a row" in done.stdout
-    assert "rollout of 1 answers" in done.stdout
+    assert "rollout, answers: 1" in done.stdout
     made = json.loads(run("plan", small, "--check", file, "--json").stdout)
     assert made["comparisons"][-1]["predicted"] == pytest.approx(11 * 0.003 + 4 * 0.004)
     file.write_text("{}")

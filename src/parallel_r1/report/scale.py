@@ -6,7 +6,7 @@ from rich.console import Console
 
 from parallel_r1.report.grid import rich_table
 from parallel_r1.runs.scale.calibrate import Check
-from parallel_r1.runs.scale.forecast import BOTTLENECKS, OFF, Forecast, Point, StageForecast
+from parallel_r1.runs.scale.forecast import BOTTLENECKS, OFF, Forecast, Point, StageForecast, gpu_count
 from parallel_r1.table import Table
 
 COLUMNS = (
@@ -52,12 +52,12 @@ def _print_stage(console: Console, stage: StageForecast) -> None:
     line += f"(50 %: {half:,}, 90 %: {most:,}, 99 %: {nearly:,}), {stage.forking:.0%} fork"
     console.print(line, highlight=False)
     console.print(rich_table(Table(COLUMNS, [_row(point) for point in stage.points], names=2)))
-    ranges = [f"{one.gpus:,} GPUs {one.fast:,.1f} .. {one.slow:,.1f}" for one in stage.points if one.times]
+    ranges = [f"{gpu_count(one.gpus)} {one.fast:,.1f} .. {one.slow:,.1f}" for one in stage.points if one.times]
     console.print(f"hours if all efficiencies are off by {OFF:.0%}: {'; '.join(ranges)}", highlight=False)
     rows = [(part, *(f"{getattr(point.memory, part) / 1e9:.2f}" for point in stage.points)) for part in MEMORY]
     for part in ("drawing", "learning", "limit"):
         rows.append((part, *(f"{getattr(point.memory, part) / 1e9:.2f}" for point in stage.points)))
-    header = ("GB a GPU", *(f"{point.gpus:,} GPUs" for point in stage.points))
+    header = ("GB a GPU", *(gpu_count(point.gpus) for point in stage.points))
     console.print(rich_table(Table(header, rows), [""] * len(MEMORY) + ["bold", "bold", ""]))
     for note in stage.notes:
         console.print(note, style="yellow", soft_wrap=True, highlight=False, markup=False)

@@ -198,5 +198,5 @@ def check(measured: Measured, stage: RL, saved: Sequence[Outline] = ()) -> Check
     )
     reading = measured.read_seconds_per_token
     drawn = simulate(answers, cluster, Costs(held=per_token, fixed=fixed, per_row=per_row, prefill=reading))
-    compared.append(Comparison(f"rollout of {len(answers):,} answers", drawn.seconds, timed.seconds))
+    compared.append(Comparison(f"rollout, answers: {len(answers):,}", drawn.seconds, timed.seconds))
     return Check(*constants, tuple(compared), drawn.tokens, drawn.read)

@@ -233,6 +233,11 @@ def rl_stages(recipe: Recipe) -> dict[str, RL]:
     return stages
 
 
+def gpu_count(gpus: int) -> str:
+    """A number of GPUs in words."""
+    return "1 GPU" if gpus == 1 else f"{gpus:,} GPUs"
+
+
 def layout_of(options: Options, gpus: int) -> Layout | None:
     """How so many GPUs are divided; None if there are too few."""
     size = options.assumed.gpus_per_server
@@ -258,7 +263,7 @@ def _stage(
     points = tuple(_point(gpus, stage, answers, needs, learning, options) for gpus in options.gpus)
     if all(point.problem for point in points):
         fits = room.fits_from(needs, partial(layout_of, options))
-        where = f"it fits on {fits:,} GPUs" if fits else "no number of GPUs is enough"
+        where = f"it fits on {gpu_count(fits)}" if fits else "no number of GPUs is enough"
         most = points[-1]
         raise UserError(
             f"stages.{name} to fit on {most.gpus:,} {options.gpu.name.upper()}",
@@ -299,8 +304,8 @@ def _notes(name: str, stage: RL, needs: Needs, points: Sequence[Point], options:
         notes.append("validations are not counted")
     if any(point.problem for point in points):
         fits = room.fits_from(needs, partial(layout_of, options))
-        notes.append(f"it fits from {fits:,} GPUs on" if fits else "it fits only where stated")
-        notes += [f"{point.gpus:,} GPUs: {point.problem}" for point in points if point.problem]
+        notes.append(f"it fits from {gpu_count(fits)} on" if fits else "it fits only where stated")
+        notes += [f"on {gpu_count(point.gpus)}: {point.problem}" for point in points if point.problem]
     return [f"{name}: {note}" for note in notes]
 
 
