@@ -56,6 +56,7 @@ bench: $(DONE)
 	$(BENCH)/forks.py --compile --out $(RESULTS) --model 20m --paths 4 --case equal
 	$(BENCH)/alone.py --out $(RESULTS)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serve.py --out $(RESULTS)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scale.py --out $(RESULTS)
 	$(BENCH)/growth.py --out $(RESULTS)
 	$(BENCH)/memory.py --out $(RESULTS)
 	$(BENCH)/scoring.py --out $(RESULTS)

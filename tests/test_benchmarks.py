@@ -26,7 +26,7 @@ def run(*words: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["alone", "engine", "floor", "forks", "growth", "scoring", "serve", "products", "train_step"]
+    "name", ["alone", "engine", "floor", "forks", "growth", "scoring", "scale", "serve", "products", "train_step"]
 )
 def test_a_benchmark_reports_ratios(name, tmp_path):
     run(f"benchmarks/{name}.py", "--quick", "--runs", "1", "--out", str(tmp_path))

@@ -71,7 +71,7 @@ def test_help_names_every_command():
     text = fresh("--help").stdout
     words = (
         "demo sft rl train study watch recipes eval compare generate show rewards parity check grade inspect data "
-        "prepare push coldstart"
+        "prepare push coldstart plan"
     )
     for command in words.split(" "):
         assert command in text
