@@ -155,21 +155,21 @@ def verdicts(task: Task, problems: Sequence[Problem], answers: Sequence[str]) ->
     if not problems:
         return []
     result = task.verify(problems, answers)
-    place = where(type(task))
+    kind = type(task)  # where it is defined is looked up only for an error: that takes milliseconds
     if not isinstance(result, Sequence) or isinstance(result, str):
-        result_is = f"{type(result).__name__} from {place}"
+        result_is = f"{type(result).__name__} from {where(kind)}"
         raise UserError(f"a list of bools from verify of task '{task.name}'", result_is, "return one bool per answer")
     if len(result) != len(answers):
         raise UserError(
             f"{len(answers)} verdicts from verify of task '{task.name}', one per answer",
-            f"{len(result)} from {place}",
+            f"{len(result)} from {where(kind)}",
             "return one bool for every answer of the batch, in the same order",
         )
     for verdict in result:
         if not isinstance(verdict, bool):
             raise UserError(
                 f"bools from verify of task '{task.name}'",
-                f"{verdict!r:.60}, a {type(verdict).__name__}, from {place}",
+                f"{verdict!r:.60}, a {type(verdict).__name__}, from {where(kind)}",
                 "return True or False; bool(...) converts a number",
             )
     return list(result)
