@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from measured import measured
 
 from parallel_r1.answers.rollout import read_jsonl
 from parallel_r1.training.loops import describe
@@ -125,6 +126,22 @@ def test_validation_has_mean_and_pass(finished):
     rows = metrics(out, "validation")
     assert [row["stage_step"] for row in rows] == [1, 2, 3]
     assert all(row["problems"] == 8 and row["samples"] == 2 and row["passed"] >= row["mean"] for row in rows)
+
+
+def test_the_plan_is_checked_against_what_was_measured(finished, tmp_path):
+    """The simulation knows the decode steps of this machine and the answers of a step, and predicts the rollout. It leaves
+    out what Ray and verl's queue add, which is most of it where a decode step takes a millisecond."""
+    out, *_ = finished
+    row = metrics(out)[-1]
+    file = tmp_path / "measured.json"
+    file.write_text(json.dumps(measured(out, row["step"])))
+    words = [sys.executable, "-m", "parallel_r1", "plan", str(RECIPE), "--check", str(file), "--json"]
+    words += ["--rollouts", str(out / f"rollouts/step-{row['step']}.jsonl")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    *steps, rollout = json.loads(done.stdout)["comparisons"]
+    print(f"\nrollout of 16 answers: predicted / measured {rollout['ratio']:.2f}", rollout)
+    assert all(0.7 < step["ratio"] < 1.4 for step in steps)
+    assert 0.05 < rollout["ratio"] < 1.5
 
 
 def test_a_run_that_is_killed_goes_on(tmp_path):
