@@ -18,7 +18,7 @@ CONTEXT, TOKENS, ROUNDS = 60, 40, 5
 
 @torch.no_grad()
 def decode_step(model, batch):
-    """Median seconds of a decode step of so many texts, with the loop of the stand-in server; and of reading a token."""
+    """Median seconds of a decode step of so many texts, as the stand-in server takes it, and of reading a token."""
     reading, steps = [], []
     for _ in range(ROUNDS):
         ids = torch.randint(10, 200, (batch, CONTEXT))

@@ -129,8 +129,8 @@ def test_validation_has_mean_and_pass(finished):
 
 
 def test_the_plan_is_checked_against_what_was_measured(finished, tmp_path):
-    """The simulation knows the decode steps of this machine and the answers of a step, and predicts the rollout. It leaves
-    out what Ray and verl's queue add, which is most of it where a decode step takes a millisecond."""
+    """The simulation knows the decode steps of this machine and the answers of a step, and predicts the rollout. It
+    leaves out what Ray and verl's queue add, which is most of it where a decode step takes a millisecond."""
     out, *_ = finished
     row = metrics(out)[-1]
     file = tmp_path / "measured.json"
