@@ -22,7 +22,9 @@ def test_print_shows_a_command_for_every_rl_stage(tmp_path):
     assert [part.split("\n")[0] for part in parts] == ["easy", "hard", "grpo-easy", "grpo-hard"]
     words = shlex.split(parts[1].partition("\n")[2].replace("\\\n", " "))
     assert words[:3] == ["python", "-m", "verl.trainer.main_ppo"]
-    expected = {"trainer.nnodes=4", "trainer.n_gpus_per_node=8"}
+    expected = {"trainer.nnodes=4", "trainer.n_gpus_per_node=8", "data.max_response_length=400"}
+    (longest,) = [int(word.partition("=")[2]) for word in words if word.startswith("data.max_prompt_length=")]
+    assert 10 < longest < 40
     assert expected | {f"actor_rollout_ref.model.path={tmp_path}/checkpoints/easy"} <= {*words}
     assert not list(tmp_path.iterdir())
 

@@ -12,21 +12,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from parallel_r1 import models
 from parallel_r1.errors import UserError
 from parallel_r1.files import whole
 from parallel_r1.integrations.verl import check_version, metrics
-from parallel_r1.integrations.verl.config import Cluster, Files, arguments, check, environment, lines, overrides
+from parallel_r1.integrations.verl.config import (
+    KEEP,
+    Cluster,
+    Files,
+    arguments,
+    check,
+    environment,
+    lines,
+    overrides,
+)
 from parallel_r1.integrations.verl.stage import check_prompts, write_stage
 from parallel_r1.models.checks import positions
-from parallel_r1.models.policy import Policy, load_outline
+from parallel_r1.models.policy import Policy, load_tokenizer
 from parallel_r1.runs.checkpoint import card_of
 from parallel_r1.runs.curriculum import Curriculum, Observer, load_checkpoint
+from parallel_r1.runs.estimate import build, prompt_tokens
 from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.recipe import Recipe
 from parallel_r1.training.settings import RL
@@ -49,6 +61,8 @@ class VerlCurriculum(Curriculum):
     def __init__(self, recipe: Recipe, run: RunFolder, on_row: Observer, cluster: Cluster) -> None:
         super().__init__(recipe, run, on_row)
         self.cluster = cluster
+        with FakeTensorMode():  # tensors have shapes and no memory here
+            check_space(run.path, models.parameter_count(build(recipe)))
 
     def learn(self, name: str, policy: Policy) -> Policy:
         """Take the steps of a stage; verl takes those of an RL stage and goes on from its last saved state."""
@@ -59,7 +73,6 @@ class VerlCurriculum(Curriculum):
         start = self._start(name, policy)
         files = prepare(self.recipe, name, policy, start, folder)
         keys = overrides(self.recipe, name, files, self.cluster)
-        check_space(folder, policy)
         follower = Follower(self, name, stage, folder)
         launch(keys, environment(stage, metrics.next_launch(folder)), follower)
         version = policy.version + stage.updates
@@ -124,13 +137,14 @@ def prepare(recipe: Recipe, name: str, policy: Policy, start: Path, folder: Path
     return files
 
 
-def check_space(folder: Path, policy: Policy) -> None:
-    """Check that verl's saved states fit on the disk: weights and two moments in fp32, three times.
+def check_space(folder: Path, parameters: int) -> None:
+    """Check that verl's saved states fit on the disk: weights and two moments in fp32, `KEEP` times and while one more
+    is written.
 
     Raises:
         UserError: they do not.
     """
-    needed = 3 * 3 * 4 * models.parameter_count(policy.model)
+    needed = (KEEP + 1) * 3 * 4 * parameters
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
@@ -219,14 +233,21 @@ def merge(files: Files, step: int) -> Path:
 
 
 def commands(recipe: Recipe, cluster: Cluster, folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """The launch command of every RL stage, as lines of a shell script, without anything being written.
+    """The launch command of every RL stage, as lines of a shell script, without anything being written. The longest
+    prompt is that of the first problems; a launch counts them all.
 
     Args:
         folder: of the run.
     """
+    tokenizer = None
+    with suppress(UserError):  # without it a byte counts as a token
+        tokenizer = load_tokenizer(recipe.model.path) if recipe.model.path else None
+    validated = recipe.evaluation.problems if recipe.evaluation.tasks else 0
+    folder = folder.resolve()
     for name, stage in recipe.stages.items():
         if isinstance(stage, RL):
-            files = Files((folder / "verl" / name).resolve(), folder / "checkpoints" / recipe.start_of(name), 0, 0)
+            model, longest = folder / "checkpoints" / recipe.start_of(name), prompt_tokens(recipe, stage, tokenizer)
+            files = Files(folder / "verl" / name, model, longest, validated)
             variables = environment(stage, files.folder / "verl-1.jsonl")
             yield name, list(lines(arguments(overrides(recipe, name, files, cluster), variables)))
 
@@ -239,8 +260,17 @@ def check_all(recipe: Recipe, cluster: Cluster) -> None:
     """
     check(recipe)
     check_version()
-    from parallel_r1.integrations.verl import plugin
+    import verl  # noqa: F401  (it loads its plug-ins, ours among them)
 
+    loaded = f"{__package__}.plugin" in sys.modules
+    from parallel_r1.integrations.verl import plugin  # raises what verl keeps to itself
+
+    if not loaded:
+        raise UserError(
+            "parallel_r1 among the plug-ins that verl has loaded",
+            "none of that name",
+            "install parallel-r1 in the environment of verl, and leave VERL_USE_EXTERNAL_PLUGINS unset",
+        )
     plugin.check()
     check_resources(cluster)
 
@@ -272,10 +302,3 @@ def check_resources(cluster: Cluster) -> None:
         ray.shutdown()
     if present < wanted:
         raise UserError(f"{wanted} GPUs", f"{present}", "lower --nodes or --gpus-per-node, or add nodes to Ray")
-
-
-def outline(recipe: Recipe) -> Policy:
-    """The model of a recipe without weights."""
-    if recipe.model.path is None:
-        raise UserError("model.path for verl", "an architecture with random weights", "train it first, then name it")
-    return load_outline(recipe.model.path)
