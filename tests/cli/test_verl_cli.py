@@ -37,7 +37,10 @@ def test_json_has_the_same_commands(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--engine", "verl", "--print"], "stages.hard.sampling.sampler: a stock server cannot draw 'isolated'"),
+        (
+            ["--engine", "verl", "--print"],
+            "stages.easy.sampling.sampler, stages.hard.sampling.sampler: a stock server cannot draw 'isolated'",
+        ),
         (["--print"], "--engine verl; found an option that belongs to it"),
         (["--nodes", 2], "--engine verl; found an option that belongs to it"),
         (["--verl", "a=b"], "--engine verl; found an option that belongs to it"),

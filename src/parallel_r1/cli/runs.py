@@ -146,9 +146,10 @@ def _print_commands(path: Path, out: Path | None, overrides: list[str], cluster:
     from parallel_r1.runs.recipe_check import check
     from parallel_r1.runs.recipe_file import load_recipe
 
+    quiet()
     recipe = load_recipe(path, overrides)
-    check(recipe, [])
     config.check(recipe)
+    check(recipe, [])
     folder = out or Path("runs") / recipe.name
     launches = dict(commands(recipe, cluster, folder))
     if as_json:

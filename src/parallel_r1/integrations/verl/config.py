@@ -98,8 +98,11 @@ class Refusals:
             UserError: there is one.
         """
         if self.found:
-            keys = "; ".join(f"{key}: {fix}" for key, fix in self.found)
-            raise UserError("a recipe that verl can run", f"{len(self.found)} settings that it cannot honour", keys)
+            keys: dict[str, list[str]] = {}
+            for key, fix in self.found:
+                keys.setdefault(fix, []).append(key)
+            what = "; ".join(f"{', '.join(named)}: {fix}" for fix, named in keys.items())
+            raise UserError("a recipe that verl can run", f"{len(self.found)} settings that it cannot honour", what)
 
 
 def check(recipe: Recipe) -> None:
