@@ -130,7 +130,7 @@ def test_validation_has_mean_and_pass(finished):
 
 def test_the_plan_is_checked_against_what_was_measured(finished, tmp_path):
     """The simulation knows the decode steps of this machine and the answers of a step, and predicts the rollout. It
-    leaves out what Ray and verl's queue add, which is most of it where a decode step takes a millisecond."""
+    leaves out what Ray adds to every call."""
     out, *_ = finished
     row = metrics(out)[-1]
     file = tmp_path / "measured.json"
@@ -141,7 +141,7 @@ def test_the_plan_is_checked_against_what_was_measured(finished, tmp_path):
     *steps, rollout = json.loads(done.stdout)["comparisons"]
     print(f"\nrollout of 16 answers: predicted / measured {rollout['ratio']:.2f}", rollout)
     assert all(0.7 < step["ratio"] < 1.4 for step in steps)
-    assert 0.05 < rollout["ratio"] < 1.5
+    assert 0.3 < rollout["ratio"] < 1.3
 
 
 def test_a_run_that_is_killed_goes_on(tmp_path):

@@ -149,7 +149,7 @@ def write(path, rows):
     path.write_text("".join(json.dumps(each) + "\n" for each in rows))
 
 
-COUNTS = {"read": 5, "cached": 3, "decoded": 4, "closed_paths": 0, "repeated": 1}
+COUNTS = {"read": 5, "cached": 3, "decoded": 4, "closed_paths": 0, "repeated": 1, "began": 100.5, "ended": 103.0}
 
 
 def test_figures_of_a_step_are_those_of_one_process(tmp_path, answers):
@@ -168,6 +168,7 @@ def test_figures_of_a_step_are_those_of_one_process(tmp_path, answers):
     expected = describe(rollouts)
     assert {name: logged[name] for name in expected} == pytest.approx(expected)
     assert (logged["loss"], logged["mismatch_max"], logged["decoded"]) == (0.5, 0.1, 48)
+    assert logged["sampling_seconds"] == 2.5
     assert logged["tokens_per_second"] == sum(rollout.total for rollout in rollouts) / 2
 
 

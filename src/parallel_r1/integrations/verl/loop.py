@@ -73,16 +73,17 @@ class ForkJoinLoop(AgentLoopBase):
         prompt_ids = self._prompt(problem)
         seed = f"{stage.seed}/{step}/{info['split']}/{info['index']}/{number}"
         request = Request(prompt_ids, self._sampling(sampling_params), seed, conclude=partial(concluded, task=task))
-        began = time.perf_counter()
+        began = time.time()
         drawn = await self._draw(request, key)
-        seconds = time.perf_counter() - began
+        ended = time.time()
         rules = reading_rules(stage.prompt, stage.sampling)
         judging = partial(judge, [(problem, drawn.trace)], task, self.policy, **rules)
         (rollout,) = await self.loop.run_in_executor(None, judging)
         if not validates:
             rollout = await GROUPS.reward(key, number, rollout, stage.group, stage.reward, step)
-        self._write(rollout, info["split"], step, int(info["index"]), number, drawn)
-        return self._output(rollout, drawn, seconds)
+        times = {"began": began, "ended": ended}
+        self._write(rollout, info["split"], step, {"group": int(info["index"]), "number": number}, drawn, times)
+        return self._output(rollout, drawn, ended - began)
 
     def _prompt(self, problem: Problem) -> Sequence[int]:
         """The tokens of a problem's prompt.
@@ -123,16 +124,22 @@ class ForkJoinLoop(AgentLoopBase):
         patience = Patience(stage.patience_call, stage.patience)
         return await draw(send, request, self.policy.tags, decode=self.policy.decode, patience=patience)
 
-    def _write(self, rollout: Rollout, split: str, step: int, index: int, number: int, drawn: Drawn) -> None:
+    def _write(
+        self, rollout: Rollout, split: str, step: int, key: dict[str, int], drawn: Drawn, times: dict[str, float]
+    ) -> None:
         """Append an answer to the files of this process: its figures in training; all of it in validation, and from
-        time to time in training."""
-        stage, end, key = self.stage, f"{step}.{PROCESS}.jsonl", {"group": index, "number": number}
-        trains = split == "train"
+        time to time in training.
+
+        Args:
+            key: the number of its problem, and its own among the answers to it.
+            times: when drawing it began and ended.
+        """
+        stage, end, trains = self.stage, f"{step}.{PROCESS}.jsonl", split == "train"
         if trains:
             counts = drawn.counts
             more = {"read": counts.prefilled, "cached": counts.cached, "decoded": counts.decoded}
             more |= {"closed_paths": counts.closed, "repeated": drawn.repeated}
-            _append(stage.folder / "figures" / f"step-{end}", {**key, **row(rollout), **more})
+            _append(stage.folder / "figures" / f"step-{end}", {**key, **times, **row(rollout), **more})
         if not trains or step == 1 or step % stage.rollouts_every == 0:
             name = "step" if trains else "validation"
             _append(stage.folder / "answers" / f"{name}-{end}", {**key, "answer": to_json(rollout)})

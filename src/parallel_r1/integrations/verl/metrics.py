@@ -27,7 +27,6 @@ NAMES = {
     "actor/parallel_r1/mismatch_max": "mismatch_max",
     "actor/parallel_r1/mismatch_after_fork": "mismatch_after_fork",
     "actor/parallel_r1/mismatch_after_join": "mismatch_after_join",
-    "timing_s/gen": "sampling_seconds",
     "timing_s/step": "seconds",
 }
 """verl's names of metrics -> ours."""
@@ -89,6 +88,7 @@ def describe(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "dead_groups": fmean(len({answer["reward"] for answer in members}) == 1 for members in groups),
         **{name: sum(answer[name] for answer in answers) for name in ("cached", "decoded", "closed_paths", "repeated")},
         "prefilled": sum(answer["read"] for answer in answers),
+        "sampling_seconds": max(answer["ended"] for answer in answers) - min(answer["began"] for answer in answers),
     }
 
 
