@@ -67,7 +67,6 @@ def settings_file(folder: Path) -> Path:
         "ends": [],
         "rows": 453,
         "imports": [],
-        "patience_call": 60,
         "patience": 60,
     }
     path.write_text(json.dumps(values))

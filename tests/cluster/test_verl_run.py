@@ -13,8 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 from measured import measured
+from safetensors.torch import load_file
 
 from parallel_r1.answers.rollout import read_jsonl
 from parallel_r1.training.loops import describe
@@ -71,7 +73,9 @@ def test_the_curriculum_runs_through_verls_trainer(finished):
     assert all(row["stage"] == "hard" and row["parallel_ratio"] > 0 for row in rows)
     assert "countdown-easy" in (out / "table.md").read_text()
     assert (out / "report.html").is_file()
-    assert (out / "checkpoints/hard/model.safetensors").is_file()
+    weights = load_file(out / "checkpoints/hard/model.safetensors")
+    assert not all(torch.equal(value.bfloat16().float(), value) for value in weights.values())  # nothing is rounded
+    assert not (out / "verl/hard/states").exists()
     card = json.loads((out / "checkpoints/hard/parallel_r1.json").read_text())
     assert card["stage"] == "hard"
     assert "the report is" in printed

@@ -111,6 +111,8 @@ def test_the_mean_of_the_loss_is_named(monkeypatch):
         ("processes.shard=true", "processes.shard"),
         ("engine.compile=true", "engine.compile"),
         ("engine.kind='vllm'", "engine.kind"),
+        ("engine.weights='/shared/w'", "engine.weights"),
+        ("stages.hard.algorithm={ name = 'gspo', correction = 2 }", "stages.hard.algorithm.correction"),
     ],
 )
 def test_what_verl_cannot_honour_is_refused_by_name(change, key):
@@ -124,6 +126,11 @@ def test_isolated_sampling_names_its_alternatives():
         keys_of("defaults.sampling.sampler='isolated'")
     for words in ("sampler = 'causal_join'", "scorer 'replay'", "scorer = 'isolated'", "--engine own"):
         assert words in caught.value.fix
+
+
+def test_answers_that_the_gpus_cannot_share_are_refused():
+    with pytest.raises(UserError, match=r"stages\.hard that 7 GPUs can share; found 192"):
+        keys_of(cluster=Cluster(1, 7))
 
 
 def test_memory_in_bytes_is_refused():

@@ -118,6 +118,7 @@ def check(recipe: Recipe) -> None:
     refuse(recipe.processes.shard, "processes.shard", "verl always shards; leave it out")
     refuse(engine.kind == "vllm", "engine.kind", "verl starts its own servers; leave it out")
     refuse(bool(engine.servers), "engine.servers", "verl starts its own servers; leave it out")
+    refuse(engine.weights is not None, "engine.weights", "verl hands weights over by itself; leave it out")
     refuse(engine.compile, "engine.compile", "it belongs to the local engine; leave it out")
     for name, stage in recipe.stages.items():
         if isinstance(stage, RL):
@@ -143,6 +144,11 @@ def _stage(name: str, stage: RL) -> list[tuple[str, str]]:
     refuse(type(algorithm) not in (GRPO, GSPO), "algorithm.name", "verl has grpo and gspo in the form of this package")
     refuse(algorithm.refill > 0, "algorithm.refill", "verl's filter of groups goes on without a limit; set 0")
     refuse(not algorithm.truncated, "algorithm.truncated", "verl learns from answers that were cut; leave it out")
+    refuse(
+        isinstance(algorithm, GSPO) and algorithm.correction is not None,
+        "algorithm.correction",
+        "verl does not average the weights over an answer, as gspo does here; leave it out",
+    )
     refuse(algorithm.kl > 0, "algorithm.kl", "its estimate has another gradient in verl; set 0")
     if isinstance(algorithm, GRPO):
         refuse(algorithm.std == "batch", "algorithm.std", "verl divides by the group's or by nothing")
@@ -157,10 +163,17 @@ def overrides(recipe: Recipe, name: str, files: Files, cluster: Cluster) -> dict
     """verl's configuration of an RL stage, by key.
 
     Raises:
-        UserError: an override of a key that the recipe decides.
+        UserError: an override of a key that the recipe decides; answers that the GPUs cannot share.
     """
     stage = recipe.stages[name]
     assert isinstance(stage, RL)
+    answers, gpus = stage.problems // stage.algorithm.minibatches * stage.group, cluster.nodes * cluster.gpus
+    if answers % gpus:
+        raise UserError(
+            f"answers of an update of stages.{name} that {gpus} GPUs can share",
+            f"{answers}",
+            "give problems and group whose product is a multiple of the number of GPUs",
+        )
     keys = {
         **_data(stage, files),
         **_model(stage, files),

@@ -54,12 +54,12 @@ class Patience:
     """How long to wait for a server.
 
     Attributes:
-        call: seconds for a call, after which it is repeated.
-        whole: seconds in which one call, with its repetitions, must succeed.
+        call: seconds for one try of a call, after which it is repeated.
+        whole: seconds from the first try that failed in which the call must succeed.
     """
 
-    call: float = 1800.0
-    whole: float = 3600.0
+    call: float = 3600.0
+    whole: float = 600.0
 
 
 @dataclass
@@ -119,15 +119,16 @@ class Calls:
         self.news.set()
 
     async def _insist(self, call: Call) -> Continued:
-        loop = asyncio.get_running_loop()
-        deadline, pause = loop.time() + self.patience.whole, FIRST_PAUSE
+        loop, pause = asyncio.get_running_loop(), FIRST_PAUSE
+        deadline: float | None = None
         while True:
             try:
-                async with asyncio.timeout(min(self.patience.call, max(0.1, deadline - loop.time()))):
+                async with asyncio.timeout(self.patience.call):
                     return _checked(call, await self.send(call))
             except MISTAKES:
                 raise
             except Exception as error:
+                deadline = deadline or loop.time() + self.patience.whole
                 if loop.time() + pause > deadline:
                     raise UserError(
                         f"a server that continues a text within {self.patience.whole:g} s",

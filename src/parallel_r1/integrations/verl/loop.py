@@ -121,7 +121,7 @@ class ForkJoinLoop(AgentLoopBase):
             known = None if None in versions else (int(versions[0]), int(versions[1]))
             return Continued(output.token_ids, output.log_probs or [], int(more.get("num_cached_tokens") or 0), known)
 
-        patience = Patience(stage.patience_call, stage.patience)
+        patience = Patience(whole=stage.patience)
         return await draw(send, request, self.policy.tags, decode=self.policy.decode, patience=patience)
 
     def _write(

@@ -30,7 +30,7 @@ class LoopSettings:
         validation: the task of the validation problems.
         ends: ids that end an answer beside those of the tokenizer, of `generation_config`.
         rows: rows of the embedding table.
-        patience_call, patience: see `draw.Patience`.
+        patience: see `draw.Patience.whole`.
     """
 
     folder: Path
@@ -45,7 +45,6 @@ class LoopSettings:
     validated: int
     ends: tuple[int, ...]
     rows: int
-    patience_call: float
     patience: float
 
 
@@ -66,10 +65,7 @@ def read_settings(path: str) -> LoopSettings:
         sampling=Sampling.model_validate(values["sampling"]),
         prompt=Prompt.model_validate(values["prompt"]),
         ends=tuple(values["ends"]),
-        **{
-            name: values[name]
-            for name in ("seed", "rollouts_every", "group", "validated", "rows", "patience_call", "patience")
-        },
+        **{name: values[name] for name in ("seed", "rollouts_every", "group", "validated", "rows", "patience")},
     )
 
 

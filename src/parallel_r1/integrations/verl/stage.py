@@ -22,9 +22,6 @@ from parallel_r1.tasks.base import problem_stream
 from parallel_r1.tasks.load import load_task
 from parallel_r1.training.settings import RL
 
-PATIENCE = 3600.0
-"""Seconds in which a call to a server must succeed, with its repetitions; half of it for one try."""
-
 
 def write_stage(recipe: Recipe, name: str, policy: Policy, model: Path, folder: Path) -> Files:
     """Write all that verl reads for a stage.
@@ -120,8 +117,7 @@ def _write_settings(recipe: Recipe, name: str, policy: Policy, files: Files) -> 
         "ends": sorted(policy.tags.eos),
         "rows": policy.model.config.get_text_config().vocab_size,
         "imports": list(recipe.imports),
-        "patience_call": PATIENCE / 2,
-        "patience": PATIENCE,
+        "patience": recipe.engine.patience,
     }
     write_json(files.settings, values)
     loop = {"name": LOOP, "_target_": "parallel_r1.integrations.verl.loop.ForkJoinLoop", "stage": str(files.settings)}

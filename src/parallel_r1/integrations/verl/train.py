@@ -21,7 +21,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from parallel_r1 import models
 from parallel_r1.errors import UserError
-from parallel_r1.files import whole
 from parallel_r1.integrations.verl import check_version, metrics
 from parallel_r1.integrations.verl.config import (
     KEEP,
@@ -33,11 +32,12 @@ from parallel_r1.integrations.verl.config import (
     lines,
     overrides,
 )
+from parallel_r1.integrations.verl.shards import merge
 from parallel_r1.integrations.verl.stage import check_prompts, write_stage
 from parallel_r1.models.checks import positions
 from parallel_r1.models.policy import Policy, load_tokenizer
 from parallel_r1.runs.checkpoint import card_of
-from parallel_r1.runs.curriculum import Curriculum, Observer, load_checkpoint
+from parallel_r1.runs.curriculum import Curriculum, Observer
 from parallel_r1.runs.estimate import build, prompt_tokens
 from parallel_r1.runs.folder import RunFolder
 from parallel_r1.runs.recipe import Recipe
@@ -70,21 +70,20 @@ class VerlCurriculum(Curriculum):
         if not isinstance(stage, RL):
             return super().learn(name, policy)
         folder = (self.run.path / "verl" / name).resolve()
-        start = self._start(name, policy)
-        files = prepare(self.recipe, name, policy, start, folder)
+        files = prepare(self.recipe, name, policy, self._start(name), folder)
         keys = overrides(self.recipe, name, files, self.cluster)
-        follower = Follower(self, name, stage, folder)
-        launch(keys, environment(stage, metrics.next_launch(folder)), follower)
-        version = policy.version + stage.updates
-        del policy
-        merged = merge(files, stage.steps)
-        learnt = models.load(merged, device=self.recipe.engine.device)
-        learnt.version = version
-        self.run.save_checkpoint(name, learnt, None, card_of(self.recipe, name, version))
-        shutil.rmtree(merged)
-        return load_checkpoint(self.recipe, self.run.checkpoint(name))
+        device = policy.model.device
+        policy.model.to("cpu")  # verl has the accelerators to itself
+        launch(keys, environment(stage, metrics.next_launch(folder)), Follower(self, name, stage, folder))
+        policy.model.load_state_dict(merge(files.states / f"global_step_{stage.steps}" / "actor"))
+        policy.model.to(device)
+        policy.version += stage.updates
+        policy.source = None
+        self.run.save_checkpoint(name, policy, None, card_of(self.recipe, name, policy.version))
+        shutil.rmtree(files.states)
+        return policy
 
-    def _start(self, name: str, policy: Policy) -> Path:
+    def _start(self, name: str) -> Path:
         """The folder of the weights that a stage starts from."""
         return self.run.checkpoint(self.recipe.start_of(name)).resolve()
 
@@ -206,30 +205,6 @@ def first_error(output: Path) -> str:
         lines = (WORKER.sub("", line).strip() for line in file)
         found = next((line for line in lines if EXCEPTION.match(line)), "no exception in its log")
     return found[:300]
-
-
-def merge(files: Files, step: int) -> Path:
-    """The weights after a step as one Hugging Face folder, merged from the shards by verl.
-
-    Raises:
-        UserError: verl's merger failed.
-    """
-    target = files.folder / "merged"
-    source = files.states / f"global_step_{step}" / "actor"
-    words = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(source)]
-    with whole(target) as part:
-        done = subprocess.run([*words, "--target_dir", str(part)], capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(
-                f"weights that verl can merge in {source}",
-                (done.stderr or done.stdout).strip().splitlines()[-1][:300],
-                "look whether the disk is full; the same command tries again",
-            )
-        for name in ("generation_config.json", "tokenizer_config.json"):
-            original = files.model / name
-            if original.is_file():
-                shutil.copy(original, part / name)
-    return target
 
 
 def commands(recipe: Recipe, cluster: Cluster, folder: Path) -> Iterator[tuple[str, list[str]]]:
