@@ -190,6 +190,15 @@ def test_a_later_launch_replaces_the_steps_that_it_took_again(tmp_path):
     assert metrics.next_launch(tmp_path).name == "verl-3.jsonl"
 
 
+def test_steps_after_the_last_saved_one_are_dropped_before_a_run_goes_on(tmp_path):
+    write(tmp_path / "verl-1.jsonl", [{"step": step, "data": {"launch": 1}} for step in (1, 2, 3)])
+    (tmp_path / "states").mkdir()
+    assert metrics.saved_step(tmp_path / "states") == 0
+    (tmp_path / "states/latest_checkpointed_iteration.txt").write_text("2")
+    metrics.rewind(tmp_path, metrics.saved_step(tmp_path / "states"))
+    assert list(metrics.steps(tmp_path)) == [1, 2]
+
+
 def test_validation_is_measured_from_its_answers(tmp_path, answers):
     rows = [
         {"group": index, "number": number, "answer": to_json(rollout)}

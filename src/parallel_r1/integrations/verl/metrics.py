@@ -6,6 +6,7 @@ replace those of the launches before it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -41,6 +42,19 @@ def next_launch(folder: Path) -> Path:
     """The metrics file of the next launch; its log has the same name."""
     numbers = [int(path.stem.removeprefix("verl-")) for path in folder.glob("verl-*.log")]
     return folder / f"verl-{max(numbers, default=0) + 1}.jsonl"
+
+
+def saved_step(states: Path) -> int:
+    """The step of verl's last saved state, after which it goes on; 0 if there is none."""
+    file = states / "latest_checkpointed_iteration.txt"
+    return int(file.read_text()) if file.is_file() else 0
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Drop what was logged after a step, which verl takes again."""
+    for path in launches(folder):
+        rows = [row for _, row in files.read_jsonl(path, drop_unfinished=True) if row["step"] <= step]
+        files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def steps(folder: Path) -> dict[int, dict[str, Any]]:

@@ -72,6 +72,7 @@ class VerlCurriculum(Curriculum):
         folder = (self.run.path / "verl" / name).resolve()
         files = prepare(self.recipe, name, policy, self._start(name), folder)
         keys = overrides(self.recipe, name, files, self.cluster)
+        metrics.rewind(folder, metrics.saved_step(files.states))
         device = policy.model.device
         policy.model.to("cpu")  # verl has the accelerators to itself
         launch(keys, environment(stage, metrics.next_launch(folder)), Follower(self, name, stage, folder))
