@@ -62,6 +62,7 @@ def settings_file(folder: Path) -> Path:
         "prompt": {},
         "seed": 0,
         "rollouts_every": 1000,
+        "steps": 1000,
         "group": GROUP,
         "validated": 1,
         "ends": [],

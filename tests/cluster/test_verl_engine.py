@@ -173,7 +173,7 @@ def test_loss_and_gradient_are_those_of_our_learner(policy, traces, scorer, aver
     assert max(value.abs().max() for value in expected.values()) > 0.01
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
-    kinds = {"mean", "max", "after_fork", "after_join"}
+    kinds = {"sum", "tokens", "max", "after_fork", "after_join"}
     assert {f"parallel_r1/mismatch_{kind}" for kind in kinds} <= set(output["metrics"])
 
 

@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 from parallel_r1.errors import UserError
 from parallel_r1.integrations.verl import train
+from parallel_r1.integrations.verl.config import Cluster, Files, environment, overrides
+from parallel_r1.integrations.verl.words import arguments
+from parallel_r1.runs.recipe_file import load_recipe
 
 pytestmark = pytest.mark.verl
 RECIPE = ROOT / "tests/cluster/curriculum.toml"
@@ -58,3 +62,29 @@ def test_no_room_for_saved_states(tmp_path):
     train.check_space(tmp_path, 1000)
     with pytest.raises(UserError, match="free for verl's saved states"):
         train.check_space(tmp_path, 10**15)
+
+
+def composed(files, cluster=Cluster()):  # noqa: B008
+    from hydra import compose, initialize_config_module
+
+    recipe = load_recipe(RECIPE)
+    words = arguments(
+        overrides(recipe, "hard", files, cluster), environment(recipe.stages["hard"], files.folder / "verl-1.jsonl")
+    )
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", overrides=words)
+
+
+def test_any_path_reaches_verl_as_it_is():
+    folder = Path('/shared/é, [a] {b}=c\'s #1 ~x "y"/run')
+    config = composed(Files(folder, folder / "model", 10, 5))
+    assert config.data.train_files == str(folder / "train.parquet")
+    assert config.actor_rollout_ref.model.path == str(folder / "model")
+    assert str(folder / "verl-1.jsonl") == config.ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH
+    assert config.actor_rollout_ref.rollout.agent.default_agent_loop == "parallel_r1"
+
+
+def test_a_key_that_verl_does_not_have_is_said_before_a_launch():
+    train.check_configuration(load_recipe(RECIPE), Cluster())
+    with pytest.raises(UserError, match=r"keys and values of verl's configuration; found .*nonsense"):
+        train.check_configuration(load_recipe(RECIPE), Cluster(overrides=("nonsense.key=1",)))

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -42,6 +42,17 @@ Track = Annotated[
     list[str] | None,
     typer.Option("--track", help="Send the metrics to tensorboard, wandb, mlflow or trackio too. Repeatable."),
 ]
+StageEngine = Annotated[
+    Literal["own", "verl"],
+    typer.Option("--engine", help="What runs the RL stages: this package, or verl on a cluster."),
+]
+Nodes = Annotated[int, typer.Option(min=1, help="Nodes, with verl.")]
+GpusPerNode = Annotated[int, typer.Option("--gpus-per-node", min=1, help="GPUs in each node, with verl.")]
+VerlKeys = Annotated[
+    list[str] | None,
+    typer.Option("--verl", metavar="KEY=VALUE", help="A key of verl that no recipe has. Repeatable."),
+]
+PrintOnly = Annotated[bool, typer.Option("--print", help="Print verl's configuration and launch commands, and stop.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Seed = Annotated[int, typer.Option(help="The same seed draws the same answers.")]
 Scoring = Annotated[

@@ -52,36 +52,21 @@ def train(
     dry_run: Annotated[
         bool, typer.Option(help="Check the recipe without loading weights, print the plan and stop.")
     ] = False,
-    engine: Annotated[
-        Literal["own", "verl"], typer.Option(help="What runs the RL stages: this package, or verl on a cluster.")
-    ] = "own",
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes, with verl.")] = 1,
-    gpus: Annotated[int, typer.Option("--gpus-per-node", min=1, help="GPUs in each node, with verl.")] = 1,
-    verl: Annotated[
-        list[str] | None,
-        typer.Option("--verl", metavar="KEY=VALUE", help="A key of verl that no recipe has. Repeatable."),
-    ] = None,
-    print_only: Annotated[
-        bool, typer.Option("--print", help="Print verl's configuration and launch commands, and stop.")
-    ] = False,
+    engine: options.StageEngine = "own",
+    nodes: options.Nodes = 1,
+    gpus: options.GpusPerNode = 1,
+    verl: options.VerlKeys = None,
+    print_only: options.PrintOnly = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Run all stages of a recipe."""
-    if engine == "own" and (print_only or verl or nodes > 1 or gpus > 1):
-        raise UserError("--engine verl", "an option that belongs to it", "add --engine verl, or leave the option out")
+    if dry_run and print_only:
+        raise UserError("--dry-run or --print", "both", "leave one out")
     changes = _changes(overrides, track)
     if dry_run:
         _plan(recipe, changes, as_json)
-    elif engine == "own":
-        _run(recipe, out, changes, None, as_json)
     else:
-        from parallel_r1.integrations.verl.config import Cluster
-
-        cluster = Cluster(nodes, gpus, tuple(verl or ()))
-        if print_only:
-            _print_commands(recipe, out, changes, cluster, as_json)
-        else:
-            _run(recipe, out, changes, None, as_json, cluster)
+        _start(recipe, out, changes, None, as_json, engine, nodes, gpus, verl, print_only)
 
 
 @app.command()
@@ -102,10 +87,42 @@ def rl(
     out: options.Out = None,
     overrides: options.Overrides = None,
     track: options.Track = None,
+    engine: options.StageEngine = "own",
+    nodes: options.Nodes = 1,
+    gpus: options.GpusPerNode = 1,
+    verl: options.VerlKeys = None,
+    print_only: options.PrintOnly = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Run the reinforcement-learning stages of a recipe only. --set model.path=FOLDER names the model to start from."""
-    _run(recipe, out, _changes(overrides, track), "rl", as_json)
+    _start(recipe, out, _changes(overrides, track), "rl", as_json, engine, nodes, gpus, verl, print_only)
+
+
+def _start(
+    recipe: Path,
+    out: Path | None,
+    changes: list[str],
+    kind: Literal["rl"] | None,
+    as_json: bool,
+    engine: Literal["own", "verl"],
+    nodes: int,
+    gpus: int,
+    verl: list[str] | None,
+    print_only: bool,
+) -> None:
+    """Run the stages of a recipe in this process or with verl, or print how verl would be launched."""
+    if engine == "own":
+        if print_only or verl or nodes > 1 or gpus > 1:
+            raise UserError(
+                "--engine verl", "an option that belongs to it", "add --engine verl, or leave the option out"
+            )
+        return _run(recipe, out, changes, kind, as_json)
+    from parallel_r1.integrations.verl.config import Cluster
+
+    cluster = Cluster(nodes, gpus, tuple(verl or ()))
+    if print_only:
+        return _print_commands(recipe, out, changes, kind, cluster, as_json)
+    return _run(recipe, out, changes, kind, as_json, cluster)
 
 
 def _changes(overrides: list[str] | None, track: list[str] | None) -> list[str]:
@@ -139,16 +156,19 @@ def _plan_json(planned: Plan, missing: list[Missing]) -> dict[str, Any]:
     return {**asdict(planned), "stages": stages, "missing": [str(error) for error in missing]}
 
 
-def _print_commands(path: Path, out: Path | None, overrides: list[str], cluster: Cluster, as_json: bool) -> None:
+def _print_commands(
+    path: Path, out: Path | None, overrides: list[str], kind: Literal["rl"] | None, cluster: Cluster, as_json: bool
+) -> None:
     """Print how verl would be launched for every RL stage of a recipe. verl need not be installed for it."""
-    from parallel_r1.integrations.verl import config
+    from parallel_r1.integrations.verl import refusals
     from parallel_r1.integrations.verl.train import commands
     from parallel_r1.runs.recipe_check import check
     from parallel_r1.runs.recipe_file import load_recipe
 
     quiet()
     recipe = load_recipe(path, overrides)
-    config.check(recipe)
+    recipe = recipe if kind is None else recipe.only(kind)
+    refusals.check(recipe)
     check(recipe, [])
     folder = out or Path("runs") / recipe.name
     launches = dict(commands(recipe, cluster, folder))

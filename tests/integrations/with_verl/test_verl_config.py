@@ -9,17 +9,9 @@ from conftest import ROOT
 
 from parallel_r1.errors import UserError
 from parallel_r1.integrations import verl
-from parallel_r1.integrations.verl.config import (
-    MODES,
-    Cluster,
-    Files,
-    arguments,
-    check,
-    environment,
-    lines,
-    overrides,
-    text,
-)
+from parallel_r1.integrations.verl.config import MODES, Cluster, Files, environment, overrides
+from parallel_r1.integrations.verl.refusals import check
+from parallel_r1.integrations.verl.words import arguments, lines, text
 from parallel_r1.runs.recipe_file import load_recipe
 
 DEMO = ROOT / "recipes/tiny/demo.toml"
@@ -50,7 +42,7 @@ def test_a_recipe_of_a_laptop_becomes_verls_configuration():
         "actor_rollout_ref.rollout.n": 8,
         "actor_rollout_ref.rollout.max_model_len": 420,
         "actor_rollout_ref.rollout.dtype": "float32",
-        "algorithm.rollout_correction.rollout_is": "null",
+        "algorithm.rollout_correction.rollout_is": None,
         "trainer.total_training_steps": 30,
         "trainer.nnodes": 4,
         "trainer.n_gpus_per_node": 8,
@@ -66,7 +58,6 @@ def test_a_recipe_of_a_laptop_becomes_verls_configuration():
         ("defaults.precision='bf16'", "actor_rollout_ref.rollout.dtype", "bfloat16"),
         ("defaults.recompute=true", "actor_rollout_ref.model.enable_gradient_checkpointing", True),
         ("defaults.micro_tokens=100", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu", 420),
-        ("stages.hard.scorer='causal'", "actor_rollout_ref.model.use_remove_padding", True),
         ("stages.hard.algorithm.minibatches=4", "actor_rollout_ref.actor.ppo_mini_batch_size", 6),
         ("stages.hard.algorithm.clip_high=0.28", "actor_rollout_ref.actor.clip_ratio_high", 0.28),
         ("stages.hard.algorithm.std='none'", "algorithm.norm_adv_by_std_in_grpo", False),
@@ -77,7 +68,6 @@ def test_a_recipe_of_a_laptop_becomes_verls_configuration():
         ("engine.memory='60%'", "actor_rollout_ref.rollout.gpu_memory_utilization", 0.6),
         ("engine.rows=64", "actor_rollout_ref.rollout.max_num_seqs", 64),
         ("engine.dtype='bf16'", "actor_rollout_ref.rollout.dtype", "bfloat16"),
-        ("tracking=['wandb']", "trainer.logger", ["console", "file", "wandb"]),
     ],
 )
 def test_every_setting_has_its_key(change, key, value):
@@ -85,7 +75,16 @@ def test_every_setting_has_its_key(change, key, value):
     assert keys_of().get(key) != value
 
 
-def test_the_mean_of_the_loss_is_named(monkeypatch):
+def test_plain_text_is_packed_only_where_flash_attention_can():
+    key = "+actor_rollout_ref.model.override_config.attn_implementation"
+    plain = keys_of("stages.hard.scorer='causal'")
+    assert (plain["actor_rollout_ref.model.use_remove_padding"], plain[key]) == (False, "sdpa")
+    packed = keys_of("stages.hard.scorer='causal'", "defaults.precision='bf16'")
+    assert packed["actor_rollout_ref.model.use_remove_padding"] is True
+    assert key not in packed
+
+
+def test_the_mean_of_the_loss_is_named():
     for ours, theirs in MODES.items():
         assert keys_of(f"stages.hard.algorithm.average='{ours}'")["actor_rollout_ref.actor.loss_agg_mode"] == theirs
 
@@ -134,8 +133,9 @@ def test_answers_that_the_gpus_cannot_share_are_refused():
 
 
 def test_memory_in_bytes_is_refused():
-    with pytest.raises(UserError, match=r"such as '60%'; found '20GB'"):
-        keys_of("engine.memory='20GB'")
+    for memory in ("20GB", "0%", "100%"):
+        with pytest.raises(UserError, match=rf"such as '60%'; found '{memory}'"):
+            keys_of(f"engine.memory='{memory}'")
 
 
 def test_overrides_leave_the_recipes_keys_alone():
@@ -145,8 +145,25 @@ def test_overrides_leave_the_recipes_keys_alone():
     assert keys["actor_rollout_ref.rollout.tensor_model_parallel_size"] == "4"
     with pytest.raises(UserError, match=r"--verl data\.train_batch_size; say it in the recipe"):
         keys_of(cluster=Cluster(overrides=("data.train_batch_size=3",)))
-    with pytest.raises(UserError, match="KEY=VALUE of verl's configuration; found 'nonsense'"):
-        keys_of(cluster=Cluster(overrides=("nonsense",)))
+    for words in ("nonsense", "~data.shuffle", "=1"):
+        with pytest.raises(UserError, match="KEY=VALUE of verl's configuration"):
+            keys_of(cluster=Cluster(overrides=(words,)))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "data={shuffle:true}",
+        "+actor_rollout_ref.model.override_config.attn_implementation=eager",
+        "++actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=fp16",
+        "algorithm.filter_groups.enable=True",
+        "trainer.use_v1=False",
+        "actor_rollout_ref.rollout.val_kwargs.top_p=0.5",
+    ],
+)
+def test_what_is_learnt_cannot_be_overridden(words):
+    with pytest.raises(UserError, match=r"recipe leaves open|speed, memory or logging"):
+        keys_of(cluster=Cluster(overrides=(words,)))
 
 
 def test_the_command_can_be_pasted_into_a_shell():
@@ -154,18 +171,14 @@ def test_the_command_can_be_pasted_into_a_shell():
     words = arguments(keys_of(), environment(stage, Path("/shared/a b.jsonl")))
     script = "\n".join(lines(words))
     assert shlex.split(script.replace("\\\n", " ")) == ["python", "-m", "verl.trainer.main_ppo", *words]
-    assert '+ray_kwargs.ray_init.runtime_env.env_vars.PARALLEL_R1_SCORER="replay"' in words
+    assert "+ray_kwargs.ray_init.runtime_env.env_vars.PARALLEL_R1_SCORER='replay'" in words
     assert environment(stage, Path("x"))["VERL_ENGINE_VENDOR"] == "parallel_r1"
 
 
 def test_values_are_written_as_hydra_reads_them():
-    assert [text(value) for value in (True, None, 1e-06, [1, 2.5], {"a": "b"})] == [
-        "True",
-        "null",
-        "1e-06",
-        "[1,2.5]",
-        "{a:b}",
-    ]
+    values = (True, None, 1e-06, [1, 2.5], {"a": "b"}, "/a/b.c-d", "a b", "1e5", "null", "it's")
+    written = ["True", "null", "1e-06", "[1,2.5]", "{a:b}", "/a/b.c-d", "'a b'", "'1e5'", "'null'", r"'it\'s'"]
+    assert [text(value) for value in values] == written
 
 
 @pytest.mark.parametrize(("version", "says"), [(None, "no verl in this environment"), ("0.9.2", "verl 0.9.2")])

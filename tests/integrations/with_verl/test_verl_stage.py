@@ -162,13 +162,22 @@ def test_figures_of_a_step_are_those_of_one_process(tmp_path, answers):
     write(tmp_path / "figures/step-4.12.jsonl", rows[7:])
     write(tmp_path / "figures/step-40.12.jsonl", rows[:1])
     logged = metrics.row(
-        tmp_path, 4, {"actor/pg_loss": 0.5, "timing_s/step": 2.0, "actor/parallel_r1/mismatch_max": 0.1}
+        tmp_path,
+        4,
+        {
+            "actor/pg_loss": 0.5,
+            "timing_s/step": 2.0,
+            "actor/parallel_r1/mismatch_max": 0.1,
+            "actor/parallel_r1/mismatch_sum": 3.0,
+            "actor/parallel_r1/mismatch_tokens": 60.0,
+        },
     )
     rollouts = [rollout for group in answers for rollout in group.rollouts]
     expected = describe(rollouts)
     assert {name: logged[name] for name in expected} == pytest.approx(expected)
     assert (logged["loss"], logged["mismatch_max"], logged["decoded"]) == (0.5, 0.1, 48)
     assert logged["sampling_seconds"] == 2.5
+    assert logged["mismatch_mean"] == 0.05
     assert logged["tokens_per_second"] == sum(rollout.total for rollout in rollouts) / 2
 
 

@@ -1,18 +1,20 @@
-"""A stage of a recipe as verl's configuration. What verl cannot honour is refused by name, never left out.
+"""A stage of a recipe as verl's configuration.
 
 The keys are those of verl 0.9.1 (`verl/trainer/config`).
 """
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from parallel_r1.errors import UserError
 from parallel_r1.generation.settings import SIZE, Engine
+from parallel_r1.integrations.verl.words import Raw
 from parallel_r1.models.attention import ATTENTION
 from parallel_r1.runs.recipe import Recipe
 from parallel_r1.training.algorithms.grpo import GRPO
@@ -80,85 +82,6 @@ class Files:
         return self.folder / "states"
 
 
-@dataclass
-class Refusals:
-    """What verl cannot honour in a recipe, each with what to do."""
-
-    prefix: str
-    found: list[tuple[str, str]] = field(default_factory=list)
-
-    def __call__(self, wrong: bool, key: str, fix: str) -> None:
-        if wrong:
-            self.found.append((f"{self.prefix}{key}", fix))
-
-    def raise_any(self) -> None:
-        """Raise the refusals as one error.
-
-        Raises:
-            UserError: there is one.
-        """
-        if self.found:
-            keys: dict[str, list[str]] = {}
-            for key, fix in self.found:
-                keys.setdefault(fix, []).append(key)
-            what = "; ".join(f"{', '.join(named)}: {fix}" for fix, named in keys.items())
-            raise UserError("a recipe that verl can run", f"{len(self.found)} settings that it cannot honour", what)
-
-
-def check(recipe: Recipe) -> None:
-    """Refuse a recipe that verl would run as something else.
-
-    Raises:
-        UserError: names every setting that verl cannot honour, and what to do.
-    """
-    refuse = Refusals("")
-    model, engine = recipe.model, recipe.engine
-    refuse(model.lora is not None, "model.lora", "adapters were not tried with verl; train all weights")
-    refuse(recipe.processes.count > 1, "processes.count", "--nodes and --gpus-per-node say it for verl")
-    refuse(recipe.processes.shard, "processes.shard", "verl always shards; leave it out")
-    refuse(engine.kind == "vllm", "engine.kind", "verl starts its own servers; leave it out")
-    refuse(bool(engine.servers), "engine.servers", "verl starts its own servers; leave it out")
-    refuse(engine.weights is not None, "engine.weights", "verl hands weights over by itself; leave it out")
-    refuse(engine.compile, "engine.compile", "it belongs to the local engine; leave it out")
-    for name, stage in recipe.stages.items():
-        if isinstance(stage, RL):
-            refuse.found += _stage(name, stage)
-    refuse.raise_any()
-
-
-def _stage(name: str, stage: RL) -> list[tuple[str, str]]:
-    """What verl cannot honour in one stage."""
-    refuse = Refusals(f"stages.{name}.")
-    sampling, algorithm, optimizer = stage.sampling, stage.algorithm, stage.optimizer
-    refuse(
-        sampling.sampler == "isolated",
-        "sampling.sampler",
-        "a stock server cannot draw 'isolated', whose summaries attend to the paths' own keys and values: set "
-        "sampling.sampler = 'causal_join' (exact with scorer 'replay', which is then the default), keep scorer = "
-        "'isolated' beside it for the paper's structured variant (its mismatch is measured, and "
-        "algorithm.correction weighs it), or train with --engine own",
-    )
-    refuse(sampling.filters, "sampling", "verl scores the whole distribution: top_k = 0, top_p = 1, min_p = 0")
-    refuse(stage.stop is not None, "stop", "verl's trainer takes all steps; leave it out")
-    refuse(stage.packing, "packing", "verl packs by itself where it can; leave it out")
-    refuse(type(algorithm) not in (GRPO, GSPO), "algorithm.name", "verl has grpo and gspo in the form of this package")
-    refuse(algorithm.refill > 0, "algorithm.refill", "verl's filter of groups goes on without a limit; set 0")
-    refuse(not algorithm.truncated, "algorithm.truncated", "verl learns from answers that were cut; leave it out")
-    refuse(
-        isinstance(algorithm, GSPO) and algorithm.correction is not None,
-        "algorithm.correction",
-        "verl does not average the weights over an answer, as gspo does here; leave it out",
-    )
-    refuse(algorithm.kl > 0, "algorithm.kl", "its estimate has another gradient in verl; set 0")
-    if isinstance(algorithm, GRPO):
-        refuse(algorithm.std == "batch", "algorithm.std", "verl divides by the group's or by nothing")
-        refuse(algorithm.split, "algorithm.split", "verl has one reward for an answer; leave it out")
-    refuse(optimizer.carry, "optimizer.carry", "verl begins every stage with new moments; leave it out")
-    refuse(optimizer.tags != 1, "optimizer.tags", "verl has one learning rate; leave it out")
-    refuse(optimizer.embeddings != "all", "optimizer.embeddings", "verl trains all rows; leave it out")
-    return refuse.found
-
-
 def overrides(recipe: Recipe, name: str, files: Files, cluster: Cluster) -> dict[str, Any]:
     """verl's configuration of an RL stage, by key.
 
@@ -182,18 +105,38 @@ def overrides(recipe: Recipe, name: str, files: Files, cluster: Cluster) -> dict
         **_rollout(recipe, stage, files, cluster),
         **_trainer(recipe, name, stage, files, cluster),
     }
-    for text in cluster.overrides:
-        key, _, value = text.partition("=")
-        bare = key.lstrip("+~")
-        if not value or not bare:
-            raise UserError("KEY=VALUE of verl's configuration", f"'{text}'", "write --verl KEY=VALUE")
-        if bare in keys and bare not in FREE:
+    return {**keys, **_override(keys, cluster.overrides)}
+
+
+def _override(keys: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Raw]:
+    """What --verl asks for, by key.
+
+    Raises:
+        UserError: a key that the recipe decides, or that changes what is learnt.
+    """
+    decided = {key.lstrip("+") for key in keys} - FREE
+    asked = {}
+    for words in overrides:
+        key, _, value = words.partition("=")
+        bare = key.lstrip("+")
+        if not value or not re.fullmatch(r"[\w.@/]+", bare):
+            raise UserError("KEY=VALUE of verl's configuration", f"'{words}'", "write --verl KEY=VALUE")
+        if any(_within(bare, other) or _within(other, bare) for other in decided):
             raise UserError(
                 "a key of verl that the recipe leaves open", f"--verl {bare}", "say it in the recipe, with --set"
             )
-        keys.pop(bare, None)
-        keys[key] = value
-    return keys
+        if bare not in FREE and any(_within(bare, part) for part in LEARNING):
+            raise UserError(
+                "a key about speed, memory or logging",
+                f"--verl {bare}, which changes what is learnt",
+                "leave it out: a recipe has no setting that means this",
+            )
+        asked[bare if bare in keys else key] = Raw(value)
+    return asked
+
+
+def _within(key: str, table: str) -> bool:
+    return key == table or key.startswith(f"{table}.")
 
 
 FREE = {
@@ -209,6 +152,21 @@ FREE = {
     "trainer.logger",
 }
 """Keys that --verl may change: they are about speed and memory."""
+LEARNING = (
+    "algorithm",
+    "critic",
+    "data",
+    "distillation",
+    "reward",
+    "trainer.use_v1",
+    "trainer.v1",
+    "actor_rollout_ref.rollout.agent",
+    "actor_rollout_ref.rollout.multi_turn",
+    "actor_rollout_ref.rollout.val_kwargs",
+    "actor_rollout_ref.actor.policy_loss",
+    "actor_rollout_ref.actor.optim",
+)
+"""Tables of verl that say what is learnt, and from what."""
 
 
 def _data(stage: RL, files: Files) -> dict[str, Any]:
@@ -227,13 +185,15 @@ def _data(stage: RL, files: Files) -> dict[str, Any]:
 
 
 def _model(stage: RL, files: Files) -> dict[str, Any]:
+    packs = stage.scorer == "causal" and stage.precision == "bf16"  # FlashAttention, which has no fp32
     keys: dict[str, Any] = {
         "actor_rollout_ref.model.path": str(files.model),
         "actor_rollout_ref.model.enable_gradient_checkpointing": stage.recompute,
-        "actor_rollout_ref.model.use_remove_padding": stage.scorer == "causal",
+        "actor_rollout_ref.model.use_remove_padding": packs,
     }
-    if stage.scorer != "causal":
-        keys["+actor_rollout_ref.model.override_config.attn_implementation"] = ATTENTION
+    if not packs:
+        attention = "sdpa" if stage.scorer == "causal" else ATTENTION
+        keys["+actor_rollout_ref.model.override_config.attn_implementation"] = attention
     return keys
 
 
@@ -285,7 +245,7 @@ def _algorithm(stage: RL) -> dict[str, Any]:
         "algorithm.adv_estimator": "grpo",
         "algorithm.norm_adv_by_std_in_grpo": algorithm.std == "group",
         "algorithm.use_kl_in_reward": False,
-        "algorithm.rollout_correction.rollout_is": "null" if algorithm.correction is None else "token",
+        "algorithm.rollout_correction.rollout_is": None if algorithm.correction is None else "token",
         "algorithm.rollout_correction.rollout_is_threshold": algorithm.correction or 2.0,
         "algorithm.rollout_correction.bypass_mode": False,
         **{f"actor_rollout_ref.actor.{key}": value for key, value in loss.items()},
@@ -331,9 +291,13 @@ def _share(engine: Engine) -> float:
     if memory is None:
         return 0.5
     if isinstance(memory, str) and memory.rstrip().endswith("%") and SIZE.fullmatch(memory):
-        return float(memory.rstrip(" %")) / 100
+        share = float(memory.rstrip(" %")) / 100
+        if 0.05 <= share <= 0.95:
+            return share
     raise UserError(
-        "engine.memory as a share of a GPU for verl, such as '60%'", f"{memory!r}", "--set engine.memory='60%'"
+        "engine.memory as a share of a GPU for verl, from '5%' to '95%', such as '60%'",
+        f"{memory!r}",
+        "--set engine.memory='60%'",
     )
 
 
@@ -357,7 +321,7 @@ def _trainer(recipe: Recipe, name: str, stage: RL, files: Files, cluster: Cluste
         "resume_mode": "auto",
         "default_local_dir": str(files.states),
         "max_actor_ckpt_to_keep": KEEP,
-        "logger": ["console", "file", *recipe.tracking],
+        "logger": ["console", "file"],  # trackers get our rows, as from every run
         "balance_batch": True,
     }
     return {f"trainer.{key}": value for key, value in trainer.items()}
@@ -369,34 +333,13 @@ def environment(stage: RL, log: Path) -> dict[str, str]:
     Args:
         log: the file of verl's metrics.
     """
+    shared = {
+        name: os.environ[name] for name in ("PARALLEL_R1_DATA", "HF_HOME", "HF_HUB_OFFLINE") if name in os.environ
+    }
     return {
         "VERL_ENGINE_VENDOR": LOOP,
         "PARALLEL_R1_SCORER": stage.scorer,
         "VERL_FILE_LOGGER_PATH": str(log),
         "VERL_USE_EXTERNAL_PLUGINS": "parallel_r1",
+        **shared,
     }
-
-
-def arguments(keys: Mapping[str, Any], variables: Mapping[str, str]) -> list[str]:
-    """The configuration as arguments of `python -m verl.trainer.main_ppo`."""
-    remote = {f"+ray_kwargs.ray_init.runtime_env.env_vars.{key}": f'"{value}"' for key, value in variables.items()}
-    return [f"{key}={text(value)}" for key, value in {**keys, **remote}.items()]
-
-
-def text(value: Any) -> str:
-    """A value as Hydra reads it."""
-    if isinstance(value, bool) or value is None:
-        return {True: "True", False: "False", None: "null"}[value]
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{text(part)}" for key, part in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(text, value)) + "]"
-    return repr(value) if isinstance(value, float) else str(value)
-
-
-def lines(arguments: Sequence[str]) -> Iterator[str]:
-    """The launch command over several lines, for people and shells."""
-    words = ["python -m verl.trainer.main_ppo", *(f"    {shlex.quote(argument)}" for argument in arguments)]
-    for word in words[:-1]:
-        yield word + " \\"
-    yield words[-1]

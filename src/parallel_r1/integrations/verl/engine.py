@@ -113,14 +113,17 @@ class ForkJoinEngine(FSDPEngineWithLMHead):
         return loss, output
 
     def differences(self, micro_batch: Any) -> dict[str, list[float]]:
-        """How far the log-probabilities of the sampler are from the scorer's, by kind of token; one per answer."""
+        """How far the log-probabilities of the sampler are from the scorer's, by kind of token; one per answer. verl
+        takes means over answers, so the mean over tokens is logged as a sum beside the number of tokens."""
         found: dict[str, list[float]] = {}
         old = micro_batch["old_log_probs"].unbind()
         for trace, scored in zip(self.traces(micro_batch, with_logprobs=True), old, strict=True):
             if not any(span.sampled for span in trace.spans):
                 continue
             mismatch = measure_mismatch([trace], [scored.detach().float().cpu()], self.tags, self.scorer)
-            for name, value in mismatch.differences().items():
+            figures = {**mismatch.differences(), "tokens": float(mismatch.tokens)}
+            figures["sum"] = figures.pop("mean") * mismatch.tokens
+            for name, value in figures.items():
                 found.setdefault(f"{METRIC}mismatch_{name}", []).append(value)
         return found
 

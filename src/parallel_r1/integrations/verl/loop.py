@@ -140,7 +140,7 @@ class ForkJoinLoop(AgentLoopBase):
             more = {"read": counts.prefilled, "cached": counts.cached, "decoded": counts.decoded}
             more |= {"closed_paths": counts.closed, "repeated": drawn.repeated}
             _append(stage.folder / "figures" / f"step-{end}", {**key, **times, **row(rollout), **more})
-        if not trains or step == 1 or step % stage.rollouts_every == 0:
+        if not trains or step in (1, stage.steps) or step % stage.rollouts_every == 0:
             name = "step" if trains else "validation"
             _append(stage.folder / "answers" / f"{name}-{end}", {**key, "answer": to_json(rollout)})
 

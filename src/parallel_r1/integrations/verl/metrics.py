@@ -20,11 +20,9 @@ from parallel_r1.evaluation.measure import summarise
 NAMES = {
     "actor/pg_loss": "loss",
     "actor/pg_clipfrac": "clip_fraction",
-    "actor/ppo_kl": "kl",
     "actor/grad_norm": "gradient_norm",
     "actor/lr": "lr",
     "actor/entropy": "entropy",
-    "actor/parallel_r1/mismatch_mean": "mismatch_mean",
     "actor/parallel_r1/mismatch_max": "mismatch_max",
     "actor/parallel_r1/mismatch_after_fork": "mismatch_after_fork",
     "actor/parallel_r1/mismatch_after_join": "mismatch_after_join",
@@ -109,10 +107,13 @@ def describe(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def row(folder: Path, step: int, data: Mapping[str, Any]) -> dict[str, Any]:
     """One step as a row of metrics.jsonl."""
     mine = {ours: data[name] for name, ours in NAMES.items() if name in data}
+    total, tokens = (data.get(f"actor/parallel_r1/mismatch_{name}") for name in ("sum", "tokens"))
+    if total is not None and tokens:
+        mine["mismatch_mean"] = total / tokens
     answers = figures(folder, step)
     described = describe(answers) if answers else {}
-    total = sum(answer["total"] for answer in answers)
-    speed = {"tokens_per_second": total / mine["seconds"]} if mine.get("seconds") else {}
+    drawn = sum(answer["total"] for answer in answers)
+    speed = {"tokens_per_second": drawn / mine["seconds"]} if mine.get("seconds") else {}
     return {"stage_step": step, **described, **mine, **speed}
 
 

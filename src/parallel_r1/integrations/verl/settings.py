@@ -26,6 +26,7 @@ class LoopSettings:
         folder: where the loop writes the figures of its answers.
         seed: of the stage.
         rollouts_every: steps after which the answers of a step are written whole.
+        steps: of the stage.
         group, validated: answers to a problem in training and in validation.
         validation: the task of the validation problems.
         ends: ids that end an answer beside those of the tokenizer, of `generation_config`.
@@ -41,6 +42,7 @@ class LoopSettings:
     prompt: Prompt
     seed: int
     rollouts_every: int
+    steps: int
     group: int
     validated: int
     ends: tuple[int, ...]
@@ -65,7 +67,9 @@ def read_settings(path: str) -> LoopSettings:
         sampling=Sampling.model_validate(values["sampling"]),
         prompt=Prompt.model_validate(values["prompt"]),
         ends=tuple(values["ends"]),
-        **{name: values[name] for name in ("seed", "rollouts_every", "group", "validated", "rows", "patience")},
+        **{
+            name: values[name] for name in ("seed", "rollouts_every", "steps", "group", "validated", "rows", "patience")
+        },
     )
 
 

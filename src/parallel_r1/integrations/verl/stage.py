@@ -17,6 +17,7 @@ from parallel_r1.integrations.verl.config import LOOP, Files, validation_samples
 from parallel_r1.integrations.verl.settings import problem_to_json
 from parallel_r1.models.policy import Policy
 from parallel_r1.models.tokens import as_chat
+from parallel_r1.runs.inputs import task_files
 from parallel_r1.runs.recipe import Recipe
 from parallel_r1.tasks.base import problem_stream
 from parallel_r1.tasks.load import load_task
@@ -105,13 +106,14 @@ def _write_settings(recipe: Recipe, name: str, policy: Policy, files: Files) -> 
     assert isinstance(stage, RL)
     tasks = recipe.evaluation.tasks
     values = {
-        "task": stage.task,
-        "validation": tasks[0] if tasks else stage.task,
+        "task": everywhere(stage.task),
+        "validation": everywhere(tasks[0] if tasks else stage.task),
         "reward": stage.reward,
         "sampling": stage.sampling.model_dump(mode="json"),
         "prompt": stage.prompt.model_dump(mode="json"),
         "seed": recipe.seed_of(name),
         "rollouts_every": stage.save_rollouts_every,
+        "steps": stage.steps,
         "group": stage.group,
         "validated": validation_samples(recipe),
         "ends": sorted(policy.tags.eos),
@@ -122,6 +124,14 @@ def _write_settings(recipe: Recipe, name: str, policy: Policy, files: Files) -> 
     write_json(files.settings, values)
     loop = {"name": LOOP, "_target_": "parallel_r1.integrations.verl.loop.ForkJoinLoop", "stage": str(files.settings)}
     write_text(files.loop, "- " + "\n  ".join(f"{key}: {json.dumps(value)}" for key, value in loop.items()) + "\n")
+
+
+def everywhere(task: str) -> str:
+    """The name of a task, with the absolute paths of the files that it names: workers have folders of their own."""
+    for file in task_files(task):
+        if not file.is_absolute():
+            task = task.replace(str(file), str(file.resolve()))
+    return task
 
 
 def check_prompts(files: Files, positions: int | None, reach: int) -> None:

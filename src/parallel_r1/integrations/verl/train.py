@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,18 +23,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from parallel_r1 import models
 from parallel_r1.errors import UserError
 from parallel_r1.integrations.verl import check_version, metrics
-from parallel_r1.integrations.verl.config import (
-    KEEP,
-    Cluster,
-    Files,
-    arguments,
-    check,
-    environment,
-    lines,
-    overrides,
-)
+from parallel_r1.integrations.verl.config import KEEP, Cluster, Files, environment, overrides
+from parallel_r1.integrations.verl.refusals import check
 from parallel_r1.integrations.verl.shards import merge
 from parallel_r1.integrations.verl.stage import check_prompts, write_stage
+from parallel_r1.integrations.verl.words import arguments, lines
 from parallel_r1.models.checks import positions
 from parallel_r1.models.policy import Policy, load_tokenizer
 from parallel_r1.runs.checkpoint import card_of
@@ -47,6 +41,8 @@ log = logging.getLogger(__name__)
 WORKER = re.compile(r"^(\x1b\[\d+m)*\([^)]*pid=[^)]*\)(\x1b\[0m)? ?")
 """What Ray puts before a line of a worker."""
 EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Interrupt)(: |\(|$)")
+LATE = 60.0
+"""Seconds for which answers of a step may be missing after verl has logged it."""
 PAUSE = 1.0
 """Seconds between two looks at what verl has logged."""
 
@@ -96,15 +92,37 @@ class Follower:
         self.curriculum, self.name, self.stage, self.folder = curriculum, name, stage, folder
         self.logged = 0
         self.validated: dict[int, float] = {}
+        self.late: dict[int, float] = {}  # steps with missing answers, and when that was seen first
 
-    def __call__(self) -> None:
-        """Log the steps that are new."""
+    def __call__(self) -> bool:
+        """Log the steps that are new. Returns whether all steps of the stage are logged."""
         found = metrics.steps(self.folder)
         for step in sorted(found):
             if step <= self.logged or "training/global_step" not in found[step]:
                 continue
+            if not self._is_whole(step):
+                break
             self._log(step, found[step])
             self.logged = step
+        return self.logged == self.stage.steps
+
+    def _is_whole(self, step: int) -> bool:
+        """Whether all answers of a step are there; files of other nodes may come late.
+
+        Raises:
+            UserError: some do not come: verl goes on without answers that failed, and this package does not.
+        """
+        drawn, wanted = len(metrics.figures(self.folder, step)), self.stage.problems * self.stage.group
+        if drawn >= wanted:
+            return True
+        self.late.setdefault(step, time.monotonic())
+        if time.monotonic() - self.late[step] > LATE:
+            raise UserError(
+                f"{wanted} answers in step {step} of stage {self.name}",
+                f"{drawn}: the others failed",
+                f"see the last log in {self.folder}; the same command goes on from the last saved state",
+            )
+        return False
 
     def _log(self, step: int, data: Mapping[str, Any]) -> None:
         curriculum, stage = self.curriculum, self.stage
@@ -152,11 +170,11 @@ def check_space(folder: Path, parameters: int) -> None:
         )
 
 
-def launch(keys: Mapping[str, Any], variables: Mapping[str, str], follow: Callable[[], None]) -> None:
-    """Run verl's trainer to its end, and call `follow` from time to time.
+def launch(keys: Mapping[str, Any], variables: Mapping[str, str], follow: Callable[[], bool]) -> None:
+    """Run verl's trainer to its end, and call `follow` from time to time, until it returns True.
 
     Raises:
-        UserError: it ended with an error; names its log.
+        UserError: the trainer ended with an error, or before its last step; names its log.
     """
     words = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments(keys, variables)]
     output = Path(variables["VERL_FILE_LOGGER_PATH"]).with_suffix(".log")
@@ -175,13 +193,17 @@ def launch(keys: Mapping[str, Any], variables: Mapping[str, str], follow: Callab
     except BaseException:
         stop(process)
         raise
-    follow()
     if process.returncode:
         raise UserError(
             "a run of verl to its end",
             f"exit code {process.returncode}: {first_error(output)}",
             f"see {output}; the same command goes on from the last saved state",
         )
+    end = time.monotonic() + 2 * LATE
+    while not follow():
+        if time.monotonic() > end:
+            raise UserError("all steps of the stage in verl's metrics", "fewer", f"see {output}")
+        time.sleep(PAUSE)
 
 
 def stop(process: subprocess.Popen[bytes], patience: float = 30.0) -> None:
@@ -223,6 +245,12 @@ def commands(recipe: Recipe, cluster: Cluster, folder: Path) -> Iterator[tuple[s
     for name, stage in recipe.stages.items():
         if isinstance(stage, RL):
             model, longest = folder / "checkpoints" / recipe.start_of(name), prompt_tokens(recipe, stage, tokenizer)
+            if not longest:
+                raise UserError(
+                    f"the problems of stages.{name}, to count their prompts",
+                    "none here",
+                    "see docs/data.md, or --dry-run",
+                )
             files = Files(folder / "verl" / name, model, longest, validated)
             variables = environment(stage, files.folder / "verl-1.jsonl")
             yield name, list(lines(arguments(overrides(recipe, name, files, cluster), variables)))
@@ -236,7 +264,9 @@ def check_all(recipe: Recipe, cluster: Cluster) -> None:
     """
     check(recipe)
     check_version()
-    import verl  # noqa: F401  (it loads its plug-ins, ours among them)
+    with warnings.catch_warnings():  # it says which engines of other makers are missing
+        warnings.simplefilter("ignore")
+        import verl  # noqa: F401  (it loads its plug-ins, ours among them)
 
     loaded = f"{__package__}.plugin" in sys.modules
     from parallel_r1.integrations.verl import plugin  # raises what verl keeps to itself
@@ -248,7 +278,29 @@ def check_all(recipe: Recipe, cluster: Cluster) -> None:
             "install parallel-r1 in the environment of verl, and leave VERL_USE_EXTERNAL_PLUGINS unset",
         )
     plugin.check()
+    check_configuration(recipe, cluster)
     check_resources(cluster)
+
+
+def check_configuration(recipe: Recipe, cluster: Cluster) -> None:
+    """Have verl's configuration read every RL stage.
+
+    Raises:
+        UserError: a key or value that it does not know.
+    """
+    from hydra import compose, initialize_config_module
+
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        for name, stage in recipe.stages.items():
+            if isinstance(stage, RL):
+                files = Files(Path("/"), Path("/"), 1, 1)
+                words = arguments(overrides(recipe, name, files, cluster), environment(stage, files.folder))
+                try:
+                    compose("ppo_trainer", overrides=words)
+                except Exception as error:  # Hydra and OmegaConf have many
+                    raise UserError(
+                        "keys and values of verl's configuration", str(error).splitlines()[0][:300], "correct --verl"
+                    ) from error
 
 
 def check_resources(cluster: Cluster) -> None:
