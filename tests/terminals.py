@@ -64,7 +64,9 @@ class Terminal:
 
     @property
     def lines(self):
-        return [line.rstrip() for line in self.screen.display]
+        """The rows of the screen. pyte's own `display` fails on the half of a wide character that is drawn over."""
+        rows, columns = range(self.screen.lines), range(self.screen.columns)
+        return ["".join(self.screen.buffer[row][column].data for column in columns).rstrip() for row in rows]
 
     @property
     def text(self):

@@ -24,7 +24,7 @@ from parallel_r1.generation.vllm.client import Call, Piece
 log = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 """Seconds before the first repetition of a call, and at most; every pause is twice the one before."""
-MISTAKES = (ValueError, TypeError, AssertionError, NotImplementedError, UserError)
+MISTAKES = (ValueError, TypeError, AssertionError, UserError)
 """What a server raises for a call that it will never answer. Such a call is not repeated."""
 
 
