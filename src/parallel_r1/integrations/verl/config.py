@@ -324,7 +324,9 @@ def _trainer(recipe: Recipe, name: str, stage: RL, files: Files, cluster: Cluste
         "logger": ["console", "file"],  # trackers get our rows, as from every run
         "balance_batch": True,
     }
-    return {f"trainer.{key}": value for key, value in trainer.items()}
+    # Hydra would leave a folder of its own where the command was started.
+    hydra = {"hydra.run.dir": str(files.folder / "hydra"), "hydra.output_subdir": None}
+    return {**{f"trainer.{key}": value for key, value in trainer.items()}, **hydra}
 
 
 def environment(stage: RL, log: Path) -> dict[str, str]:
