@@ -82,6 +82,13 @@ class Terminal:
             assert alive, f"ended without {words}:\n{self.text}"
             assert time.monotonic() < end, f"no {words}:\n{self.text}"
 
+    def wait_without(self, word):
+        """Wait until a word is no longer on the screen."""
+        end = time.monotonic() + self.patience
+        while word in self.text:
+            assert self.read(), f"ended with {word}:\n{self.text}"
+            assert time.monotonic() < end, f"still {word}:\n{self.text}"
+
     def watch(self, seconds):
         """Take in what comes in this time."""
         end = time.monotonic() + seconds
