@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import torch
 
 from parallel_r1.generation.backend import Counts
+from parallel_r1.generation.live import draw_all
+from parallel_r1.generation.scheduler import Scheduler
 from parallel_r1.generation.vllm.client import Piece
 
 
@@ -76,6 +78,12 @@ class ReadBackend:
 
     def trim(self):
         pass
+
+
+def by_scheduler(reader, requests, **more):
+    """The answers that the local scheduler draws, as the weights after three updates."""
+    batch = Scheduler(ReadBackend(reader), reader.tags, 2, **more)
+    return draw_all(batch, [batch.submit(request) for request in requests], 3, None)
 
 
 def continuation(reader, context, params):

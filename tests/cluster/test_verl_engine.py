@@ -175,6 +175,8 @@ def test_loss_and_gradient_are_those_of_our_learner(policy, traces, scorer, aver
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
     kinds = {"sum", "tokens", "max", "after_fork", "after_join"}
     assert {f"parallel_r1/mismatch_{kind}" for kind in kinds} <= set(output["metrics"])
+    decayed = [[weight.shape for weight in group["params"]] for group in engine.optimizer.param_groups]
+    assert decayed == [[weight.shape for weight in group["params"]] for group in learner.optimizer.param_groups]
 
 
 @pytest.mark.parametrize("scorer", ["isolated", "replay"])

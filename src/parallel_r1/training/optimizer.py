@@ -20,17 +20,27 @@ from parallel_r1.training.settings import Optimizer
 def build_optimizer(model: PreTrainedModel, settings: Optimizer, tag_ids: Collection[int] = ()) -> torch.optim.AdamW:
     """AdamW whose state has the parameters' names. Embeddings, norms and biases have no weight decay, and the rows of
     `tag_ids` learn at `settings.tags` times the rate."""
-    tables = adapters.embedding_rows(model)
-    named, rows = list(adapters.learning(model).items()), {id(table) for table, _ in tables}
-    decayed = [(name, weight) for name, weight in named if weight.ndim >= 2 and id(weight) not in rows]
-    rest = [(name, weight) for name, weight in named if weight.ndim < 2 or id(weight) in rows]
+    decayed, rest = divide(model)
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     # One kernel for all parameters. On a CPU it would change the last bits of results and save little.
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=torch.cuda.is_available())
-    for table, tokens in tables if settings.tags != 1 else ():
+    for table, tokens in adapters.embedding_rows(model) if settings.tags != 1 else ():
         chosen = torch.isin(tokens, torch.tensor(sorted(tag_ids), device=tokens.device))
         optimizer.register_step_post_hook(partial(_speed_up, rows=table, chosen=chosen, factor=settings.tags))
     return optimizer
+
+
+Named = list[tuple[str, torch.nn.Parameter]]
+
+
+def divide(model: PreTrainedModel) -> tuple[Named, Named]:
+    """The weights that learn, by name: those with weight decay, and those without it, which are the embeddings, the
+    head, norms and biases."""
+    rows = {id(table) for table, _ in adapters.embedding_rows(model)}
+    decayed, rest = Named(), Named()
+    for name, weight in adapters.learning(model).items():
+        (decayed if weight.ndim >= 2 and id(weight) not in rows else rest).append((name, weight))
+    return decayed, rest
 
 
 @torch.no_grad()

@@ -4,13 +4,12 @@ import pytest
 from common import force_forks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pretended_vllm import ReadBackend, ReadClient, Reader
+from pretended_vllm import ReadClient, Reader, by_scheduler
 
 from parallel_r1.answers.schemas import SCHEMAS
 from parallel_r1.errors import UserError
 from parallel_r1.generation.live import draw_all
 from parallel_r1.generation.request import Request
-from parallel_r1.generation.scheduler import Scheduler
 from parallel_r1.generation.settings import Budget, Sampling
 from parallel_r1.generation.vllm.batch import VllmBatch
 
@@ -22,11 +21,6 @@ def requests_of(sampling, count=3, force=None):
         Request([5, 6, 7 + index], sampling, f"s/{index}", force and (lambda a, s, i=index: force(i, a, s)))
         for index in range(count)
     ]
-
-
-def by_scheduler(reader, requests, **more):
-    batch = Scheduler(ReadBackend(reader), reader.tags, 2, **more)
-    return draw_all(batch, [batch.submit(request) for request in requests], 3, None)
 
 
 def by_vllm(reader, requests, client=None, rows=2, **more):

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pretended_vllm import ReadBackend, Reader, continuation
+from pretended_vllm import Reader, by_scheduler, continuation
 
 from parallel_r1.errors import UserError
-from parallel_r1.generation.live import draw_all
 from parallel_r1.generation.request import Request
-from parallel_r1.generation.scheduler import Scheduler
 from parallel_r1.generation.settings import Branches, Budget, Sampling
 from parallel_r1.integrations.verl import draw as drawing
 from parallel_r1.integrations.verl.draw import Continued, Patience, draw
@@ -80,11 +78,6 @@ def impatient(monkeypatch):
 
 def requests_of(sampling, count):
     return [Request([5, 6, 7 + index], sampling, f"s/{index}") for index in range(count)]
-
-
-def by_scheduler(reader, requests):
-    batch = Scheduler(ReadBackend(reader), reader.tags, 8)
-    return draw_all(batch, [batch.submit(request) for request in requests], 3, None)
 
 
 def by_calls(server, requests, **patience):

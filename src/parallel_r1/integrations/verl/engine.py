@@ -26,7 +26,7 @@ from parallel_r1.models.attention import check_attention
 from parallel_r1.models.tokens import tag_ids
 from parallel_r1.training.batch import Batch
 from parallel_r1.training.mismatch import measure_mismatch
-from parallel_r1.training.optimizer import learning_rate
+from parallel_r1.training.optimizer import divide, learning_rate
 from parallel_r1.training.settings import Optimizer
 
 VENDOR = "parallel_r1"
@@ -65,12 +65,9 @@ class ForkJoinEngine(FSDPEngineWithLMHead):
         return tag_ids(self.model_config.tokenizer, listed, self.model_config.hf_config.get_text_config().vocab_size)
 
     def _build_optimizer(self, module: Any) -> torch.optim.Optimizer:
-        """AdamW as the learner of this package has it: embeddings, norms and biases have no weight decay."""
+        """AdamW as the learner of this package has it."""
         settings = self.optimizer_config
-        tables = {id(part.weight) for part in module.modules() if isinstance(part, torch.nn.Embedding)}
-        learning = [weight for weight in module.parameters() if weight.requires_grad]
-        decayed = [weight for weight in learning if weight.ndim >= 2 and id(weight) not in tables]
-        rest = [weight for weight in learning if weight.ndim < 2 or id(weight) in tables]
+        decayed, rest = ([weight for _, weight in named] for named in divide(module))
         groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=settings.lr, betas=tuple(settings.betas))
 
